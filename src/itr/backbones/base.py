@@ -1,0 +1,126 @@
+"""The contract of a backbone: pixels and token ids in, embeddings and token-level features out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itr.component import Component
+from itr.types import Encoded, Tokens
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a backbone wants its pictures.
+
+    Attributes:
+        size: side of the square input in pixels.
+        mean: channel means of pixel values in [0, 1], subtracted on the device.
+        std: channel standard deviations, divided by on the device.
+        interpolation: how evaluation pictures are resized.
+        resize: in evaluation, `shortest` resizes the short side and crops the centre, `squash` resizes both sides.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "squash"] = "shortest"
+
+    def override(
+        self,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        interpolation: Literal["bicubic", "bilinear"] | None,
+        resize: Literal["shortest", "squash"] | None,
+    ) -> ImageSpec:
+        """This format, but for what is given."""
+        return ImageSpec(
+            size=self.size,
+            mean=_channels(mean or self.mean),
+            std=_channels(std or self.std),
+            interpolation=interpolation or self.interpolation,
+            resize=resize or self.resize,
+        )
+
+
+class Tokenizer(Protocol):
+    """Captions to ids. Runs in the workers that load data, so it must be picklable.
+
+    Attributes:
+        vocab_size: ids are below it.
+        max_length: longest caption in tokens, start and end included.
+        pad_id: stands behind a caption that is shorter than the longest.
+        mask_id: the token that hides a word; None where the vocabulary has none.
+        special_ids: tokens that are no words (start, end, padding, mask ...).
+    """
+
+    vocab_size: int
+    max_length: int
+    pad_id: int
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        """Tokenize and pad to the longest; a longer caption than `max_length` keeps its end token."""
+        ...
+
+
+class Backbone(Component, nn.Module, ABC):
+    """A pair of towers with a shared space.
+
+    A subclass sets the attributes and defines `encode_image`, `encode_text` and `is_tower`. A backbone that scores
+    pairs (cross-attention between patches and words, say) overrides `similarity` and sets `needs_tokens = True`, so
+    that token-level features are gathered and kept too.
+
+    Attributes:
+        dim: width D of the embeddings.
+        image_spec: size and normalisation of the pictures.
+        tokenizer: captions to ids.
+    """
+
+    dim: int
+    image_spec: ImageSpec
+    tokenizer: Tokenizer
+    needs_tokens: bool = False
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def set_image_spec(self, spec: ImageSpec) -> None:
+        """Keep the picture format and its normalisation constants (as buffers outside the checkpoint)."""
+        self.image_spec = spec
+        for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
+            buffer = 255 * torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Pixels 0..255 [I, 3, H, W], uint8, to the zero-mean input of the vision tower, float."""
+        return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    @abstractmethod
+    def encode_image(self, image: Tensor) -> Encoded:
+        """Embed pixels [I, 3, H, W], uint8."""
+
+    @abstractmethod
+    def encode_text(self, text: Tokens) -> Encoded:
+        """Embed captions [C, L]."""
+
+    def similarity(self, image: Encoded, text: Encoded) -> Tensor:
+        """Score every image against every caption: the cosine of the pooled embeddings [I, C]."""
+        return F.normalize(image.pooled, dim=-1) @ F.normalize(text.pooled, dim=-1).T
+
+    @abstractmethod
+    def is_tower(self, parameter_name: str) -> bool:
+        """Whether a parameter (named from this module) belongs to a tower and takes the towers' learning rate."""
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -1,0 +1,201 @@
+"""CLIP and its relatives, as open_clip builds them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from itr.backbones.base import Backbone, ImageSpec
+from itr.backbones.clip_towers import image_features, needs_full_length, text_features
+from itr.backbones.tokenizers import HFTokenizer
+from itr.backbones.towers import enable_checkpointing, freeze_unused, near, refuse_both
+from itr.component import plain
+from itr.errors import UserError
+from itr.types import Encoded, Tokens
+
+log = logging.getLogger(__name__)
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class CLIP(Backbone):
+    """Any image-text model of open_clip (Radford et al., 2021, https://arxiv.org/abs/2103.00020; SigLIP, EVA ...).
+
+    Without arguments it is a small model with random weights that a CPU trains. The temperature belongs to the
+    objective: the pretrained one is `pretrained_temperature`, and SigLIP's bias `pretrained_bias`.
+
+    Args:
+        model: name in open_clip, such as ViT-B-32, or local-dir:FOLDER or hf-hub:ORG/NAME.
+        pretrained: tag of published weights, such as openai, or a local file; random weights where missing.
+        config: instead of `model`, an open_clip model config.
+        tokenizer_json: serialised tokenizer, as a checkpoint holds it, where the config wants one of the hub.
+        freeze: parameters to keep as they are, by prefixes of their names in open_clip: `visual`, `visual.conv1`,
+            `transformer.resblocks.0` ...; `text` means the whole text tower.
+        gradient_checkpointing: trade computation for memory in the towers.
+        image_size: side of the pictures, where it is to differ from the model's own; positions are interpolated.
+        image_mean: channel means of pixels in [0, 1]; by default those of the weights, else OpenAI's.
+        image_std: channel deviations, as `image_mean`.
+        interpolation: how evaluation pictures are resized; by default as the weights want.
+        resize: `shortest` crops the centre, `squash` distorts; by default as the weights want.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer_json: str | None = None,
+        freeze: list[str] | None = None,
+        gradient_checkpointing: bool = False,
+        image_size: int | None = None,
+        image_mean: tuple[float, float, float] | None = None,
+        image_std: tuple[float, float, float] | None = None,
+        interpolation: Literal["bicubic", "bilinear"] | None = None,
+        resize: Literal["shortest", "squash"] | None = None,
+    ) -> None:
+        from itr.backbones.clip_loading import build, find, make_tokenizer  # open_clip and timm take a second to import
+
+        super().__init__()
+        refuse_both(model=model, config=config)
+        source = find(model, pretrained, config)
+        self.config = source.config
+        self.model = build(source.config, source.weights, image_size)
+        if source.weights is None:
+            log.info("CLIP is built from scratch: random weights")
+        self.dim = int(source.config["embed_dim"])
+        self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
+        spec = _image_spec(source.preprocess, self.model.visual)
+        self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
+        self.tokenizer = make_tokenizer(source, tokenizer_json, needs_full_length(self.text_tower))
+        self._check_vocabulary()
+
+        freeze_unused(self.model, self._probe)
+        self.frozen = self._freeze(freeze or [])
+        if gradient_checkpointing:
+            self._checkpoint()
+
+    @property
+    def text_tower(self) -> Any:
+        """The module with the text tower's layers: in the original CLIP they are the model's own."""
+        return getattr(self.model, "text", self.model)
+
+    def encode_image(self, image: Tensor) -> Encoded:
+        """Embed pixels [I, 3, H, W], uint8."""
+        return image_features(self.model.visual, self.normalise(image))
+
+    def encode_text(self, text: Tokens) -> Encoded:
+        """Embed captions [C, L]."""
+        return text_features(self.text_tower, text)
+
+    def is_tower(self, parameter_name: str) -> bool:
+        """True: projections are pretrained with the towers."""
+        return True
+
+    def train(self, mode: bool = True) -> CLIP:
+        """Switch to training, except for frozen parts, whose running statistics stay."""
+        super().train(mode)
+        for name, module in self.model.named_modules():
+            if any(_below(name, prefix) for prefix in getattr(self, "frozen", ())):
+                module.eval()
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Class path and arguments that rebuild this backbone without a network or any folder."""
+        description = super().describe()
+        spec = self.image_spec
+        description["init_args"] |= {
+            "model": None,
+            "pretrained": None,
+            "config": self._inline_config(),
+            "tokenizer_json": self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None,
+            "image_size": spec.size,
+            "image_mean": list(spec.mean),
+            "image_std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "resize": spec.resize,
+        }
+        return description
+
+    def _inline_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = plain(self.config)
+        if config.pop("multimodal_cfg", None) is not None:  # CoCa without its decoder
+            config["custom_text"] = True
+        if hasattr(self.text_tower, "pooler"):
+            config["text_cfg"]["hf_config"] = plain(self.text_tower.config.to_dict())
+        return config
+
+    def _take_scale(self, pretrained: bool) -> tuple[float | None, float | None]:
+        """Remove what no embedding depends on: logit scale and bias, and CoCa's decoder."""
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        for name in ("logit_scale", "logit_bias", "text_decoder"):
+            if hasattr(self.model, name):
+                delattr(self.model, name)
+        if not pretrained:
+            return None, None
+        assert isinstance(scale, Tensor)
+        return float((-scale.detach()).exp()), float(bias.detach()) if isinstance(bias, Tensor) else None
+
+    def _check_vocabulary(self) -> None:
+        known = int(self.text_tower.vocab_size)
+        if self.tokenizer.vocab_size > known and self.init_args.get("model") is None:
+            raise UserError(
+                f"text_cfg: vocab_size {known} is too small for the tokenizer's {self.tokenizer.vocab_size}"
+            )
+
+    def _probe(self, model: nn.Module, device: torch.device) -> Tensor:
+        """Both embeddings of nothing in particular [2, D], to see what they depend on."""
+        size = self.image_spec.size
+        length = self.tokenizer.max_length if needs_full_length(self.text_tower) else 2
+        ids = torch.ones(1, length, dtype=torch.int64, device=device)
+        image = image_features(model.visual, torch.zeros(1, 3, size, size, device=device))
+        text = text_features(getattr(model, "text", model), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
+        return torch.cat([image.pooled, text.pooled])
+
+    def _freeze(self, prefixes: list[str]) -> list[str]:
+        """Freeze parameters by prefix; the prefixes, with `text` spelled out."""
+        names = [name for name, _ in self.model.named_parameters()]
+        if "text" in prefixes:
+            tops = dict.fromkeys(name.split(".")[0] for name in names)
+            prefixes = [p for p in prefixes if p != "text"] + [top for top in tops if top != "visual"]
+        for prefix in prefixes:
+            matching = [name for name in names if _below(name, prefix)]
+            if not matching:
+                raise UserError(f"freeze: no parameter is called {prefix!r}{near(prefix, _prefixes(names))}")
+            for name in matching:
+                self.model.get_parameter(name).requires_grad_(False)
+        return prefixes
+
+    def _checkpoint(self) -> None:
+        if type(self.model.visual).__name__ == "ModifiedResNet":
+            log.warning("gradient_checkpointing is skipped for the vision tower: open_clip's ResNet has none")
+        self.model.visual.set_grad_checkpointing(True)  # type: ignore[operator,union-attr]
+        if hasattr(self.text_tower, "pooler"):
+            enable_checkpointing(self.text_tower.transformer)
+        else:
+            self.text_tower.transformer.grad_checkpointing = True
+
+
+def _image_spec(preprocess: dict[str, Any], visual: Any) -> ImageSpec:
+    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+    default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD)
+    resize = preprocess.get("resize_mode")
+    return default.override(
+        preprocess.get("mean"),
+        preprocess.get("std"),
+        "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
+        "squash" if resize not in (None, "shortest") else "shortest",
+    )
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _prefixes(names: list[str]) -> set[str]:
+    """All dotted prefixes of all names."""
+    parts = [name.split(".") for name in names]
+    return {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}

@@ -1,0 +1,183 @@
+"""Captions to ids: tokenizers of the Hugging Face hub as one JSON string, and the BPE that open_clip ships."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from itr.errors import UserError
+from itr.types import Tokens
+
+Clean = Literal["lower", "whitespace", "canonicalize"]
+DEFAULT_MAX_LENGTH = 512  # where neither the tokenizer nor the tower states a limit
+
+
+class HFTokenizer:
+    """A fast tokenizer in one JSON string, which holds vocabulary, padding and truncation.
+
+    It needs neither transformers nor a folder, so it fits in a checkpoint and travels to workers.
+
+    Args:
+        serialised: the string, as `tokenizers.Tokenizer.to_str` or a `tokenizer.json` gives it. A mask token is
+            found by its name, padding by the `padding` section.
+        max_length: longest caption in tokens; by default what the string says.
+        full_length: pad every batch to `max_length`; by default what the string says.
+        clean: clean captions beforehand as open_clip does.
+        strip_end: replace the end token by 0, which some towers of open_clip want.
+    """
+
+    def __init__(
+        self,
+        serialised: str,
+        max_length: int | None = None,
+        full_length: bool | None = None,
+        clean: Clean | None = None,
+        strip_end: bool = False,
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        self.fast = Tokenizer.from_str(serialised)
+        self.clean = clean
+        padding: dict[str, Any] = self.fast.padding or {}
+        special = {token.content: id for id, token in self.fast.get_added_tokens_decoder().items() if token.special}
+        self.max_length = int(max_length or (self.fast.truncation or {}).get("max_length", DEFAULT_MAX_LENGTH))
+        self.full_length = bool(padding.get("length")) if full_length is None else full_length
+        self.pad_id = int(padding.get("pad_id", _first(special, "<pad>", "[PAD]") or 0))
+        self.mask_id = _first(special, "[MASK]", "<mask>")
+        self.strip_id = _first(special, "[SEP]", "</s>") if strip_end else None
+        self.special_ids = tuple(sorted({self.pad_id, *special.values()}))
+        self.vocab_size = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+        self.fast.enable_truncation(self.max_length)
+        self.fast.enable_padding(
+            pad_id=self.pad_id,
+            pad_token=padding.get("pad_token") or self.fast.id_to_token(self.pad_id) or "[PAD]",
+            length=self.max_length if self.full_length else None,
+        )
+
+    def limit(self, max_length: int) -> None:
+        """Truncate captions to that many tokens from now on; their end token stays."""
+        self.max_length = max_length
+        self.fast.enable_truncation(max_length)
+
+    def to_json(self) -> str:
+        """The string from which `HFTokenizer(string)` is the same, but for `clean` and `strip_end`."""
+        return str(self.fast.to_str())
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        """Tokenize and pad to the longest; a caption without any token counts one padding token."""
+        texts = [_storable(caption) for caption in captions]
+        if self.clean is not None:
+            function = clean_function(self.clean)
+            texts = [function(text) for text in texts]
+        encodings = self.fast.encode_batch(texts) if texts else []
+        ids = _matrix([row.ids for row in encodings], self.pad_id)
+        mask = _matrix([row.attention_mask for row in encodings], 0).bool()
+        if self.strip_id is not None:
+            ids = ids.masked_fill(ids == self.strip_id, 0)
+        mask[:, :1] = True
+        return Tokens(ids=ids, mask=mask)
+
+
+class BPETokenizer:
+    """The byte-pair encoding of CLIP, in lower case, which ships inside open_clip: no network needed.
+
+    Args:
+        max_length: longest caption in tokens, start and end included.
+        full_length: pad every batch to `max_length`, for towers that look at their padding.
+        clean: how captions are cleaned beforehand.
+    """
+
+    start_id = 49406
+    end_id = 49407
+    vocab_size = 49408
+    pad_id = 0  # also the id of "!": a tower that treats this id as padding must be given the mask
+    mask_id: int | None = None
+    special_ids: tuple[int, ...] = (start_id, end_id)
+
+    def __init__(self, max_length: int = 77, full_length: bool = False, clean: Clean = "lower") -> None:
+        self.max_length = max_length
+        self.full_length = full_length
+        self.clean = clean
+        self._encode: Callable[[str], list[int]] | None = None
+
+    def limit(self, max_length: int) -> None:
+        """Truncate captions to that many tokens from now on; their end token stays."""
+        self.max_length = max_length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encode": None}  # megabytes of merges, which a worker reads by itself
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        """Tokenize and pad to the longest, or to `max_length` where `full_length` is set."""
+        if self._encode is None:
+            from open_clip.tokenizer import SimpleTokenizer
+
+            encoder: Any = SimpleTokenizer(clean=self.clean)
+            self._encode = cast(Callable[[str], list[int]], encoder.encode)
+        words = [self._encode(_storable(caption))[: self.max_length - 2] for caption in captions]
+        rows = [[self.start_id, *row, self.end_id] for row in words]
+        width = self.max_length if self.full_length else 0
+        mask = _matrix([[1] * len(row) for row in rows], 0, width).bool()
+        return Tokens(ids=_matrix(rows, self.pad_id, width), mask=mask)
+
+
+def make_tokenizer(name: str | None, serialised: str | None) -> HFTokenizer | BPETokenizer:
+    """The tokenizer of that string or name; where neither is given, CLIP's."""
+    if serialised is not None:
+        return HFTokenizer(serialised)
+    return BPETokenizer() if name is None else load_tokenizer(name)
+
+
+def load_tokenizer(name: str, max_length: int | None = None, full_length: bool = False) -> HFTokenizer:
+    """The tokenizer of a local folder or of the hub.
+
+    Raises:
+        UserError: it can't be had, or has no fast version.
+    """
+    from transformers import AutoTokenizer
+
+    if Path(name).is_file():
+        return HFTokenizer(Path(name).read_text(encoding="utf-8"), max_length, full_length)
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub and its clients raise a dozen unrelated types
+        raise UserError(
+            f"tokenizer {name!r} can't be had: it is no local folder with tokenizer files, and the hub did not give it "
+            f"({first_line(error)}). Give a local folder or a tokenizer.json, or run once with a network."
+        ) from error
+    if not loaded.is_fast:
+        raise UserError(f"tokenizer {name!r} has no fast version; give a folder that holds a tokenizer.json")
+    fast, pad_id = loaded.backend_tokenizer, loaded.pad_token_id or 0
+    fast.enable_padding(pad_id=pad_id, pad_token=loaded.pad_token or loaded.convert_ids_to_tokens(pad_id))
+    limit = loaded.model_max_length if loaded.model_max_length < 1e6 else DEFAULT_MAX_LENGTH
+    return HFTokenizer(fast.to_str(), max_length or limit, full_length)
+
+
+def clean_function(kind: Clean) -> Callable[[str], str]:
+    """How open_clip cleans captions: mends encodings and HTML, then lowers case, or drops punctuation too."""
+    from open_clip.tokenizer import get_clean_fn
+
+    return cast(Callable[[str], str], get_clean_fn(kind))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for quoting."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _storable(caption: str) -> str:
+    """Lone surrogates can't be written as UTF-8 and would stop either tokenizer."""
+    return caption.encode("utf-8", "replace").decode("utf-8")
+
+
+def _first(table: dict[str, int], *names: str) -> int | None:
+    return next((table[name] for name in names if name in table), None)
+
+
+def _matrix(rows: list[list[int]], fill: int, width: int = 0) -> Tensor:
+    width = max([width, 1, *map(len, rows)])
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.int64).view(len(rows), width)

@@ -1,0 +1,236 @@
+"""Visual-semantic embedding: a vision tower and a text tower of transformers, each pooled into a shared space."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from itr.backbones.augment import drop_visual_tokens, mask_words
+from itr.backbones.base import Backbone, ImageSpec
+from itr.backbones.pooling import PoolingKind, make_pooling
+from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
+from itr.backbones.towers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    accepts,
+    check_shares,
+    config_of,
+    describe_tower,
+    enable_checkpointing,
+    make_tower,
+    own_size,
+    prepare_tower,
+    pretrained_image_spec,
+    refuse_both,
+    token_features,
+    word_limit,
+)
+from itr.backbones.word_mlp import WordMLP
+from itr.errors import UserError
+from itr.types import Encoded, Tokens
+
+SMALL_VISION: dict[str, Any] = {
+    "model_type": "vit",
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
+SMALL_TEXT: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,  # the BPE has a word at 0, the usual padding id, and BERT would never learn its vector
+}
+
+
+class VSE(Backbone):
+    """A vision tower and a text tower of transformers, projected and pooled into one space.
+
+    With GPO pooling the model of Chen et al., CVPR 2021, https://arxiv.org/abs/2011.04305; with `text_mlp` and
+    `text_norm` too, the encoders of D2S-VSE. Without arguments it is a small model, with random weights, that a CPU
+    trains.
+
+    Args:
+        vision: pretrained vision tower: a name on the hub or a folder made by save_pretrained.
+        vision_config: instead of `vision`, the config of one to train from scratch, with its `model_type`.
+        text: pretrained text tower, as `vision`.
+        text_config: instead of `text`, the config of one to train from scratch.
+        tokenizer: name, folder or tokenizer.json; by default that of `text`, or CLIP's byte-pair encoding.
+        tokenizer_json: instead of `tokenizer`, its serialised form, as a checkpoint holds it.
+        dim: width of the shared space.
+        image_pooling: how patches become one embedding.
+        text_pooling: how words become one embedding.
+        image_size: side of the pictures, where it is to differ from the tower's own; positions are interpolated.
+        image_mean: channel means of pixels in [0, 1]; by default the pretrained tower's, else ImageNet's.
+        image_std: channel deviations, as `image_mean`.
+        interpolation: how evaluation pictures are resized; by default as the pretrained tower wants.
+        resize: `shortest` crops the centre, `squash` distorts; by default as the pretrained tower wants.
+        visual_token_drop: highest share of patches dropped in training.
+        word_mask: share of words masked, replaced or dropped in training.
+        text_mlp: add a two-layer perceptron over the words to their projection.
+        text_norm: layer-normalise the pooled text.
+        freeze_vision: keep the vision tower as it is.
+        freeze_text: keep the text tower as it is.
+        gradient_checkpointing: trade computation for memory in the towers.
+        max_words: longest caption in tokens; by default the tower's limit.
+    """
+
+    def __init__(
+        self,
+        vision: str | None = None,
+        vision_config: dict[str, Any] | None = None,
+        text: str | None = None,
+        text_config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        tokenizer_json: str | None = None,
+        dim: int = 512,
+        image_pooling: PoolingKind = "gpo",
+        text_pooling: PoolingKind = "gpo",
+        image_size: int | None = None,
+        image_mean: tuple[float, float, float] | None = None,
+        image_std: tuple[float, float, float] | None = None,
+        interpolation: Literal["bicubic", "bilinear"] | None = None,
+        resize: Literal["shortest", "squash"] | None = None,
+        visual_token_drop: float = 0.2,
+        word_mask: float = 0.2,
+        text_mlp: bool = False,
+        text_norm: bool = False,
+        freeze_vision: bool = False,
+        freeze_text: bool = False,
+        gradient_checkpointing: bool = False,
+        max_words: int | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_both(vision=vision, vision_config=vision_config)
+        refuse_both(text=text, text_config=text_config)
+        refuse_both(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
+        check_shares(visual_token_drop=visual_token_drop, word_mask=word_mask)
+        self.dim = dim
+        self.visual_token_drop = visual_token_drop
+        self.word_mask = word_mask
+        self.freeze_vision = freeze_vision
+        self.freeze_text = freeze_text
+
+        self.vision_tower = make_tower("vision", vision, vision_config or SMALL_VISION)
+        spec = self._image_spec(vision, image_size)
+        self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
+        self.tokenizer = make_tokenizer(tokenizer or text, tokenizer_json)
+        self.text_tower = self._make_text_tower(text, text_config)
+        self.tokenizer.limit(word_limit(self.text_tower, self.tokenizer.max_length, max_words))
+
+        vision_width, text_width = self._prepare_towers(gradient_checkpointing)
+        self.image_projection = _projection(vision_width, dim)
+        self.text_projection = _projection(text_width, dim)
+        self.text_mlp = WordMLP(text_width, dim) if text_mlp else None
+        self.text_norm = nn.LayerNorm(dim) if text_norm else None
+        self.image_pool = make_pooling(image_pooling)
+        self.text_pool = make_pooling(text_pooling)
+
+    def encode_image(self, image: Tensor) -> Encoded:
+        """Embed pixels [I, 3, H, W], uint8."""
+        return self.encode_pixels(self.normalise(image))
+
+    def encode_pixels(self, pixels: Tensor) -> Encoded:
+        """Embed normalised pictures [I, 3, H, W], float."""
+        patches = token_features(self.vision_tower(**self._vision_inputs(pixels)))
+        tokens = self.image_projection(patches)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        if self.training and self.visual_token_drop > 0:
+            mask = drop_visual_tokens(tokens, mask, self.visual_token_drop)
+        return Encoded(pooled=self.image_pool(tokens, mask), tokens=tokens, mask=mask)
+
+    def encode_text(self, text: Tokens) -> Encoded:
+        """Embed captions [C, L]."""
+        if self.training and self.word_mask > 0:
+            text = mask_words(text, self.word_mask, self.tokenizer)
+        words = self.text_tower(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
+        tokens = self.text_projection(words)
+        if self.text_mlp is not None:
+            tokens = tokens + self.text_mlp(words, text.mask)
+        pooled = self.text_pool(tokens, text.mask)
+        if self.text_norm is not None:
+            pooled = self.text_norm(pooled)
+        return Encoded(pooled=pooled, tokens=tokens, mask=text.mask)
+
+    def is_tower(self, parameter_name: str) -> bool:
+        """Whether a parameter belongs to one of the two towers of transformers."""
+        return parameter_name.startswith(("vision_tower.", "text_tower."))
+
+    def train(self, mode: bool = True) -> VSE:
+        """Switch to training, except for frozen towers, whose dropout stays off."""
+        super().train(mode)
+        self.vision_tower.train(mode and not self.freeze_vision)
+        self.text_tower.train(mode and not self.freeze_text)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Class path and arguments that rebuild this backbone without a network or any folder."""
+        description = super().describe()
+        tokenizer_json = self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None
+        spec = self.image_spec
+        description["init_args"] |= {
+            "vision": None,
+            "vision_config": describe_tower(self.vision_tower),
+            "text": None,
+            "text_config": describe_tower(self.text_tower),
+            "tokenizer": None,
+            "tokenizer_json": tokenizer_json,
+            "image_size": spec.size,
+            "image_mean": list(spec.mean),
+            "image_std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "resize": spec.resize,
+            "max_words": self.tokenizer.max_length,
+        }
+        return description
+
+    def _vision_inputs(self, pixels: Tensor) -> dict[str, Any]:
+        interpolate = own_size(self.vision_tower) not in (pixels.shape[-1], None)
+        if interpolate and accepts(self.vision_tower.forward, "interpolate_pos_encoding"):
+            return {"pixel_values": pixels, "interpolate_pos_encoding": True}
+        return {"pixel_values": pixels}
+
+    def _image_spec(self, vision: str | None, image_size: int | None) -> ImageSpec:
+        size = image_size or own_size(self.vision_tower)
+        if vision is not None:
+            return pretrained_image_spec(vision, size)
+        return ImageSpec(size=size or 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def _make_text_tower(self, text: str | None, config: dict[str, Any] | None) -> nn.Module:
+        """The text tower, which must know all tokens of the tokenizer."""
+        vocabulary = self.tokenizer.vocab_size
+        tower = make_tower("text", text, {"vocab_size": vocabulary, **(config or SMALL_TEXT)})
+        known: int = config_of(tower).vocab_size
+        if vocabulary > known:
+            raise UserError(
+                f"the tokenizer has {vocabulary} tokens, the text tower knows {known}: "
+                "give the tokenizer that belongs to the tower"
+            )
+        return tower
+
+    def _prepare_towers(self, gradient_checkpointing: bool) -> tuple[int, int]:
+        """Freeze and set up the towers; the widths of their token features."""
+        size = self.image_spec.size
+        vision_width = prepare_tower(self.vision_tower, self._vision_inputs(torch.zeros(1, 3, size, size)))
+        text_width = prepare_tower(self.text_tower, {"input_ids": torch.ones(1, 3, dtype=torch.int64)})
+        for tower, frozen in ((self.vision_tower, self.freeze_vision), (self.text_tower, self.freeze_text)):
+            if frozen:
+                tower.requires_grad_(False).eval()
+            elif gradient_checkpointing:
+                enable_checkpointing(tower)
+        return vision_width, text_width
+
+
+def _projection(width: int, dim: int) -> nn.Linear:
+    projection = nn.Linear(width, dim)
+    nn.init.xavier_uniform_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection

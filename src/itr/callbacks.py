@@ -1,0 +1,70 @@
+"""What a run writes besides checkpoints and logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from itr.evaluation.retrieval import table
+from itr.module import RetrievalModule
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the complete config of a training run as `config.yaml` in the run folder."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file at the start of `fit`; the other verbs leave it as it is."""
+        if stage == "fit" and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class Results(pl.Callback):
+    """Shows and keeps what an evaluation found: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the figures of `itr validate`."""
+        if trainer.state.fn == "validate":
+            self._show(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the figures and write them down."""
+        self._show(trainer, pl_module)
+        self._write(trainer, pl_module)
+
+    @rank_zero_only
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the embeddings."""
+        gallery = self._module(pl_module).last_gallery
+        path = self._folder(trainer) / "embeddings.npz"
+        gallery.save(path)
+        print(f"embeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
+
+    @rank_zero_only
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = self._module(pl_module)
+        gallery = module.last_gallery
+        print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
+        print(table(module.metrics))
+
+    @rank_zero_only
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        path = self._folder(trainer) / "metrics.json"
+        path.write_text(json.dumps(self._module(pl_module).metrics, indent=1) + "\n", encoding="utf-8")
+        print(f"\nwritten to {path}")
+
+    @staticmethod
+    def _module(pl_module: pl.LightningModule) -> RetrievalModule:
+        assert isinstance(pl_module, RetrievalModule)
+        return pl_module
+
+    @staticmethod
+    def _folder(trainer: pl.Trainer) -> Path:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

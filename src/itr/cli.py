@@ -1,0 +1,69 @@
+"""The command `itr`: a verb, then its options. Each verb is imported only when it runs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from itr.errors import UserError
+
+VERBS = {
+    "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
+    "prepare": ("itr.data.prepare", "turn pictures and captions into shards"),
+    "fit": ("itr.training_cli", "train a model, or go on with one"),
+    "validate": ("itr.training_cli", "measure a model on the validation split"),
+    "test": ("itr.training_cli", "measure a model on the test split and write metrics.json"),
+    "predict": ("itr.training_cli", "embed a split and write embeddings.npz"),
+}
+
+
+def usage() -> str:
+    """What `itr --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: itr VERB [options]\n\nTrain, measure and use image-text retrieval.\n\n"
+        f"{verbs}\n\n`itr VERB --help` tells a verb's options; `itr --version` the version."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0, 1 for an error the user can put right, 2 for a wrong command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    verb = arguments[0]
+    if verb == "--version":
+        print(version("itr"))
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"itr: error: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    _show_our_messages()
+    try:
+        importlib.import_module(VERBS[verb][0]).main(arguments)
+    except UserError as error:
+        print(f"itr: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _show_our_messages() -> None:
+    ours = logging.getLogger("itr")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("itr: %(message)s"))
+        ours.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Shards: written by `prepare`, read by `pipeline`, served to a run by `datamodule`."""

@@ -1,0 +1,157 @@
+"""Shards to loaders: the data half of every run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from itr.backbones.base import Backbone
+from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
+from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream
+from itr.data.shards import find_split, read_positives
+from itr.errors import UserError
+from itr.evaluation.positives import Positives
+
+Stage = Literal["train", "val", "test", "predict"]
+
+
+class ShardData(pl.LightningDataModule):
+    """Streams a folder of shards to any backbone.
+
+    Picture size, normalisation and tokenizer are those of the backbone that is trained, so nothing here changes when
+    the backbone does. Order, captions and augmentation depend on seed and epoch alone; every process gets the same
+    number of batches; in evaluation every image is read once, with all its captions.
+
+    Args:
+        root: folder that `itr prepare` wrote, or with tars in `train`, `val` and `test`.
+        batch_size: pairs of a training batch, on each process.
+        eval_batch_size: images of an evaluation batch, on each process.
+        num_workers: processes that decode, for each training process; 0 decodes in the training process.
+        captions: captions an image gives in an epoch: 1 draws one, k draws k for one encoding of the image, and `all`
+            makes every caption a training pair of its own.
+        augmentation: what happens to training pictures.
+        shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
+        seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
+        max_skipped: training pictures that may fail to decode before the run stops; evaluation refuses the first.
+        max_pixels: larger pictures are refused before they are decoded.
+        train_split: split to train on.
+        val_split: split that chooses the best checkpoint; null trains without validation.
+        test_split: split of `itr test`.
+        predict_split: split of `itr predict`.
+    """
+
+    def __init__(
+        self,
+        root: str = "shards",
+        batch_size: int = 128,
+        eval_batch_size: int = 64,
+        num_workers: int = 2,
+        captions: Captions = 1,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
+        shuffle_buffer: int = 1000,
+        seed: int | None = None,
+        max_skipped: int = 10,
+        max_pixels: int = 50_000_000,
+        train_split: str = "train",
+        val_split: str | None = "val",
+        test_split: str = "test",
+        predict_split: str = "test",
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name} is {value}; it must be 1 or more")
+        if captions != "all" and (captions < 1 or batch_size % captions):
+            raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
+        self.root = Path(root).expanduser()
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.augmentation = augmentation
+        self.captions: Captions = captions
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.max_skipped, self.max_pixels = max_skipped, max_pixels
+        self.splits = {"train": train_split, "val": val_split or "", "test": test_split, "predict": predict_split}
+        self.train_stream: ShardStream | None = None
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches of `batch_size` pairs, shuffled anew each epoch."""
+        stream = self._stream("train")
+        if not len(stream):
+            pairs = stream.total * (1 if self.captions == "all" else self.captions)
+            raise UserError(
+                f"split {self.splits['train']!r} of {self.root} holds {pairs} pairs, which do not fill one batch of "
+                f"{self.batch_size} on each of {self._trainer.world_size} process(es); lower --data.batch_size"
+            )
+        self.train_stream = stream
+        return self._loader(stream, self._training_position)
+
+    def val_dataloader(self) -> ShardLoader | list[Any]:
+        """Every image of the validation split once."""
+        if not self.splits["val"]:
+            return []
+        return self._loader(self._stream("val"), lambda: (0, 0))
+
+    def test_dataloader(self) -> ShardLoader:
+        """Every image of the test split once."""
+        return self._loader(self._stream("test"), lambda: (0, 0))
+
+    def predict_dataloader(self) -> ShardLoader:
+        """Every image of the split to embed once."""
+        return self._loader(self._stream("predict"), lambda: (0, 0))
+
+    def positives(self, stage: Stage) -> Positives | None:
+        """All true matches of a split, where its shards tell them (those of made-up scenes do)."""
+        pairs = read_positives(self.root, self.splits[stage])
+        return None if pairs is None else Positives.from_pairs(*pairs)
+
+    @property
+    def skipped(self) -> int:
+        """Training pictures of this process that could not be decoded so far."""
+        return 0 if self.train_stream is None else int(self.train_stream.skipped.value)
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise UserError("ShardData takes picture size and tokenizer from the model: give both to a Trainer")
+        return self.trainer
+
+    def _training_position(self) -> tuple[int, int]:
+        trainer = self._trainer
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if trainer.fit_loop.restarting else 0
+        return trainer.current_epoch, done
+
+    def _stream(self, stage: Stage) -> ShardStream:
+        trainer, training = self._trainer, stage == "train"
+        backbone = trainer.lightning_module.backbone
+        assert isinstance(backbone, Backbone)
+        places = self.eval_batch_size
+        if training:
+            places = self.batch_size if self.captions == "all" else self.batch_size // self.captions
+        reading = Reading(
+            folder=self.root,
+            split=find_split(self.root, self.splits[stage]),
+            captions=self.captions,
+            batch_items=places,
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer,
+            max_pixels=self.max_pixels,
+            max_skipped=self.max_skipped,
+        )
+        spec = backbone.image_spec
+        transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
+        return ShardStream(reading, training, transform, backbone.tokenizer, trainer.global_rank, trainer.world_size)
+
+    def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
+        workers = min(self.num_workers, len(stream))
+        return ShardLoader(
+            stream,
+            position,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+        )

@@ -1,0 +1,134 @@
+"""Encoded pictures to uint8 tensors of one size."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as TF
+
+from itr.backbones.base import ImageSpec
+
+
+class BadImageError(ValueError):
+    """A picture that can't be decoded."""
+
+
+def decode(data: bytes, max_pixels: int) -> Tensor:
+    """Decode to RGB [3, H, W], uint8.
+
+    JPEG takes a fast path; whatever that refuses, and every other type, goes through Pillow. Transparent pictures lie
+    on white; of an animation the first frame counts; EXIF rotation is not applied, as in the published preprocessing
+    of CLIP.
+
+    Raises:
+        BadImageError: if the bytes are no whole picture, or their header announces more than `max_pixels`.
+    """
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(height * width, max_pixels)
+            if colours in ("RGB", "Gray", "YCbCr", "GRAY"):
+                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+        with Image.open(io.BytesIO(data)) as picture:
+            _check_pixels(picture.width * picture.height, max_pixels)
+            return torch.from_numpy(np.array(_to_rgb(picture))).permute(2, 0, 1)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise BadImageError(str(error) or type(error).__name__) from None
+
+
+def _check_pixels(pixels: int, max_pixels: int) -> None:
+    if not 0 < pixels <= max_pixels:
+        raise BadImageError(f"its header says {pixels:,} pixels, more than data.max_pixels = {max_pixels:,}")
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more a pixel: to 8 by their top byte
+        values = np.asarray(picture, dtype=np.float64)
+        deep = values.max(initial=0) > 255
+        return Image.fromarray((values / 257 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+@dataclass
+class Augmentation:
+    """What happens to a training picture. Every draw depends on seed, epoch and picture alone.
+
+    Attributes:
+        crop_scale: smallest and largest share of the area that a random crop keeps; `[1, 1]` keeps the evaluation crop.
+        crop_ratio: smallest and largest aspect ratio of the crop, before it is resized to a square.
+        horizontal_flip: probability of mirroring; captions that say left or right are not true of a mirrored picture.
+        rand_augment: number of RandAugment operations in a row; 0 for none.
+        rand_augment_magnitude: their strength, from 0 to 30.
+    """
+
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    horizontal_flip: float = 0.0
+    rand_augment: int = 0
+    rand_augment_magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; it must satisfy 0 < low <= high <= 1")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is {self.horizontal_flip}; it must be a probability")
+
+
+class EvaluationTransform:
+    """The same picture every time: resize, and crop the centre where the backbone wants it."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self.size, self.squash = spec.size, spec.resize == "squash"
+        self.mode = InterpolationMode(spec.interpolation)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """[3, H, W] to [3, size, size], uint8."""
+        height, width = image.shape[1:]
+        if height == width == self.size:
+            return image
+        if self.squash:
+            squashed: Tensor = TF.resize(image, [self.size, self.size], self.mode, antialias=True)
+            return squashed
+        if max(height, width) > 8 * min(height, width):  # a ribbon: resized whole, it would need gigabytes
+            image = TF.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
+        image = TF.resize(image, [self.size], self.mode, antialias=True)
+        cropped: Tensor = TF.center_crop(image, [self.size, self.size])
+        return cropped
+
+
+class TrainingTransform:
+    """A random view of a picture, drawn from torch's global generator."""
+
+    def __init__(self, spec: ImageSpec, augmentation: Augmentation) -> None:
+        mode = InterpolationMode(spec.interpolation)
+        steps: list[torch.nn.Module | EvaluationTransform] = []
+        if augmentation.crop_scale == (1.0, 1.0):
+            steps.append(EvaluationTransform(spec))
+        else:
+            scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
+            steps.append(v2.RandomResizedCrop(spec.size, scale, ratio, interpolation=mode, antialias=True))
+        if augmentation.horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
+        if augmentation.rand_augment:
+            steps.append(v2.RandAugment(augmentation.rand_augment, augmentation.rand_augment_magnitude))
+        self.steps = steps
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """[3, H, W] to [3, size, size], uint8."""
+        for step in self.steps:
+            image = step(image)
+        return image

@@ -1,0 +1,243 @@
+"""From tars to batches: read, shuffle as bytes, decode, tokenize, collate. Runs in the loader's workers."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from itr.backbones.base import Tokenizer
+from itr.data import plan
+from itr.data.images import BadImageError, decode
+from itr.data.schema import Sample, Split, parse_sample, stable_id
+from itr.errors import UserError
+from itr.types import Batch
+
+Captions = int | Literal["all"]
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Item:
+    """A sample and those of its captions that one place in a batch uses."""
+
+    sample: Sample
+    captions: list[int]
+
+
+@dataclass
+class Reading:
+    """How items are read.
+
+    Attributes:
+        folder: the shard folder.
+        split: its shards.
+        captions: how many captions an image brings to a place in a batch; `all` makes each caption a place of its own
+            in training.
+        batch_items: places in a batch.
+        seed: of order, captions and augmentation.
+        shuffle_buffer: samples (as bytes) among which a worker shuffles; ignored in evaluation.
+        max_pixels: a picture with more is not decoded.
+        max_skipped: training pictures that may fail to decode, in one run of a process.
+    """
+
+    folder: Path
+    split: Split
+    captions: Captions
+    batch_items: int
+    seed: int
+    shuffle_buffer: int
+    max_pixels: int
+    max_skipped: int
+
+
+class ShardStream(IterableDataset[Batch | UserError]):
+    """The batches of one process. A `UserError` is handed over as an item, so that the main process can raise it."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        training: bool,
+        transform: Callable[[Tensor], Tensor],
+        tokenizer: Tokenizer,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.reading, self.training, self.transform, self.tokenizer = reading, training, transform, tokenizer
+        self.pairs_each = training and reading.captions == "all"
+        shards = reading.split.shards
+        self.counts = [shard.captions if self.pairs_each else shard.images for shard in shards]
+        self.total = sum(self.counts)
+        share = plan.training_share if training else plan.evaluation_share
+        self.share = share(self.total, reading.batch_items, rank, world)
+        # Shared with workers, which may outlive an epoch.
+        self.epoch = multiprocessing.Value("q", 0)
+        self.start = multiprocessing.Value("q", 0)
+        self.skipped = multiprocessing.Value("q", 0)
+
+    def __len__(self) -> int:
+        return self.share.batches
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        try:
+            yield from self._batches()
+        except UserError as error:
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        mine = plan.worker_share(self.share.batches, worker, workers, self.start.value)
+        everything = plan.worker_share(self.share.batches, (worker + self.start.value) % workers, workers)
+        if everything.first == everything.last:
+            return
+        bounds = [self.share.bounds(b) for b in range(everything.first, everything.last)]
+        items = self._items(bounds[0][0], bounds[-1][1], worker_key=bounds[0][0])
+        for number, (first, last) in enumerate(bounds, start=everything.first):
+            places = list(islice(items, last - first))
+            if number >= mine.first:
+                yield self._collate(places)
+
+    def _items(self, start: int, stop: int, worker_key: int) -> Iterator[Item]:
+        seed, epoch = self.reading.seed, self.epoch.value
+        if not self.training:
+            return self._read(list(range(len(self.counts))), start, stop)
+        offset = plan.rotation(self.total, seed, epoch)
+        order = plan.shard_order(len(self.counts), seed, epoch)
+        items = self._read(order, start + offset, stop + offset)
+        return shuffle(items, self.reading.shuffle_buffer, np.random.default_rng([seed, epoch, 2, worker_key]))
+
+    def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
+        for span in plan.spans(self.counts, order, start, stop):
+            shard = self.reading.split.shards[span.shard]
+            places = (place for sample in read_tar(self.reading.folder / shard.path) for place in self._places(sample))
+            read = 0
+            for place in islice(places, span.skip, span.skip + span.take):
+                read += 1
+                yield place
+            if read < span.take:
+                raise UserError(
+                    f"shard {self.reading.folder / shard.path} holds fewer samples than the manifest says "
+                    f"({span.skip + read} of {self.counts[span.shard]}); prepare the shards again"
+                )
+
+    def _places(self, sample: Sample) -> list[Item]:
+        count, wanted = len(sample.captions), self.reading.captions
+        if not self.training:
+            return [Item(sample, list(range(count)))]
+        if wanted == "all":
+            return [Item(sample, [i]) for i in range(count)]
+        rng = np.random.default_rng([self.reading.seed, self.epoch.value, 3, sample.image_id])
+        drawn = rng.permutation(count)[:wanted] if wanted <= count else rng.integers(count, size=wanted)
+        return [Item(sample, [int(i) for i in drawn])]
+
+    def _collate(self, places: list[Item]) -> Batch:
+        decoded = [(place, self._picture(place)) for place in places]
+        good = [(place, picture) for place, picture in decoded if picture is not None]
+        if not good:
+            raise UserError(f"no picture of a whole batch can be decoded; the first is {places[0].sample.where}")
+        # A picture that failed gives its place to a good one of the same batch: positions, and so a resumed run,
+        # stay the same, and losses know the two rows for one image.
+        whole = [(place, picture) if picture is not None else good[0] for place, picture in decoded]
+        places = [place for place, _ in whole]
+        rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
+        return Batch(
+            image=torch.stack([picture for _, picture in whole]),
+            image_id=torch.tensor([place.sample.image_id for place in places]),
+            text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
+            text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
+            image_index=torch.tensor([row for row, _, _ in rows]),
+        )
+
+    def _picture(self, place: Item) -> Tensor | None:
+        sample = place.sample
+        try:
+            pixels = decode(sample.image, self.reading.max_pixels)
+        except BadImageError as error:
+            self._skip(sample, error)
+            return None
+        if not self.training:
+            return self.transform(pixels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_id(self.reading.seed, self.epoch.value, sample.image_id, *place.captions))
+            return self.transform(pixels)
+
+    def _skip(self, sample: Sample, error: BadImageError) -> None:
+        named = f"image {sample.name} ({sample.where}) can't be decoded: {error}"
+        if not self.training:
+            raise UserError(f"{named}. A figure without it would be wrong; replace it or prepare the shards without it")
+        with self.skipped.get_lock():
+            self.skipped.value += 1
+            skipped = self.skipped.value
+        if skipped > self.reading.max_skipped:
+            raise UserError(
+                f"{named}. That makes {skipped} bad images, more than data.max_skipped = {self.reading.max_skipped}; "
+                "mend the shards or raise the limit"
+            )
+        log.warning("skipped %s", named)
+
+
+def read_tar(path: Path) -> Iterator[Sample]:
+    """The samples of a tar in order."""
+    try:
+        with path.open("rb") as stream:
+            for raw in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
+                yield parse_sample(raw)
+    except UserError:
+        raise
+    except Exception as error:  # tarfile and webdataset raise many kinds
+        raise UserError(f"shard {path} can't be read: {_first(error)}; prepare it again") from None
+
+
+def _first(error: Exception) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
+def shuffle(items: Iterator[T], buffer: int, rng: np.random.Generator) -> Iterator[T]:
+    """Give out the items in random order, drawing from a buffer that is kept full."""
+    kept: list[T] = []
+    for item in items:
+        kept.append(item)
+        if len(kept) > buffer:
+            yield _take(kept, rng)
+    while kept:
+        yield _take(kept, rng)
+
+
+def _take(kept: list[T], rng: np.random.Generator) -> T:
+    at = int(rng.integers(len(kept)))
+    kept[at], kept[-1] = kept[-1], kept[at]
+    return kept.pop()
+
+
+class ShardLoader(DataLoader[Batch]):
+    """A loader that asks before each epoch where training stands, and raises the errors of its workers as they are.
+
+    Args:
+        stream: the batches.
+        position: gives the epoch and the number of its batches that are already done.
+        **options: of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
+        self.position = position
+        super().__init__(stream, batch_size=None, **options)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        stream: Any = self.dataset
+        stream.epoch.value, stream.start.value = self.position()
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch

@@ -1,0 +1,148 @@
+"""What a shard folder holds: samples in tars, and a manifest that describes them.
+
+SHARDS/manifest.json
+SHARDS/<split>/000000.tar       <key>.jpg  the picture's bytes as they came
+                                <key>.json {"image_id", "captions", "caption_ids", "name", ...}
+SHARDS/<split>/positives.npz    optional: every pair that is a true match (image_id [P], caption_id [P])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from itr.errors import UserError
+
+MANIFEST = "manifest.json"
+POSITIVES = "positives.npz"
+FORMAT = "itr-shards/1"
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+
+
+@dataclass
+class Shard:
+    """One tar: its path relative to the shard folder, counts, size in bytes and checksum."""
+
+    path: str
+    images: int
+    captions: int
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass
+class Split:
+    """The shards of one split and their totals."""
+
+    shards: list[Shard] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(shard.images for shard in self.shards)
+
+    @property
+    def captions(self) -> int:
+        """Number of captions."""
+        return sum(shard.captions for shard in self.shards)
+
+
+@dataclass
+class Manifest:
+    """Source, fields and splits of a shard folder."""
+
+    source: str
+    fields: list[str]
+    splits: dict[str, Split]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` (whole or not at all)."""
+        splits = {
+            name: {"images": split.images, "captions": split.captions, "shards": [asdict(s) for s in split.shards]}
+            for name, split in self.splits.items()
+        }
+        text = {"format": FORMAT, "source": self.source, "fields": self.fields, "settings": self.settings}
+        temporary = folder / (MANIFEST + ".tmp")
+        temporary.write_text(json.dumps({**text, "splits": splits}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder / MANIFEST)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `manifest.json`."""
+        try:
+            raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            splits = {n: Split([Shard(**shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
+            if raw["format"] != FORMAT:
+                raise UserError(f"{folder / MANIFEST} has format {raw['format']!r}; this version reads {FORMAT!r}")
+            return cls(raw["source"], raw["fields"], splits, raw.get("settings", {}))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{folder / MANIFEST} is not a manifest of shards ({error!r}); prepare them again"
+            ) from None
+
+
+@dataclass
+class Sample:
+    """One image with its captions, still as bytes.
+
+    Attributes:
+        where: shard and key, for messages.
+        name: the picture's name in its source.
+        image: the encoded picture.
+        image_id: identity, unique in the split.
+        captions: texts.
+        caption_ids: identities, unique in the split.
+        meta: the whole JSON member, for fields that a method needs.
+    """
+
+    where: str
+    name: str
+    image: bytes
+    image_id: int
+    captions: list[str]
+    caption_ids: list[int]
+    meta: dict[str, Any]
+
+
+def parse_sample(raw: dict[str, Any]) -> Sample:
+    """A sample from the members that webdataset grouped under one key.
+
+    Shards that `itr prepare` wrote carry ids; those of other tools (`.jpg` with `.txt` or a `.json` that holds
+    `caption`) get them from a hash of shard and key, so that they are the same in every run.
+    """
+    where = f"{raw['__url__']}:{raw['__key__']}"
+    try:
+        meta = json.loads(raw["json"]) if "json" in raw else {}
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}.json is no valid JSON ({error}); prepare the shards again") from None
+    captions = _captions(meta, raw)
+    if not captions:
+        raise UserError(f"{where} has no caption; each sample needs 'captions' in its .json, or a .txt")
+    image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
+    if image is None:
+        raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
+    image_id = meta.get("image_id")
+    if not isinstance(image_id, int):
+        image_id = stable_id(raw["__key__"], Path(raw["__url__"]).name)
+    caption_ids = meta.get("caption_ids") or [stable_id(image_id, i) for i in range(len(captions))]
+    if len(caption_ids) != len(captions):
+        raise UserError(f"{where} has {len(captions)} captions but {len(caption_ids)} caption_ids")
+    return Sample(where, str(meta.get("name", raw["__key__"])), image, image_id, captions, caption_ids, meta)
+
+
+def _captions(meta: dict[str, Any], raw: dict[str, Any]) -> list[str]:
+    found = meta.get("captions") or meta.get("caption")
+    if not found and "txt" in raw:
+        found = raw["txt"].decode("utf-8", errors="replace")
+    texts = [found] if isinstance(found, str) else found or []
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def stable_id(*parts: object) -> int:
+    """A non-negative 63-bit number that depends on `parts` alone."""
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1

@@ -1,0 +1,85 @@
+"""`itr prepare scenes`: made-up pictures with captions of which the exact truth is known."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth
+from itr.data.schema import Manifest, Split
+from itr.data.shards import Record, write_positives, write_split
+from itr.errors import UserError
+
+
+def prepare_scenes(
+    out: str,
+    train: int = 4000,
+    val: int = 500,
+    test: int = 500,
+    difficulty: Literal["easy", "medium", "hard"] = "medium",
+    captions: int | tuple[int, int] = 5,
+    image_size: int = 64,
+    seed: int = 0,
+    shard_size: int = 1000,
+) -> None:
+    """Make pictures of a few objects, captions that tell one view each, and a dense caption that tells all.
+
+    Args:
+        out: folder to write the shards to.
+        train: training pictures.
+        val: validation pictures.
+        test: test pictures.
+        difficulty: how many objects a picture has and how much a caption tells of it.
+        captions: sparse captions a picture, or the least and the most of an uneven number.
+        image_size: side of the pictures in pixels.
+        seed: picture i of a split is the same for the same seed, whatever the number of pictures.
+        shard_size: pictures in a shard.
+    """
+    folder = Path(out)
+    try:
+        settings = SceneSettings(difficulty, captions, image_size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    splits: dict[str, Split] = {}
+    for name, number in (("train", train), ("val", val), ("test", test)):
+        if number > 0:
+            splits[name] = _write(folder, name, number, seed, settings, shard_size, with_truth=name != "train")
+            print(f"{name}: {splits[name].images} pictures, {splits[name].captions} captions")
+    Manifest("scenes", ["image", "captions", "dense"], splits, {"seed": seed, **asdict(settings)}).write(folder)
+    print(f"written to {folder}")
+
+
+def _write(
+    folder: Path, split: str, number: int, seed: int, settings: SceneSettings, shard_size: int, with_truth: bool
+) -> Split:
+    scenes: list[Scene] = []
+    claims: list[Claim] = []
+
+    def records() -> Iterator[Record]:
+        for sample in generate(split, number, seed, settings):
+            if with_truth:
+                scenes.append(sample.scene)
+                claims.extend(sample.claims)
+            yield _record(sample)
+
+    written = write_split(records(), folder, split, shard_size)
+    if with_truth:  # ids count up from 0 in the order of writing
+        caption_id, image_id = np.nonzero(truth(claims, scenes))
+        write_positives(folder, split, image_id, caption_id)
+    return written
+
+
+def _record(sample: SceneSample) -> Record:
+    buffer = io.BytesIO()
+    sample.image.save(buffer, "PNG", compress_level=1)
+    meta = {
+        "dense": [sample.dense],
+        "scene": sample.scene.as_dict(),
+        "claims": [claim.as_dict() for claim in sample.claims],
+    }
+    return Record(buffer.getvalue(), "png", sample.captions, f"scene {sample.index}", meta)

@@ -1,0 +1,284 @@
+"""`itr prepare table`: rows with an image path and one or more captions, as JSONL, JSON, CSV, TSV or Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from itr.data.schema import IMAGE_TYPES, Manifest, Split
+from itr.data.shards import Record, write_split
+from itr.errors import UserError
+
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "filename", "file_name", "file", "path", "img")
+CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentences", "description", "title")
+
+
+@dataclass
+class Entry:
+    """One image of a table: its path as written, its captions and its dense captions."""
+
+    image: str
+    captions: list[str] = field(default_factory=list)
+    dense: list[str] = field(default_factory=list)
+
+
+def prepare_table(
+    root: str,
+    out: str,
+    image_root: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    holdout: float = 0.1,
+    bad_images: Literal["refuse", "skip"] = "refuse",
+    seed: int = 0,
+    shard_size: int = 1000,
+) -> None:
+    """Turn tables of image paths and captions into shards; pictures are copied byte for byte.
+
+    Args:
+        root: a table, or a folder with `train`, `val` and `test` tables, or with one table. One table is split by its
+            column `split` where it has one; otherwise images are drawn for `val` and `test`.
+        out: folder to write the shards to.
+        image_root: folder that the image paths start from; by default that of the table.
+        image_column: column of the image path; by default one of image, image_path, filepath, filename, file, path.
+        caption_column: column of the caption or captions; by default one of captions, caption, text, sentences, title.
+        holdout: share of the images drawn for `val`, and again for `test`, where the table does not say.
+        bad_images: what to do when a picture is missing or no picture.
+        seed: of the draw and of the order of the training images.
+        shard_size: pictures in a shard.
+    """
+    if not 0 <= holdout < 0.5:
+        raise UserError(f"holdout is {holdout}; it must be from 0 to below 0.5")
+    tables = find_tables(Path(root).expanduser())
+    columns = (image_column, caption_column)
+    entries = {split: read_entries(path, columns) for split, path in tables.items() if split}
+    if None in tables:
+        entries = split_entries(tables[None], columns, holdout, seed)
+    entries = {split: entries[split] for split in ("train", "val", "test") if split in entries}
+    folder = next(iter(tables.values())).parent
+    images = Images(Path(image_root).expanduser() if image_root else folder, bad_images)
+    check_splits_are_apart(entries)
+    for split, found in entries.items():
+        images.check(split, found)
+    if "train" in entries:
+        order = np.random.default_rng(seed).permutation(len(entries["train"]))
+        entries["train"] = [entries["train"][i] for i in order]
+    write(Path(out), entries, images, shard_size)
+
+
+def write(folder: Path, entries: dict[str, list[Entry]], images: Images, shard_size: int) -> None:
+    """Write all splits and their manifest."""
+    splits: dict[str, Split] = {}
+    fields = ["image", "captions"]
+    for split, found in entries.items():
+        if found:
+            splits[split] = write_split(images.records(split, found), folder, split, shard_size)
+            print(f"{split}: {splits[split].images} images, {splits[split].captions} captions")
+    if all(entry.dense for found in entries.values() for entry in found):
+        fields.append("dense")
+    if not splits:
+        raise UserError("the tables hold no image with a caption")
+    Manifest("table", fields, splits).write(folder)
+    print(f"written to {folder}")
+
+
+def find_tables(root: Path) -> dict[str | None, Path]:
+    """The table of each split; the only table has the key None."""
+    if root.is_file():
+        return {None: root}
+    if not root.is_dir():
+        raise UserError(f"there is no table or folder {root}")
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES)
+    named: dict[str | None, Path] = {}
+    for path in tables:
+        split = SPLIT_NAMES.get(path.stem.lower())
+        if split and split in named:
+            raise UserError(f"{named[split]} and {path} both look like the table of split {split!r}; keep one")
+        if split:
+            named[split] = path
+    if named:
+        return named
+    if len(tables) == 1:
+        return {None: tables[0]}
+    found = ", ".join(path.name for path in tables) or "none"
+    raise UserError(
+        f"{root} needs one table, or tables named train, val and test ({', '.join(TABLES)}); it holds: {found}"
+    )
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table of any of the types."""
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            yield from _read_parquet(path)
+        elif kind in (".csv", ".tsv"):
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+                yield from csv.DictReader(stream, delimiter="\t" if kind == ".tsv" else ",")
+        elif kind == ".json":
+            yield from json.loads(path.read_text(encoding="utf-8-sig"))
+        else:
+            with path.open(encoding="utf-8-sig") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield _json_row(line, path, number)
+    except (ValueError, csv.Error) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path} can't be read: {error}") from None
+
+
+def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}, is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number}, is no row with names: {line.strip()[:80]}")
+    return row
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("reading Parquet needs pyarrow: pip install 'itr[parquet]'") from None
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def read_entries(path: Path, columns: tuple[str | None, str | None]) -> list[Entry]:
+    """The images of a table with their captions; rows of one image are joined."""
+    return list(_join(read_rows(path), path, columns).values())
+
+
+def split_entries(
+    path: Path, columns: tuple[str | None, str | None], holdout: float, seed: int
+) -> dict[str, list[Entry]]:
+    """Split one table by its `split` column, or by drawing images."""
+    rows = list(read_rows(path))
+    if rows and "split" in rows[0]:
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            name = str(row["split"]).strip().lower()
+            if name not in SPLIT_NAMES:
+                raise UserError(f"{path} has the split {row['split']!r}; known are {', '.join(SPLIT_NAMES)}")
+            groups.setdefault(SPLIT_NAMES[name], []).append(row)
+        return {name: list(_join(group, path, columns).values()) for name, group in groups.items()}
+    entries = list(_join(rows, path, columns).values())
+    order = np.random.default_rng(seed).permutation(len(entries))
+    held = round(holdout * len(entries))
+    parts = {"val": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
+    print(f"{path.name} names no splits: {held} images each are drawn for val and test (--holdout {holdout})")
+    return {name: [entries[i] for i in sorted(part)] for name, part in parts.items()}
+
+
+def _join(rows: Any, path: Path, columns: tuple[str | None, str | None]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    without = 0
+    names: tuple[str, str] | None = None
+    for row in rows:
+        names = names or _columns(row, path, columns)
+        image, captions = str(row.get(names[0]) or "").strip(), _texts(row.get(names[1]))
+        if not image or not captions:
+            without += 1
+            continue
+        entry = entries.setdefault(image, Entry(image))
+        entry.captions += captions
+        entry.dense += _texts(row.get("dense"))
+    if without:
+        print(f"{path.name}: {without} rows without an image or a caption are left out")
+    return entries
+
+
+def _columns(row: dict[str, Any], path: Path, wanted: tuple[str | None, str | None]) -> tuple[str, str]:
+    found = []
+    for title, name, known in zip(("image", "caption"), wanted, (IMAGE_COLUMNS, CAPTION_COLUMNS), strict=True):
+        column = name or next((column for column in known if column in row), None)
+        if column is None or column not in row:
+            raise UserError(
+                f"{path} has no {title} column {name or 'that I know'}; it has {', '.join(map(str, row))}; "
+                f"name it by --{title}_column"
+            )
+        found.append(column)
+    return found[0], found[1]
+
+
+def _texts(value: Any) -> list[str]:
+    """Captions of a cell: a text, a list of texts, or such a list written as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # it may be a caption that begins with a bracket
+            value = json.loads(value)
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return [" ".join(str(text).split()) for text in texts if isinstance(text, str) and text.strip()]
+
+
+def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
+    """Refuse an image that stands in two splits."""
+    seen: dict[str, str] = {}
+    for split, found in entries.items():
+        for entry in found:
+            other = seen.setdefault(entry.image, split)
+            if other != split:
+                raise UserError(f"image {entry.image} stands in {other} and in {split}; a split must not leak")
+
+
+@dataclass
+class Images:
+    """The folder of pictures that a table's paths start from."""
+
+    root: Path
+    bad: Literal["refuse", "skip"]
+
+    def check(self, split: str, entries: list[Entry]) -> None:
+        """Look at the header of every picture; drop or refuse those that are missing or no picture."""
+        problems = {}
+        for entry in tqdm(entries, f"looking at {split}", unit=" images", disable=None):
+            problem = self._problem(entry.image)
+            if problem:
+                problems[entry.image] = problem
+        if not problems:
+            return
+        listed = "".join(f"\n  {image}: {problem}" for image, problem in list(problems.items())[:5])
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        message = f"{len(problems)} of {len(entries)} images of {split} can't be used (from {self.root}):{listed}{more}"
+        if self.bad == "refuse":
+            raise UserError(f"{message}\nMend them, see --image_root, or leave them out by --bad_images skip")
+        print(f"left out: {message}")
+        entries[:] = [entry for entry in entries if entry.image not in problems]
+
+    def records(self, split: str, entries: list[Entry]) -> Iterator[Record]:
+        """The pictures as they are, with their captions."""
+        for entry in tqdm(entries, f"writing {split}", unit=" images", disable=None):
+            path = self.root / entry.image
+            extension = path.suffix.lower().lstrip(".")
+            meta = {"dense": entry.dense} if entry.dense else {}
+            yield Record(path.read_bytes(), extension, entry.captions, entry.image, meta)
+
+    def _problem(self, name: str) -> str | None:
+        path = self.root / name
+        if ".." in Path(name).parts or not path.is_relative_to(self.root):
+            return "leads out of the image folder"
+        if path.suffix.lower().lstrip(".") not in IMAGE_TYPES:
+            return f"is not one of {', '.join(IMAGE_TYPES)}"
+        try:
+            with Image.open(path) as picture:
+                picture.size  # noqa: B018  the header has been read
+        except FileNotFoundError:
+            return "is not there"
+        except Exception as error:  # Pillow raises many kinds on what is no picture
+            return f"is no picture ({error})"
+        return None

@@ -1,0 +1,74 @@
+"""Rows of all processes, with exact gradients. One process is the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from itr.types import Encoded
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Stack the rows of all processes in rank order [N, ...] -> [world x N, ...]; each must bring the same N.
+
+    The backward pass sums over processes the gradients that reach a row. When every process computes the same loss of
+    all rows, the mean that DDP takes over processes is then exactly the gradient of the loss of the whole batch.
+    """
+    if world_size() == 1:
+        return rows
+    if rows.dtype == torch.bool:  # not every communication library knows it
+        return gather(rows.to(torch.uint8)).bool()
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[dist.get_rank()]
+
+
+def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:
+    """`gather` on every field of an `Encoded`; token-level features only if asked for, padded to a common length."""
+    if world_size() == 1:
+        return encoded
+    if not with_tokens:
+        encoded = encoded.without_tokens()
+    return encoded.padded(largest(encoded.tokens.shape[1], encoded.pooled.device)).map(gather)
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def gather_uneven(rows: Tensor) -> Tensor:
+    """Stack the rows of all processes, however many each brings, without gradients."""
+    if world_size() == 1:
+        return rows
+    count = torch.tensor(len(rows), device=rows.device)
+    counts = [int(c) for c in gather(count[None])]
+    padded = F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, max(counts) - len(rows)])
+    parts = gather(padded.detach()).split(max(counts))
+    return torch.cat([part[:c] for part, c in zip(parts, counts, strict=True)])

@@ -1,0 +1,1 @@
+"""Embeddings of a split to exact ranks and recalls."""

@@ -1,0 +1,108 @@
+"""The embeddings of a split, every sample once, in the order of their ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itr.distributed import gather_uneven, largest
+from itr.types import Batch, Encoded
+
+
+@dataclass
+class Gallery:
+    """Embedded images and captions.
+
+    Attributes:
+        image: the images [N].
+        image_id: their ids, ascending [N].
+        text: the captions [M].
+        text_id: their ids, ascending [M].
+        text_image_id: the image that each caption belongs to [M].
+    """
+
+    image: Encoded
+    image_id: Tensor
+    text: Encoded
+    text_id: Tensor
+    text_image_id: Tensor
+
+    def own_image(self) -> Tensor:
+        """The row in `image` of each caption's image [M].
+
+        Raises:
+            ValueError: if the image of a caption is not among the images.
+        """
+        rows = torch.searchsorted(self.image_id, self.text_image_id).clamp(max=len(self.image_id) - 1)
+        missing = self.image_id[rows] != self.text_image_id
+        if missing.any():
+            raise ValueError(f"{int(missing.sum())} captions belong to images that are not in the gallery")
+        return rows
+
+    def save(self, path: Path) -> None:
+        """Write an `.npz` with `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`."""
+        arrays = {
+            "image": self.image.pooled.float(),
+            "text": self.text.pooled.float(),
+            "image_id": self.image_id,
+            "caption_id": self.text_id,
+            "caption_image_id": self.text_image_id,
+        }
+        np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in arrays.items()})
+
+
+@dataclass
+class GalleryBuilder:
+    """Collects what the batches of an evaluation give, and merges it over processes.
+
+    Attributes:
+        with_tokens: keep token-level features too, for a backbone that scores pairs.
+    """
+
+    with_tokens: bool = False
+    images: list[Encoded] = field(default_factory=list)
+    texts: list[Encoded] = field(default_factory=list)
+    ids: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, batch: Batch, image: Encoded, text: Encoded) -> None:
+        """Keep the embeddings of one batch."""
+        self.images.append(self._keep(image))
+        self.texts.append(self._keep(text))
+        self.ids.append((batch.image_id, batch.text_id, batch.text_image_id))
+
+    def build(self) -> Gallery:
+        """All processes' embeddings, each sample once, ordered by id. Every process must call this."""
+        image_id, text_id, text_image_id = (
+            gather_uneven(torch.cat(parts)).cpu() for parts in zip(*self.ids, strict=True)
+        )
+        images, texts = self._merge(self.images), self._merge(self.texts)
+        first_image, first_text = _first_of_each(image_id), _first_of_each(text_id)
+        return Gallery(
+            images.rows(first_image),
+            image_id[first_image],
+            texts.rows(first_text),
+            text_id[first_text],
+            text_image_id[first_text],
+        )
+
+    def _keep(self, encoded: Encoded) -> Encoded:
+        kept = encoded if self.with_tokens else encoded.without_tokens()
+        return kept.map(lambda tensor: tensor.detach())
+
+    @staticmethod
+    def _merge(parts: list[Encoded]) -> Encoded:
+        joined = Encoded.concatenate(parts)
+        joined = joined.padded(largest(joined.tokens.shape[1], joined.pooled.device))
+        return joined.map(lambda tensor: gather_uneven(tensor).cpu())
+
+
+def _first_of_each(ids: Tensor) -> Tensor:
+    """Where each distinct id stands first, in ascending order of the ids."""
+    ordered, order = torch.sort(ids, stable=True)
+    fresh = torch.ones(len(ids), dtype=torch.bool)
+    fresh[1:] = ordered[1:] != ordered[:-1]
+    return order[fresh]

@@ -1,0 +1,85 @@
+"""The recalls of a gallery, both ways."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.positives import Positives
+from itr.evaluation.ranks import Score, cosine_score, precision_over_all, rank, tiles
+
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def evaluate(
+    gallery: Gallery,
+    score: Score | None = None,
+    positives: Positives | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """All figures of a gallery: recalls and mAP in percent, ranks counted from 1.
+
+    Args:
+        gallery: embeddings keyed by id.
+        score: the similarity, on `device`; cosine of the pooled embeddings by default.
+        positives: every true match, where known; adds `all/...` figures.
+        device: where to score.
+    """
+    score = score or cosine_score(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    ranks = rank(score, len(gallery.image_id), gallery.own_image().to(device))
+    metrics = {
+        **_named("i2t", recalls(ranks.image_to_text)),
+        **_named("t2i", recalls(ranks.text_to_image)),
+    }
+    metrics["rsum"] = sum(metrics[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))
+    if positives is not None:
+        metrics |= {f"all/{name}": value for name, value in over_all_positives(gallery, score, positives).items()}
+    return metrics
+
+
+def recalls(ranks: Tensor) -> dict[str, float]:
+    """R@1, R@5 and R@10 in percent, median and mean rank, of ranks [Q] that count from 0."""
+    found = {f"r{k}": 100 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
+    middle = ranks.sort().values[[(len(ranks) - 1) // 2, len(ranks) // 2]]
+    return found | {"medr": int(middle.sum()) // 2 + 1, "meanr": ranks.double().mean().item() + 1}
+
+
+def over_all_positives(gallery: Gallery, score: Score, positives: Positives, tile: int = 512) -> dict[str, float]:
+    """mAP@R, R-Precision (percent) and the mean number of true matches a query, both ways."""
+    everything = {"i2t": slice(0, len(gallery.text_id)), "t2i": slice(0, len(gallery.image_id))}
+    found: dict[str, float] = {}
+    for way, candidates in everything.items():
+        precisions, counts = [], []
+        for queries in tiles(len(gallery.image_id if way == "i2t" else gallery.text_id), tile):
+            rows, columns = (queries, candidates) if way == "i2t" else (candidates, queries)
+            scores = score(rows, columns).cpu()
+            truth = positives.mask(gallery.image_id[rows], gallery.text_id[columns])
+            if way == "t2i":
+                scores, truth = scores.T, truth.T
+            precisions.append(torch.stack(precision_over_all(scores, truth)))
+            counts.append(truth.sum(dim=1))
+        average, r_precision = torch.cat(precisions, dim=1).mean(dim=1).tolist()
+        matches = torch.cat(counts).double().mean().item()
+        found |= _named(way, {"map_at_r": 100 * average, "r_precision": 100 * r_precision, "matches": matches})
+    return found
+
+
+def _named(way: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{way}_{name}": value for name, value in values.items()}
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The figures as a few lines of text; names may carry a prefix such as `test/`."""
+    plain = {name.partition("/")[2]: value for name, value in metrics.items()}
+    lines = [f"{'':16}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median':>8}{'mean':>9}"]
+    for way, title in DIRECTIONS.items():
+        recall = "".join(f"{plain[f'{way}_r{k}']:8.2f}" for k in (1, 5, 10))
+        lines.append(f"{title:16}{recall}{plain[f'{way}_medr']:8.0f}{plain[f'{way}_meanr']:9.2f}")
+    lines.append(f"{'rsum':16}{plain['rsum']:8.2f}")
+    if "all/i2t_map_at_r" in plain:
+        lines.append(f"\n{'all true matches':16}{'mAP@R':>8}{'R-Prec':>8}{'a query':>9}")
+        for way, title in DIRECTIONS.items():
+            figures = (plain[f"all/{way}_{name}"] for name in ("map_at_r", "r_precision", "matches"))
+            lines.append("{:16}{:8.2f}{:8.2f}{:9.1f}".format(title, *figures))
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""The contract of a plug-in method: it adds parameters, changes embeddings, and adds losses, on any backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from itr.backbones.base import Backbone
+from itr.component import Component
+from itr.types import Batch, Encoded, Features
+
+
+class MethodModule(nn.Module):
+    """What a method adds to the model. Its parameters are trained, saved and restored with the backbone's."""
+
+    def embed_image(self, encoded: Encoded) -> Encoded:
+        """Change the embeddings of images, in training and in evaluation; as they are by default."""
+        return encoded
+
+    def embed_text(self, encoded: Encoded) -> Encoded:
+        """Change the embeddings of captions, in training and in evaluation; as they are by default."""
+        return encoded
+
+    def losses(self, batch: Batch, features: Features) -> dict[str, Tensor]:
+        """Loss terms by name, not yet weighted, of this process's B pairs after all methods' `embed`."""
+        return {}
+
+    def clamp(self) -> None:
+        """Bring learnable values back into their bounds. Called after each optimizer step."""
+
+
+class Method(Component, pl.Callback, ABC):
+    """Knobs and life cycle of a method; it holds no parameters itself.
+
+    The module that `build` returns lives in `RetrievalModule`, so that a checkpoint opens without further arguments.
+
+    Attributes:
+        name: key of its module in the checkpoint and prefix of its figures in the log.
+    """
+
+    name: str
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The factor of each loss term that `MethodModule.losses` gives."""
+        return {}
+
+    @abstractmethod
+    def build(self, backbone: Backbone) -> MethodModule:
+        """Make the module for a backbone."""

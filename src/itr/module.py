@@ -1,0 +1,223 @@
+"""Backbone + objective + methods -> one loss. The file to read first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from itr.backbones import Backbone
+from itr.component import plain
+from itr.distributed import gather, gather_encoded
+from itr.errors import UserError
+from itr.evaluation.gallery import Gallery, GalleryBuilder
+from itr.evaluation.ranks import Score
+from itr.evaluation.retrieval import evaluate
+from itr.methods import Method, MethodModule
+from itr.objectives import Objective
+from itr.optim import OptimizerSettings, lr_factor, parameter_groups
+from itr.types import Batch, Encoded, Features
+
+
+class RetrievalModule(pl.LightningModule):
+    """Trains and evaluates image-text retrieval with any backbone, objective and methods.
+
+    Args:
+        backbone: the pair of towers.
+        objective: the loss on the batch's similarity matrix.
+        methods: plug-ins that add parameters, losses and changes to the embeddings, applied in this order.
+        optimizer: AdamW and its schedule.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective,
+        methods: Sequence[Method] = (),
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+        self.optimizer_settings = optimizer
+        self.method_callbacks = list(methods)
+        names = [method.name for method in methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"method {name!r} is given twice; name each method once")
+        self.methods = nn.ModuleDict({method.name: method.build(self.backbone) for method in methods})
+        self.loss_weights = {method.name: method.weights for method in methods}
+        self._gallery: Gallery | None = None
+        self.metrics: dict[str, float] = {}
+        self._builder = GalleryBuilder(self.backbone.needs_tokens)
+
+    # Embedding
+
+    def encode_image(self, image: Tensor) -> Encoded:
+        """Embed pixels [I, 3, H, W], uint8, through the backbone and every method."""
+        encoded = self.backbone.encode_image(image)
+        for method in self._method_modules():
+            encoded = method.embed_image(encoded)
+        return encoded
+
+    def encode_text(self, captions: Sequence[str]) -> Encoded:
+        """Embed captions through the backbone and every method."""
+        tokens = self.backbone.tokenizer(list(captions))
+        return self._encode_tokens(type(tokens)(tokens.ids.to(self.device), tokens.mask.to(self.device)))
+
+    def _encode_tokens(self, tokens: Any) -> Encoded:
+        encoded = self.backbone.encode_text(tokens)
+        for method in self._method_modules():
+            encoded = method.embed_text(encoded)
+        return encoded
+
+    def _method_modules(self) -> list[MethodModule]:
+        return list(self.methods.children())  # type: ignore[arg-type]
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted sum of the objective and all methods' terms."""
+        terms = self.loss_terms(batch, self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        loss = torch.stack(list(terms.values())).sum()
+        self._log_training(loss, terms, len(batch))
+        return loss
+
+    def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Every weighted term of the loss by name, after `progress` epochs."""
+        image = self.encode_image(batch.image).rows(batch.image_index)
+        features = Features(image, self._encode_tokens(batch.text))
+        terms = {"objective": self._objective_loss(batch, features, progress)}
+        for name, method in self.methods.items():
+            assert isinstance(method, MethodModule)
+            for term, value in method.losses(batch, features).items():
+                terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
+        return terms
+
+    def _objective_loss(self, batch: Batch, features: Features, progress: float) -> Tensor:
+        image = gather_encoded(features.image, self.backbone.needs_tokens)
+        text = gather_encoded(features.text, self.backbone.needs_tokens)
+        similarity = self.backbone.similarity(image, text)
+        if len(similarity) < 2:
+            raise UserError(
+                "a contrastive objective compares pairs, and this batch has one; set --data.batch_size to 2 or more"
+            )
+        image_id = gather(batch.text_image_id)
+        positives = image_id[:, None] == image_id[None, :]
+        with torch.autocast(similarity.device.type, enabled=False):
+            wide = similarity if similarity.dtype == torch.float64 else similarity.float()
+            loss: Tensor = self.objective(wide, positives, progress)
+        return loss
+
+    def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        values = {name: value.detach() for name, value in terms.items()} if len(terms) > 1 else {}
+        for name, value in {**values, **self.objective.scalars()}.items():
+            self.log(f"train/{name}", value, batch_size=size)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Keep learnable values in their bounds: after the step, so that forward and backward see the same value."""
+        self.objective.clamp()
+        for method in self._method_modules():
+            method.clamp()
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the embeddings of a batch: each image once, with all its captions."""
+        self._builder.add(batch, self.encode_image(batch.image), self._encode_tokens(batch.text))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation; the embeddings are then in `last_gallery`."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/...`."""
+        self._evaluate("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/...`."""
+        self._evaluate("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Merge the embeddings of all processes."""
+        self._finish_gallery()
+
+    @property
+    def last_gallery(self) -> Gallery:
+        """The embeddings that the last evaluation or prediction gave."""
+        assert self._gallery is not None, "nothing has been embedded yet"
+        return self._gallery
+
+    def _finish_gallery(self) -> Gallery:
+        self._gallery = self._builder.build()
+        self._builder = GalleryBuilder(self.backbone.needs_tokens)
+        return self._gallery
+
+    def _evaluate(self, stage: str) -> None:
+        gallery = self._finish_gallery()
+        if self.trainer.sanity_checking:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        positives = data.positives(stage) if data is not None else None
+        found = evaluate(gallery, self._score(gallery), positives, self.device)
+        self.metrics = {f"{stage}/{name}": value for name, value in found.items()}
+        self.log_dict(self.metrics)  # every process has the whole gallery, hence the same figures
+
+    def _score(self, gallery: Gallery) -> Score | None:
+        if type(self.backbone).similarity is Backbone.similarity:
+            return None
+        image, text = (side.map(lambda tensor: tensor.to(self.device)) for side in (gallery.image, gallery.text))
+
+        def score(rows: slice, columns: slice) -> Tensor:
+            with torch.no_grad():
+                return self.backbone.similarity(image.rows(rows), text.rows(columns)).float()
+
+        return score
+
+    # Lightning's other questions
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The methods' life cycles."""
+        return list(self.method_callbacks)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over towers and heads, and the schedule, stepped with each batch."""
+        settings = self.optimizer_settings
+        groups = parameter_groups(self.named_parameters(), self._is_tower, settings)
+        fused = self.device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = total * self.trainer.accumulate_grad_batches / max(1, self.trainer.num_training_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _is_tower(self, name: str) -> bool:
+        prefix = "backbone."
+        return name.startswith(prefix) and self.backbone.is_tower(name.removeprefix(prefix))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write how to build this module again: plain types, and nothing that has to be fetched.
+
+        `load_from_checkpoint` hands them to jsonargparse, which instantiates the class paths.
+        """
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
+            **self.describe(),
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The arguments of an equal module, as plain types."""
+        return {
+            "backbone": self.backbone.describe(),
+            "objective": self.objective.describe(),
+            "methods": [method.describe() for method in self.method_callbacks],
+            "optimizer": plain(self.optimizer_settings),
+        }

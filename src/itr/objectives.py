@@ -1,0 +1,157 @@
+"""Base objectives: a loss on the similarity matrix with its own parameters and schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from itr import losses
+from itr.component import Component
+from itr.losses.contrastive import Scale
+
+
+class Objective(Component, nn.Module, ABC):
+    """What the batch's similarity matrix should look like.
+
+    `forward` gets the matrix of all processes' pairs [B, B] in float32 or wider, and where its positives are.
+    """
+
+    @abstractmethod
+    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
+        """The loss.
+
+        Args:
+            similarity: cosine of each image and caption [B, B], the pairs on the diagonal.
+            positives: True where image and caption belong together [B, B], bool.
+            progress: epochs done so far, with the fraction of the current one.
+        """
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Values worth watching, by name."""
+        return {}
+
+    def clamp(self) -> None:
+        """Bring learnable values back into their bounds. Called after each optimizer step."""
+
+
+class Temperature(nn.Module):
+    """A temperature t, optionally learnable, kept within bounds.
+
+    Args:
+        initial: value at the start.
+        bounds: smallest and largest value allowed.
+        learnable: whether the optimizer moves it.
+    """
+
+    def __init__(self, initial: float, bounds: tuple[float, float], learnable: bool) -> None:
+        super().__init__()
+        low, high = bounds
+        if not 0 < low <= initial <= high:
+            raise ValueError(f"temperature {initial} must lie within its bounds {list(bounds)}, and those above 0")
+        self.bounds = (low, high)
+        self.value = nn.Parameter(torch.tensor(float(initial)), requires_grad=learnable)
+
+    def forward(self) -> Tensor:
+        """The current value []."""
+        return self.value
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Back into the bounds."""
+        self.value.clamp_(*self.bounds)
+
+
+class InfoNCE(Objective):
+    """Softmax contrastive loss over all pairs of the batch (see `itr.losses.info_nce`).
+
+    Args:
+        temperature: initial temperature.
+        temperature_bounds: smallest and largest temperature.
+        learnable_temperature: whether training moves the temperature.
+        scale: `standard`, or `element_mean`: divided by the batch size once more, as CUSA's authors do.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        temperature_bounds: tuple[float, float] = (0.01, 0.1),
+        learnable_temperature: bool = True,
+        scale: Scale = "standard",
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(temperature, temperature_bounds, learnable_temperature)
+        self.scale: Scale = scale
+
+    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
+        """The loss []; see `Objective.forward`."""
+        return losses.info_nce(similarity, positives, self.temperature(), self.scale)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The temperature."""
+        return {"temperature": self.temperature().detach()}
+
+    def clamp(self) -> None:
+        """Keep the temperature in its bounds."""
+        self.temperature.clamp()
+
+
+class Triplet(Objective):
+    """Hinge triplet loss: every violation at first, then only the hardest of each row (see `itr.losses.triplet`).
+
+    Args:
+        margin: by how much a pair must beat a negative, in cosine.
+        hardest_after: epochs (fractions allowed) after which only the hardest negative counts.
+        ramp: epochs over which the loss grows linearly from 0 to its full size; 0 switches that off.
+    """
+
+    def __init__(self, margin: float = 0.2, hardest_after: float = 1.0, ramp: float = 0.0) -> None:
+        super().__init__()
+        for name, value in (("margin", margin), ("hardest_after", hardest_after), ("ramp", ramp)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more")
+        self.margin, self.hardest_after, self.ramp = margin, hardest_after, ramp
+
+    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
+        """The loss []; see `Objective.forward`."""
+        loss = losses.triplet(similarity, positives, self.margin, self.negatives(progress))
+        return loss * min(1.0, progress / self.ramp) if self.ramp else loss
+
+    def negatives(self, progress: float) -> losses.Negatives:
+        """Which negatives count after `progress` epochs."""
+        return "hardest" if progress >= self.hardest_after else "all"
+
+
+class Sigmoid(Objective):
+    """Pairwise sigmoid loss of SigLIP (see `itr.losses.sigmoid`).
+
+    Args:
+        temperature: initial temperature; the paper starts at 1/10.
+        temperature_bounds: smallest and largest temperature.
+        bias: initial bias of the logits; the paper starts at -10.
+        learnable: whether training moves temperature and bias.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        temperature_bounds: tuple[float, float] = (0.005, 1.0),
+        bias: float = -10.0,
+        learnable: bool = True,
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(temperature, temperature_bounds, learnable)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
+
+    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
+        """The loss []; see `Objective.forward`."""
+        return losses.sigmoid(similarity, positives, self.temperature(), self.bias)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Temperature and bias."""
+        return {"temperature": self.temperature().detach(), "bias": self.bias.detach()}
+
+    def clamp(self) -> None:
+        """Keep the temperature in its bounds."""
+        self.temperature.clamp()

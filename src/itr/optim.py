@@ -1,0 +1,74 @@
+"""AdamW over groups of parameters, with a learning rate that warms up and decays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: peak learning rate of heads and objective.
+        tower_lr_factor: the towers learn at `lr` times this.
+        weight_decay: decay of weight matrices; biases, norms and temperatures have none.
+        betas: decay rates of AdamW's averages.
+        eps: AdamW's epsilon.
+        schedule: how the rate falls after the warm-up: `cosine`, `linear`, `steps` or `constant`.
+        warmup: share of all steps (below 1) or number of steps (1 and above) during which the rate rises from 0.
+        final_lr_factor: share of the peak rate at the end of `cosine` and `linear`.
+        steps: with `steps`: epochs at which the rate is multiplied by `step_factor`.
+        step_factor: see `steps`.
+    """
+
+    lr: float = 5e-4
+    tower_lr_factor: float = 0.1
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    schedule: Literal["cosine", "linear", "steps", "constant"] = "cosine"
+    warmup: float = 0.05
+    final_lr_factor: float = 0.0
+    steps: list[float] = field(default_factory=list)
+    step_factor: float = 0.1
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], is_tower: Callable[[str], bool], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """Up to four groups: towers and heads, each with and without weight decay. Frozen parameters are left out."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        tower, decays = is_tower(name), parameter.dim() >= 2
+        key = ("towers" if tower else "heads") + ("" if decays else "_no_decay")
+        lr = settings.lr * (settings.tower_lr_factor if tower else 1)
+        decay = settings.weight_decay if decays else 0.0
+        group = groups.setdefault(key, {"name": key, "lr": lr, "weight_decay": decay, "params": []})
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def lr_factor(settings: OptimizerSettings, total_steps: int, total_epochs: float) -> Callable[[int], float]:
+    """The factor on the peak learning rate as a function of the step."""
+    warmup = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
+    warmup = math.ceil(warmup)
+
+    def decay(step: int) -> float:
+        if settings.schedule == "steps":
+            epoch = step / max(1, total_steps) * total_epochs
+            return settings.step_factor ** sum(epoch >= at for at in settings.steps)
+        if settings.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        falling = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return settings.final_lr_factor + (1 - settings.final_lr_factor) * falling
+
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else decay(step)

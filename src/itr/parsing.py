@@ -1,0 +1,120 @@
+"""Command lines and configs: one short message for a mistake, near matches, and configs shipped with the package."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.resources import files
+from inspect import isabstract, signature
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from itr.component import Component
+from itr.errors import UserError
+
+
+def config_folder() -> Path:
+    """Where the shipped configs lie: in the package once installed, at the top of the repository before."""
+    packaged = Path(str(files("itr"))) / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def find_config(name: str) -> str:
+    """A config file by path, or by its name among the shipped ones.
+
+    Raises:
+        UserError: if there is neither; it names those that come close.
+    """
+    if Path(name).is_file():
+        return name
+    folder = config_folder()
+    for candidate in (folder / name, folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return str(candidate)
+    shipped = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
+    near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5) or [path for path in shipped if "/" not in path]
+    raise UserError(f"there is no config file {name!r}, here or among the shipped ones; nearest: {', '.join(near)}")
+
+
+def resolve_configs(arguments: list[str]) -> list[str]:
+    """The same command line with shipped configs given by their path: `--config demo.yaml`, `--data=data/coco.yaml`."""
+
+    def resolved() -> Iterator[str]:
+        option = ""
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if argument.startswith("-") and equals:
+                yield f"{name}={_resolve(name, value)}"
+            else:
+                yield _resolve(option, argument)
+            option = argument
+
+    return list(resolved())
+
+
+def _resolve(option: str, value: str) -> str:
+    part = option.startswith(("--model", "--data")) and value.endswith(".yaml")
+    return find_config(value) if part or option in ("--config", "-c") else value
+
+
+class FriendlyParser(ArgumentParser):
+    """A parser whose errors are a line or two: what is wrong, and what may have been meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An option cut short is a typing error like any other.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say `message` and exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        text = re.sub(r"\n\s*\n+", "\n", str(message)).strip()
+        hint = parser._hint(text) if isinstance(parser, FriendlyParser) else ""
+        program = parser.prog.replace(" [options]", "")
+        self.exit(2, f"itr: error: {text}{hint}\n`{program} --help` lists the options.\n")
+        raise AssertionError("exit returned")
+
+    def _hint(self, text: str) -> str:
+        """A line with what may have been meant, if anything comes close."""
+        near: list[str] = []
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", text):
+            near = difflib.get_close_matches(choice[1], re.findall(r"'(.*?)'", choice[2]), n=1)
+        elif option := re.search(r"class_path '([\w.]+)'[\s\S]*?[Oo]ption '(\w+)' is not accepted", text):
+            near = difflib.get_close_matches(option[2], init_parameters(option[1]), n=2)
+        elif name := re.search(r"Expected a dot import path string: (\w+)", text):
+            near = difflib.get_close_matches(name[1], component_names(), n=2)
+        elif unknown := re.search(r"(?:--|[Kk]ey ['\"])([\w.]+)", text):
+            options = self.known_options()
+            if unknown[1] not in options:
+                near = ["--" + name for name in difflib.get_close_matches(unknown[1], options, n=3, cutoff=0.7)]
+        return f"\nDid you mean {' or '.join(near)}?" if near else ""
+
+    def known_options(self) -> list[str]:
+        """Names of all options, with dots and without dashes."""
+        found: dict[str, None] = {}
+        for action in self._actions:
+            for option in getattr(action, "option_strings", []):
+                found[option.lstrip("-").rstrip("+")] = None
+        return list(found)
+
+
+def component_names() -> list[str]:
+    """Names of all classes that a config can select so far."""
+
+    def below(cls: type[Component]) -> Iterator[type[Component]]:
+        for subclass in cls.__subclasses__():
+            yield subclass
+            yield from below(subclass)
+
+    return sorted({cls.__name__ for cls in below(Component) if not isabstract(cls)})
+
+
+def init_parameters(path: str) -> list[str]:
+    """The arguments of a class given by its dotted path."""
+    module, _, name = path.rpartition(".")
+    return list(signature(getattr(import_module(module), name)).parameters)

@@ -1,0 +1,137 @@
+"""What flows through the program, and the letters used in shape comments.
+
+B  text-image pairs of a training batch (one row a caption)
+I  images            C  captions
+P  image patches     L  words (tokens) of a caption
+D  width of the shared embedding space
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Tokens:
+    """Tokenized captions, padded to a common length.
+
+    Attributes:
+        ids: token ids [C, L], int64.
+        mask: True at a token, False at padding [C, L], bool.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pin_memory(self) -> Tokens:
+        """The same in page-locked memory."""
+        return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
+
+
+@dataclass
+class Batch:
+    """Images and captions, tied by an index, so that an image shared by several captions is encoded once.
+
+    Attributes:
+        image: pixels [I, 3, H, W], uint8.
+        image_id: identity of each image, unique in its split [I], int64.
+        text: the captions [C, L].
+        text_id: identity of each caption, unique in its split [C], int64.
+        image_index: row of `image` that each caption belongs to [C], int64. In a training batch of
+            plain pairs it is 0 .. B-1.
+        extra: further fields that a method needs, each with one row a caption or an image.
+    """
+
+    image: Tensor
+    image_id: Tensor
+    text: Tokens
+    text_id: Tensor
+    image_index: Tensor
+    extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
+
+    @property
+    def text_image_id(self) -> Tensor:
+        """The identity of the image that each caption belongs to [C]."""
+        return self.image_id[self.image_index]
+
+    def __len__(self) -> int:
+        return len(self.text_id)
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, for faster copies to a GPU."""
+        return Batch(
+            self.image.pin_memory(),
+            self.image_id.pin_memory(),
+            self.text.pin_memory(),
+            self.text_id.pin_memory(),
+            self.image_index.pin_memory(),
+            {name: value.pin_memory() for name, value in self.extra.items()},
+        )
+
+
+@dataclass
+class Encoded:
+    """One modality after a backbone (and, later, after each method's `embed`).
+
+    Attributes:
+        pooled: one embedding a sample, not normalised [N, D].
+        tokens: features of patches or words, in the same width [N, T, D].
+        mask: True at a patch or word, False at padding [N, T], bool.
+        unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+    unimodal: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
+        """Apply `change` to every tensor."""
+        unimodal = None if self.unimodal is None else change(self.unimodal)
+        return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal)
+
+    def rows(self, index: Tensor | slice) -> Encoded:
+        """Some rows, in the order of `index`."""
+        return self.map(lambda tensor: tensor[index])
+
+    def without_tokens(self) -> Encoded:
+        """The same with no token-level features [N, 0, D]."""
+        return Encoded(self.pooled, self.tokens[:, :0], self.mask[:, :0], self.unimodal)
+
+    def padded(self, length: int) -> Encoded:
+        """The same with token-level features padded to `length`."""
+        extra = length - self.tokens.shape[1]
+        tokens, mask = F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra))
+        return Encoded(self.pooled, tokens, mask, self.unimodal)
+
+    @staticmethod
+    def concatenate(parts: list[Encoded]) -> Encoded:
+        """All rows of several parts, padded to the longest."""
+        length = max(part.tokens.shape[1] for part in parts)
+        parts = [part.padded(length) for part in parts]
+        unimodal = [part.unimodal for part in parts if part.unimodal is not None]
+        return Encoded(
+            torch.cat([part.pooled for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat(unimodal) if unimodal else None,
+        )
+
+
+@dataclass
+class Features:
+    """Both modalities of the B pairs of a training batch: row b of `image` belongs to row b of `text`."""
+
+    image: Encoded
+    text: Encoded

@@ -1,0 +1,267 @@
+"""CLIP: embeddings of open_clip itself, token features, freezing, descriptions, messages."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from itr.backbones import CLIP
+from itr.backbones.clip_loading import build
+from itr.errors import UserError
+
+TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+VISION: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "clip": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "clipa": {
+        "embed_dim": 24,
+        "vision_cfg": {**VISION, "pool_type": "avg", "final_ln_after_pool": True},
+        "text_cfg": {**TEXT, "no_causal_mask": True, "pool_type": "last"},
+    },
+    "resnet": {"embed_dim": 24, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT},
+    "siglip": {
+        "embed_dim": 192,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {
+            "image_size": 32, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none",
+        },
+        "text_cfg": {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    },
+    "convnext": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 64, "timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": TEXT,
+    },
+    "coca": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+        "vision_cfg": {
+            **VISION, "attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 6, "output_tokens": True,
+        },
+        "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+    },
+}  # fmt: skip
+NUM_TOKENS = {"clip": 17, "clipa": 16, "resnet": 2, "siglip": 5, "convnext": 4, "coca": 6}
+FULL_LENGTH = {"clipa", "siglip", "coca"}
+CAPTIONS = ["a dog runs", "a cat sits on the mat and looks!", ""]
+
+
+def make(name: str = "clip", **arguments: Any) -> CLIP:
+    torch.manual_seed(0)
+    return CLIP(config=CONFIGS[name], **arguments)
+
+
+def pictures(model: CLIP) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (2, 3, model.image_spec.size, model.image_spec.size), dtype=torch.uint8)
+
+
+def pooled(model: CLIP) -> tuple[Tensor, Tensor]:
+    return model.encode_image(pictures(model)).pooled, model.encode_text(model.tokenizer(CAPTIONS)).pooled
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_pooled_is_what_open_clip_gives(name: str) -> None:
+    model = make(name).eval()
+    reference: Any = build(CONFIGS[name], None, None).eval()
+    reference.load_state_dict(model.model.state_dict(), strict=False)
+    length = model.tokenizer.max_length
+
+    image = model.encode_image(pictures(model))
+    text = model.encode_text(model.tokenizer(CAPTIONS))
+    ids = SimpleTokenizer()(CAPTIONS, context_length=length)
+
+    expected = reference.encode_image(model.normalise(pictures(model)), normalize=False)
+    torch.testing.assert_close(image.pooled, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(text.pooled, reference.encode_text(ids, normalize=False), rtol=1e-4, atol=1e-5)
+    assert image.tokens.shape == (2, NUM_TOKENS[name], model.dim)
+    assert text.tokens.shape == (3, length if name in FULL_LENGTH else 11, model.dim)
+    assert text.mask.sum(1).tolist() == [5, 11, 2]
+
+
+@torch.no_grad()
+def test_the_pooled_token_is_among_the_tokens() -> None:
+    model = make().eval()
+    image, text = model.encode_image(pictures(model)), model.encode_text(model.tokenizer(CAPTIONS))
+
+    torch.testing.assert_close(image.tokens[:, 0], image.pooled)
+    end = text.mask.sum(1) - 1
+    torch.testing.assert_close(text.tokens[torch.arange(3), end], text.pooled)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
+    model = make(name).train()
+
+    torch.stack([side.square().sum() for side in pooled(model)]).sum().backward()
+
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert not [name for name in model.state_dict() if "logit" in name or "decoder" in name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_description_rebuilds_the_model(name: str) -> None:
+    model = make(name, image_size=64 if name in ("clip", "siglip") else None).eval()
+    stream = io.BytesIO()
+    torch.save({"backbone": model.describe(), "weights": model.state_dict()}, stream)
+    stream.seek(0)
+    saved = torch.load(stream, weights_only=True)
+
+    again = CLIP(**saved["backbone"]["init_args"]).eval()
+    again.load_state_dict(saved["weights"], strict=True)
+
+    assert again.describe() == model.describe()
+    for left, right in zip(pooled(model), pooled(again), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_default_is_small_and_random(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        model = CLIP()
+
+    image, text = pooled(model)
+    assert image.shape == (2, 128)
+    assert text.shape == (3, 128)
+    assert model.image_spec.size == 64
+    assert model.pretrained_temperature is None
+    assert "built from scratch" in caplog.text
+
+
+def test_a_text_tower_of_transformers(tmp_path: Path, tokenizer_json: str) -> None:
+    roberta = {
+        "model_type": "roberta", "vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 0,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(roberta))
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json)
+    text = {"hf_model_name": str(tmp_path), "hf_tokenizer_name": str(tmp_path / "tokenizer.json"), "context_length": 20}
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": {**text, "hf_proj_type": "mlp"}}
+    model = CLIP(config=config).eval()
+    shutil.rmtree(tmp_path)
+
+    again = CLIP(**model.describe()["init_args"]).eval()
+    again.load_state_dict(model.state_dict(), strict=True)
+
+    with torch.no_grad():
+        together = model.encode_text(model.tokenizer(CAPTIONS))
+        alone = again.encode_text(again.tokenizer(CAPTIONS[:1]))
+    assert again.tokenizer.max_length == 20
+    torch.testing.assert_close(alone.pooled[0], together.pooled[0], rtol=1e-4, atol=1e-5)
+
+
+def test_local_weights(tmp_path: Path) -> None:
+    source: Any = build(CONFIGS["siglip"], None, None)
+    source.logit_scale.data.fill_(math.log(20.0))
+    path = tmp_path / "weights.pt"
+    torch.save(source.state_dict(), path)
+
+    model = make("siglip", pretrained=str(path))
+
+    assert model.pretrained_temperature == pytest.approx(0.05)
+    assert model.pretrained_bias == -10
+    assert torch.equal(model.model.get_parameter("visual.trunk.cls_token"), source.visual.trunk.cls_token)
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match="don't fit the model"):
+        make("siglip", pretrained=str(path))
+
+
+def test_a_local_folder(tmp_path: Path) -> None:
+    source = build(CONFIGS["clip"], None, None)
+    torch.save(source.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    facts = {"mean": [0.5, 0.5, 0.5], "std": [0.4, 0.4, 0.4], "resize_mode": "squash", "interpolation": "bilinear"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIGS["clip"], "preprocess_cfg": facts}))
+
+    model = CLIP(model=f"local-dir:{tmp_path}")
+    again = CLIP(**model.describe()["init_args"])
+
+    assert again.image_spec == model.image_spec
+    assert (again.image_spec.mean, again.image_spec.resize) == ((0.5, 0.5, 0.5), "squash")
+    assert again.image_spec.interpolation == "bilinear"
+
+
+def test_freezing() -> None:
+    model = make("resnet", freeze=["visual.layer1", "text"]).train()
+
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name for name, _ in model.named_parameters() if name.startswith("model.visual.layer1.") or "visual" not in name
+    }
+    training = {name: module.training for name, module in model.model.named_modules()}
+    assert not training["visual.layer1.0.bn1"]
+    assert training["visual.layer2.0.bn1"]
+    assert not training["transformer"]
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    gradients = []
+    for frugal in (False, True):
+        model = make(gradient_checkpointing=frugal).train()
+        torch.stack([side.square().sum() for side in pooled(model)]).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_bfloat16_autocast(name: str) -> None:
+    model = make(name).train()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        image, text = pooled(model)
+    (image.float().sum() + text.float().sum()).backward()
+
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "ViT-B-23"}, "no model 'ViT-B-23'; did you mean 'ViT-B-32'"),
+        ({"model": "ViT-B-32", "pretrained": "opanai"}, "'opanai' is neither a file nor a tag.*did you mean 'openai'"),
+        ({"model": "ViT-B-32", "pretrained": "openai"}, "'openai' of ViT-B-32 can't be downloaded.*random weights"),
+        ({"model": "ViT-B-32", "config": CONFIGS["clip"]}, "give model or config, not both"),
+        ({"model": "local-dir:nowhere"}, "model 'local-dir:nowhere' can't be had"),
+        ({"model": "hf-hub:no/such"}, "model 'hf-hub:no/such' can't be had"),
+        ({"config": CONFIGS["clip"], "pretrained": "openai"}, "'openai': no such file"),
+        ({"config": CONFIGS["clip"], "freeze": ["visuals"]}, "no parameter is called 'visuals'; did you mean 'visual'"),
+        ({"config": {**CONFIGS["clip"], "quickgelu": True}}, "no setting 'quickgelu'; did you mean 'quick_gelu'"),
+        ({"config": {"embed_dim": 8, "vision_cfg": VISION}}, "text_cfg is missing"),
+        ({"config": {**CONFIGS["clip"], "text_cfg": {**TEXT, "vocab_size": 9}}}, "vocab_size 9 is too small"),
+        (
+            {"config": {**CONFIGS["siglip"], "vision_cfg": {"timm_model_name": "vit_none"}}},
+            "no CLIP can be built.*vit_none",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("offline")
+def test_messages(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CLIP(**arguments)
+
+
+def test_weights_of_openai_keep_their_activation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from itr.backbones import clip_loading
+
+    path = str(tmp_path / "weights.pt")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: path)  # the one step that needs a network
+
+    assert clip_loading.find("ViT-B-32", "openai", None).config["quick_gelu"] is True
+    assert clip_loading.find("ViT-B-32", "laion2b_s34b_b79k", None).config["quick_gelu"] is False
+    siglip = clip_loading.find("ViT-B-16-SigLIP", "webli", None)
+    assert siglip.preprocess["resize_mode"] == "squash"

@@ -1,0 +1,112 @@
+"""Tokenizers: padding, truncation, odd text, pickling."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, load_tokenizer
+from itr.errors import UserError
+
+ODD = ["", " ", "\x00", "\ud800 dog", "\U0001f600\U0001f1ea\U0001f1fa", "שלום כלב", "a\u202edog", "<end_of_text> [SEP]"]
+
+
+def make(kind: str, serialised: str) -> Any:
+    return BPETokenizer() if kind == "bpe" else HFTokenizer(serialised, max_length=12)
+
+
+@pytest.fixture(params=["bpe", "hf"])
+def tokenizer(request: pytest.FixtureRequest, tokenizer_json: str) -> Any:
+    return make(request.param, tokenizer_json)
+
+
+def test_pads_to_the_longest(tokenizer: Any) -> None:
+    tokens = tokenizer(["a dog", "the big red dog runs"])
+
+    assert tokens.mask.sum(1).tolist() == [4, 7]
+    assert tokens.ids.shape == (2, 7)
+    assert (tokens.ids[0, 4:] == tokenizer.pad_id).all()
+    assert tokens.ids.dtype == torch.int64
+
+
+def test_truncation_keeps_the_end(tokenizer: Any) -> None:
+    short, long = tokenizer(["a dog"]), tokenizer(["a dog " * 100])
+
+    assert long.ids.shape == (1, tokenizer.max_length)
+    assert long.ids[0, -1] == short.ids[0, -1]
+    tokenizer.limit(5)
+    assert tokenizer(["a dog " * 100]).ids.shape == (1, 5)
+
+
+def test_odd_text(tokenizer: Any) -> None:
+    tokens = tokenizer(ODD)
+
+    assert tokens.ids.shape == tokens.mask.shape
+    assert tokens.mask.any(dim=1).all()
+    assert tokens.ids.max() < tokenizer.vocab_size
+    assert len(tokenizer([])) == 0
+
+
+def test_pickling(tokenizer: Any) -> None:
+    captions = ["a dog", *ODD]
+    before = tokenizer(captions)
+
+    stream = pickle.dumps(tokenizer)
+    after = pickle.loads(stream)(captions)
+
+    assert len(stream) < 20_000
+    assert torch.equal(before.ids, after.ids)
+    assert torch.equal(before.mask, after.mask)
+
+
+def test_full_length(tokenizer_json: str) -> None:
+    for tokenizer in (BPETokenizer(20, full_length=True), HFTokenizer(tokenizer_json, 20, full_length=True)):
+        tokens = tokenizer(["a dog"])
+        assert tokens.ids.shape == (1, 20)
+        assert tokens.mask.sum() == 4
+
+
+def test_bpe_gives_open_clips_ids() -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    captions = ["A Man, riding a wave!", "", "caf\u00e9 &amp; bar", "dog " * 100]
+
+    assert torch.equal(BPETokenizer(full_length=True)(captions).ids, SimpleTokenizer()(captions))
+
+
+def test_facts_of_a_serialised_tokenizer(tokenizer_json: str) -> None:
+    tokenizer = HFTokenizer(tokenizer_json, max_length=9)
+    again = HFTokenizer(tokenizer.to_json())
+
+    assert (again.pad_id, again.mask_id, again.special_ids) == (0, 4, (0, 1, 2, 3, 4))
+    assert (again.vocab_size, again.max_length) == (17, 9)
+    assert again(["a dog"]).ids.tolist() == [[2, 5, 7, 3]]
+
+
+def test_cleaning_and_the_end_token(tokenizer_json: str) -> None:
+    tokenizer = HFTokenizer(tokenizer_json, clean="canonicalize", strip_end=True)
+
+    assert tokenizer(["A, dog!"]).ids.tolist() == [[2, 5, 7, 0]]
+
+
+def test_folder(tokenizer_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    captions = ["a dog", "the big red dog runs"]
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+
+    expected = AutoTokenizer.from_pretrained(tokenizer_folder)(captions, padding=True, return_tensors="pt")
+    assert torch.equal(tokenizer(captions).ids, expected["input_ids"])
+    assert torch.equal(tokenizer(captions).mask, expected["attention_mask"].bool())
+    assert tokenizer.max_length == 20
+    assert load_tokenizer(str(tokenizer_folder / "tokenizer.json")).mask_id == 4
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_tokenizer_is_the_users_error() -> None:
+    with pytest.raises(UserError, match=r"tokenizer 'no/such' can't be had.*local folder"):
+        load_tokenizer("no/such")

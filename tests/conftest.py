@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from itr.data.sources.scenes import prepare_scenes
+
+# Two test processes share two cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of scenes in several shards, with uneven numbers of captions."""
+    folder = tmp_path_factory.mktemp("scenes")
+    prepare_scenes(str(folder), train=44, val=13, test=17, captions=(2, 4), image_size=32, shard_size=9)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data beside the repository that is not part of it."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder.name} beside the repository, which is not there")
+    return folder

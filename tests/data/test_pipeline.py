@@ -1,0 +1,215 @@
+"""From shards to batches: order, captions, faults."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from itr.backbones import VSE
+from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
+from itr.data.pipeline import Reading, ShardLoader, ShardStream
+from itr.data.shards import Record, find_split, write_split
+from itr.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VSE:
+    vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
+    text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)
+
+
+def make_loader(folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, **settings):
+    reading = Reading(folder, find_split(folder, split), **{
+        "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
+        **settings,
+    })  # fmt: skip
+    transform = TrainingTransform(backbone.image_spec, Augmentation()) if training else None
+    transform = transform or EvaluationTransform(backbone.image_spec)
+    stream = ShardStream(reading, training, transform, backbone.tokenizer, rank, world)
+    return ShardLoader(stream, lambda: position, num_workers=workers)
+
+
+def same(first, second) -> bool:
+    return all(
+        torch.equal(getattr(first, name), getattr(second, name))
+        for name in ("image", "image_id", "text_id", "image_index")
+    ) and torch.equal(first.text.ids, second.text.ids)
+
+
+def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
+    seen: Counter[int] = Counter()
+    for rank in range(3):
+        loader = make_loader(scenes, "train", backbone, True, rank=rank, world=3)
+        batches = list(loader)
+        assert len(loader) == len(batches) == 3
+        assert all(len(batch) == len(batch.image) == 4 for batch in batches)
+        seen.update(int(i) for batch in batches for i in batch.image_id)
+    assert len(seen) == 36
+    assert set(seen.values()) == {1}
+
+
+def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbone):
+    first, again = (list(make_loader(scenes, "train", backbone, True)) for _ in range(2))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    for other in ({"position": (1, 0)}, {"seed": 1}):
+        assert not any(
+            same(a, b) for a, b in zip(first, make_loader(scenes, "train", backbone, True, **other), strict=True)
+        )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_goes_on_with_the_next_batch(scenes, backbone, workers):
+    whole = list(make_loader(scenes, "train", backbone, True, (5, 0), workers=workers))
+    rest = list(make_loader(scenes, "train", backbone, True, (5, 3), workers=workers))
+    assert len(rest) == len(whole) - 3
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_every_caption_is_drawn_in_time(scenes, backbone):
+    drawn = {
+        int(i)
+        for epoch in range(16)
+        for batch in make_loader(scenes, "train", backbone, True, (epoch, 0))
+        for i in batch.text_id
+    }
+    assert len(drawn) > 0.9 * find_split(scenes, "train").captions
+
+
+def test_all_captions_make_a_pair_each(scenes, backbone):
+    total = find_split(scenes, "train").captions
+    batches = list(make_loader(scenes, "train", backbone, True, captions="all"))
+    assert len(batches) == total // 4
+    ids = [int(i) for batch in batches for i in batch.text_id]
+    assert len(set(ids)) == len(ids) == total // 4 * 4
+
+
+def test_several_captions_share_one_encoding_of_their_image(scenes, backbone):
+    for batch in make_loader(scenes, "train", backbone, True, captions=3):
+        assert batch.image.shape[0] == 4
+        assert batch.image_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        assert len(batch) == 12
+
+
+@pytest.mark.parametrize("world", [1, 2, 5, 20])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_reads_every_image_with_all_its_captions(scenes, backbone, world, workers):
+    if workers and world != 2:
+        return  # once with workers is enough
+    images, texts, lengths = set(), set(), set()
+    for rank in range(world):
+        loader = make_loader(scenes, "test", backbone, False, rank=rank, world=world, workers=workers)
+        batches = list(loader)
+        lengths.add(len(batches))
+        for batch in batches:
+            images |= set(batch.image_id.tolist())
+            texts |= set(batch.text_id.tolist())
+            assert set(batch.image_index.tolist()) == set(range(len(batch.image)))
+    split = find_split(scenes, "test")
+    assert (len(images), len(texts), len(lengths)) == (split.images, split.captions, 1)
+
+
+def bad_record(number: int) -> Record:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "JPEG")
+    return Record(buffer.getvalue()[: None if number % 4 else 100], "jpg", [f"picture {number}"], f"{number}.jpg")
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    """Sixteen pictures of which four are cut off."""
+    write_split((bad_record(i) for i in range(16)), tmp_path, "train", 5)
+    return tmp_path
+
+
+def test_a_bad_training_image_is_named_counted_and_replaced(damaged, backbone, caplog):
+    loader = make_loader(damaged, "train", backbone, True, max_skipped=4)
+    with caplog.at_level(logging.WARNING, logger="itr"):
+        logging.getLogger("itr").propagate = True
+        batches = list(loader)
+    assert [len(batch.image) for batch in batches] == [4] * 4
+    assert loader.dataset.skipped.value == 4
+    assert all(int(i) % 4 for batch in batches for i in batch.image_id)
+    assert sum("can't be decoded" in message for message in caplog.messages) == 4
+    assert "0.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_training_images_stop_the_run(damaged, backbone, workers):
+    with pytest.raises(UserError, match=r"4 bad images, more than data.max_skipped = 3"):
+        list(make_loader(damaged, "train", backbone, True, max_skipped=3, workers=workers))
+
+
+def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):
+    with pytest.raises(UserError, match=r"0\.jpg .*can't be decoded"):
+        list(make_loader(damaged, "train", backbone, False))
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):
+    picture = bad_record(1).image
+    members = {"a.jpg": picture, "a.txt": b"one", "b.jpg": picture, "b.json": json.dumps({"caption": "two"}).encode()}
+    write_tar(tmp_path / "train" / "00000.tar", members)
+    (batch,) = make_loader(tmp_path, "train", backbone, False)
+    assert len(set(batch.image_id.tolist())) == len(set(batch.text_id.tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": b"x", "a.json": b'{"captions": []}'}, "a has no caption"),
+        ({"a.jpg": b"x", "a.json": b'{"captions": ["  "]}'}, "a has no caption"),
+        ({"a.jpg": b"x", "a.json": b"{broken"}, "can't be read|no valid JSON"),
+        ({"a.json": b'{"captions": ["x"]}', "b.jpg": b"x", "b.txt": b"x"}, "a has no image"),
+    ],
+)
+def test_a_sample_that_lacks_something_is_named(tmp_path, backbone, members, message):
+    write_tar(tmp_path / "train" / "0.tar", members)
+    with pytest.raises(UserError, match=message):
+        list(make_loader(tmp_path, "train", backbone, True, batch_items=1))
+
+
+def test_missing_shards_are_named(tmp_path, scenes):
+    with pytest.raises(UserError, match="no shard folder"):
+        find_split(tmp_path / "none", "train")
+    with pytest.raises(UserError, match=r"no shards match .*train"):
+        find_split(tmp_path, "train")
+    with pytest.raises(UserError, match=r"no split 'tests' \(it has: test, train, val\)"):
+        find_split(scenes, "tests")
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    (copy / "train" / "000001.tar").unlink()
+    with pytest.raises(UserError, match=r"000001.tar of the manifest is missing"):
+        find_split(copy, "train")
+
+
+def test_a_shard_that_was_cut_off_is_named(tmp_path, scenes, backbone):
+    shutil.copytree(scenes, tmp_path / "copy")
+    shard = tmp_path / "copy" / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"000002.tar"):
+        list(make_loader(tmp_path / "copy", "train", backbone, True))
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    found = [write_split((bad_record(i) for i in range(7)), tmp_path / str(n), "train", 3) for n in range(2)]
+    assert [shard.sha256 for shard in found[0].shards] == [shard.sha256 for shard in found[1].shards]
+    assert [shard.images for shard in found[0].shards] == [3, 3, 1]
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -1,0 +1,149 @@
+"""Ranks by counting against a naive sort, on matrices with ties and uneven numbers of captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.positives import Positives
+from itr.evaluation.ranks import cosine_score, precision_over_all, rank
+from itr.evaluation.retrieval import evaluate, recalls, table
+from itr.types import Encoded
+
+
+def uneven(num_images: int, rng: np.random.Generator) -> torch.Tensor:
+    """The image of each caption: from 0 to 6 captions an image, in no order."""
+    own = np.repeat(np.arange(num_images), rng.integers(0, 7, size=num_images))
+    return torch.from_numpy(rng.permutation(own))
+
+
+def naive_ranks(scores: np.ndarray, own: np.ndarray) -> tuple[list[int], list[int]]:
+    """Sort each row, wrong candidates first among equals, and look for the first right one."""
+    image_to_text = []
+    for i, row in enumerate(scores):
+        if (own == i).any():
+            order = sorted(range(len(row)), key=lambda j: (-row[j], own[j] == i))
+            image_to_text.append(next(place for place, j in enumerate(order) if own[j] == i))
+    text_to_image = []
+    for j, column in enumerate(scores.T):
+        order = sorted(range(len(column)), key=lambda i: (-column[i], i == own[j]))
+        text_to_image.append(order.index(own[j]))
+    return image_to_text, text_to_image
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("levels", [2, 5, 10**6])
+@pytest.mark.parametrize("tile", [3, 7, 1000])
+def test_ranks_equal_a_naive_sort(seed, levels, tile):
+    rng = np.random.default_rng([seed, levels])
+    num_images = int(rng.integers(2, 30))
+    own = uneven(num_images, rng)
+    if not len(own):
+        own = torch.tensor([0])
+    scores = torch.from_numpy(rng.integers(levels, size=(num_images, len(own))).astype(np.float32))
+    found = rank(lambda rows, columns: scores[rows, columns], num_images, own, tile)
+    expected = naive_ranks(scores.numpy(), own.numpy())
+    assert (found.image_to_text.tolist(), found.text_to_image.tolist()) == expected
+
+
+def test_collapsed_embeddings_do_not_look_perfect():
+    own = torch.arange(10)
+    found = rank(cosine_score(torch.ones(10, 4), torch.ones(10, 4)), 10, own)
+    assert found.image_to_text.tolist() == found.text_to_image.tolist() == [9] * 10
+
+
+def test_embeddings_that_are_not_numbers_are_last():
+    image, text = torch.eye(4), torch.eye(4)
+    text[1] = torch.nan
+    found = rank(cosine_score(image, text), 4, torch.arange(4))
+    assert found.text_to_image.tolist() == [0, 3, 0, 0]
+    assert found.image_to_text.tolist() == [1, 3, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_embeddings_tie_whatever_the_tile(dtype):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(40, 33, generator=generator).to(dtype)
+    text = torch.randn(120, 33, generator=generator).to(dtype)
+    text[60:] = text[:60]  # each caption stands twice, with different images
+    own = torch.arange(120) % 40
+    found = [rank(cosine_score(image, text), 40, own, tile) for tile in (1, 7, 64, 500)]
+    for other in found[1:]:
+        assert torch.equal(found[0].image_to_text, other.image_to_text)
+        assert torch.equal(found[0].text_to_image, other.text_to_image)
+
+
+def test_recalls_and_ranks_of_a_known_case():
+    found = recalls(torch.tensor([0, 0, 3, 9, 10, 100]))
+    assert found == {"r1": 200 / 6, "r5": 50.0, "r10": 400 / 6, "medr": 7, "meanr": pytest.approx(122 / 6 + 1)}
+
+
+def naive_precision(scores, positives):
+    average, r_precision = [], []
+    for row, own in zip(scores.tolist(), positives.tolist(), strict=True):
+        if any(own):
+            order = sorted(range(len(row)), key=lambda j: (-row[j], own[j]))
+            hits, total = [own[j] for j in order], sum(own)
+            average.append(sum(sum(hits[: k + 1]) / (k + 1) for k in range(total) if hits[k]) / total)
+            r_precision.append(sum(hits[:total]) / total)
+    return average, r_precision
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_precisions_equal_a_naive_sort(seed, levels):
+    rng = np.random.default_rng([seed, levels])
+    scores = torch.from_numpy(rng.integers(levels, size=(20, 31)).astype(np.float32))
+    positives = torch.from_numpy(rng.random((20, 31)) < rng.choice([0.0, 0.1, 0.5], size=(20, 1)))
+    average, r_precision = precision_over_all(scores, positives)
+    assert average.tolist() == pytest.approx(naive_precision(scores, positives)[0])
+    assert r_precision.tolist() == pytest.approx(naive_precision(scores, positives)[1])
+
+
+def gallery(num_images: int, num_texts: int, width: int = 5) -> Gallery:
+    generator = torch.Generator().manual_seed(1)
+
+    def encoded(count: int) -> Encoded:
+        tokens = torch.zeros(count, 0, width)
+        return Encoded(torch.randn(count, width, generator=generator), tokens, tokens[..., 0].bool())
+
+    ids = torch.arange(num_images) * 3
+    owner = ids[torch.randint(num_images, (num_texts,), generator=generator)]
+    return Gallery(encoded(num_images), ids, encoded(num_texts), torch.arange(num_texts) * 2 + 1, owner)
+
+
+def test_with_own_captions_as_the_only_truth_r_precision_of_captions_is_recall_at_1():
+    found = gallery(12, 40)
+    own = Positives(found.text_image_id, found.text_id)
+    metrics = evaluate(found, positives=own)
+    assert metrics["all/t2i_r_precision"] == pytest.approx(metrics["t2i_r1"])
+    assert metrics["all/t2i_map_at_r"] == pytest.approx(metrics["t2i_r1"])
+    assert metrics["all/t2i_matches"] == 1
+    assert metrics["rsum"] == pytest.approx(sum(v for n, v in metrics.items() if n[:3] in ("i2t", "t2i") and "_r" in n))
+    assert "R-Prec" in table({f"test/{name}": value for name, value in metrics.items()})
+
+
+def test_positives_of_ids_that_are_not_in_the_gallery_are_ignored():
+    found = gallery(3, 4)
+    truth = Positives(torch.tensor([0, 3, 7, 6]), torch.tensor([1, 99, 1, 7]))
+    expected = torch.zeros(3, 4, dtype=torch.bool)
+    expected[0, 0] = expected[2, 3] = True
+    assert torch.equal(truth.mask(found.image_id, found.text_id), expected)
+
+
+def test_a_caption_without_its_image_is_an_error():
+    found = gallery(3, 4)
+    found.text_image_id[2] = 1
+    with pytest.raises(ValueError, match="1 captions belong to images"):
+        found.own_image()
+
+
+def test_saved_embeddings_are_what_they_were(tmp_path):
+    found = gallery(3, 4)
+    found.save(tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"image", "text", "image_id", "caption_id", "caption_image_id"}
+        assert np.array_equal(arrays["text"], found.text.pooled.numpy())
+        assert arrays["caption_image_id"].tolist() == found.text_image_id.tolist()

@@ -1,0 +1,142 @@
+"""Each loss against plain loops over its formula, on a grid of sizes, seeds and repeated images."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from itr.losses import info_nce, sigmoid, triplet
+from itr.objectives import InfoNCE, Sigmoid, Temperature, Triplet
+
+CASES = [(size, images, seed) for size in (2, 5, 9) for images in (1, 3, 100) for seed in (0, 1)]
+
+
+def case(size: int, images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.rand(size, size, dtype=torch.float64, generator=generator) * 2 - 1
+    image_id = torch.randint(images, (size,), generator=generator)
+    return similarity, image_id[:, None] == image_id[None, :]
+
+
+def naive_info_nce(similarity, positives, temperature):
+    size, total = len(similarity), 0.0
+    for matrix, own in ((similarity, positives), (similarity.T, positives.T)):
+        for i in range(size):
+            exponentials = [math.exp(matrix[i, j].item() / temperature) for j in range(size)]
+            count = sum(bool(own[i, j]) for j in range(size))
+            for j in range(size):
+                if own[i, j]:
+                    total -= math.log(exponentials[j] / sum(exponentials)) / count / size / 2
+    return total
+
+
+def naive_triplet(similarity, positives, margin, negatives):
+    size, total = len(similarity), 0.0
+    for matrix in (similarity, similarity.T):
+        for i in range(size):
+            costs = [0.0]
+            for j in range(size):
+                if not positives[i, j]:
+                    costs.append(max(0.0, margin - matrix[i, i].item() + matrix[i, j].item()))
+            total += max(costs) if negatives == "hardest" else sum(costs)
+    return total
+
+
+def naive_sigmoid(similarity, positives, temperature, bias):
+    total = 0.0
+    for i in range(len(similarity)):
+        for j in range(len(similarity)):
+            sign = 1 if positives[i, j] else -1
+            total += math.log(1 + math.exp(-sign * (similarity[i, j].item() / temperature + bias)))
+    return total / len(similarity)
+
+
+@pytest.mark.parametrize(("size", "images", "seed"), CASES)
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_info_nce_is_its_formula(size, images, seed, temperature):
+    similarity, positives = case(size, images, seed)
+    expected = naive_info_nce(similarity, positives, temperature)
+    assert info_nce(similarity, positives, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    scaled = info_nce(similarity, positives, temperature, scale="element_mean")
+    assert scaled.item() == pytest.approx(expected / size, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("size", "images", "seed"), CASES)
+@pytest.mark.parametrize("negatives", ["all", "hardest"])
+def test_triplet_is_its_formula(size, images, seed, negatives):
+    similarity, positives = case(size, images, seed)
+    expected = naive_triplet(similarity, positives, 0.2, negatives)
+    assert triplet(similarity, positives, 0.2, negatives).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("size", "images", "seed"), CASES)
+def test_sigmoid_is_its_formula(size, images, seed):
+    similarity, positives = case(size, images, seed)
+    expected = naive_sigmoid(similarity, positives, 0.3, -2.0)
+    assert sigmoid(similarity, positives, 0.3, -2.0).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_info_nce_of_equal_similarities_is_the_logarithm_of_the_batch():
+    positives = torch.eye(8, dtype=torch.bool)
+    assert info_nce(torch.zeros(8, 8), positives, 0.05).item() == pytest.approx(math.log(8))
+
+
+def test_a_batch_of_one_image_has_no_triplet():
+    assert triplet(torch.rand(4, 4), torch.ones(4, 4, dtype=torch.bool), 0.2, "all").item() == 0
+
+
+def test_triplet_has_no_gradient_where_the_margin_is_kept():
+    similarity = torch.eye(3, requires_grad=True)
+    triplet(similarity, torch.eye(3, dtype=torch.bool), 0.2, "all").backward()
+    assert similarity.grad is not None
+    assert similarity.grad.abs().sum() == 0
+
+
+def test_triplet_switches_and_ramps_with_progress():
+    similarity, positives = case(5, 100, 0)
+    objective = Triplet(margin=0.3, hardest_after=1, ramp=0.5)
+    everything, hardest = (naive_triplet(similarity, positives, 0.3, n) for n in ("all", "hardest"))
+    assert objective(similarity, positives, 0.25).item() == pytest.approx(everything / 2)
+    assert objective(similarity, positives, 0.99).item() == pytest.approx(everything)
+    assert objective(similarity, positives, 1.0).item() == pytest.approx(hardest)
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(temperature=0.1), Sigmoid(temperature=0.005)])
+def test_a_learnable_temperature_moves_and_stays_in_its_bounds(objective):
+    similarity, positives = case(6, 100, 0)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=10.0)
+    objective(similarity, positives, 0.0).backward()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+    optimizer.step()
+    objective.clamp()
+    low, high = objective.temperature.bounds
+    assert torch.tensor(low) <= objective.scalars()["temperature"] <= torch.tensor(high)
+
+
+def test_a_fixed_temperature_is_no_trained_parameter():
+    assert not [p for p in InfoNCE(learnable_temperature=False).parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(("initial", "bounds"), [(0.5, (0.01, 0.1)), (0.01, (0.0, 0.1)), (-1.0, (-2.0, 1.0))])
+def test_a_temperature_outside_its_bounds_is_refused(initial, bounds):
+    with pytest.raises(ValueError, match=str(initial)):
+        Temperature(initial, bounds, learnable=True)
+
+
+def test_a_negative_margin_is_refused():
+    with pytest.raises(ValueError, match="margin is -1"):
+        Triplet(margin=-1)
+
+
+def test_triplet_equals_the_authors_numbers(shared):
+    from safetensors.torch import load_file
+
+    fixture = load_file(shared / "golden" / "triplet.safetensors")
+    image, text = (torch.nn.functional.normalize(fixture[f"in.{name}"], dim=-1) for name in ("image", "text"))
+    image_id = fixture["in.image_index"]
+    positives = image_id[:, None] == image_id[None, :]
+    for name, negatives in (("mean", "all"), ("max", "hardest")):
+        found = triplet(image @ text.T, positives, 0.2, negatives)
+        torch.testing.assert_close(found, fixture[f"out.loss_{name}"], rtol=1e-6, atol=1e-7)

@@ -1,0 +1,188 @@
+"""The command as its users meet it: whole runs on tiny models, and every mistake with its message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_CLIP, TINY_VSE
+
+from itr.cli import VERBS, main
+from itr.module import RetrievalModule
+
+FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+def run(verb: str, folder: Path, shards: Path, *options: str) -> int:
+    return main([verb, f"--data.root={shards}", f"--trainer.default_root_dir={folder}", *FAST, *options])
+
+
+def fit(folder: Path, shards: Path, *options: str) -> int:
+    return run("fit", folder, shards, "--data.batch_size=8", "--trainer.max_epochs=2", *options)
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory) -> Path:
+    """A run folder after `fit`."""
+    folder = tmp_path_factory.mktemp("run")
+    assert fit(folder, scenes, *TINY_VSE) == 0
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_says(trained):
+    for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (trained / name).is_file()
+    assert list(trained.glob("logs/*/metrics.csv"))
+    assert list(trained.glob("logs/*/events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("backbone", [TINY_VSE, TINY_CLIP], ids=["VSE", "CLIP"])
+@pytest.mark.parametrize("objective", ["InfoNCE", "Triplet", "Sigmoid"])
+def test_backbones_and_objectives_swap_on_the_same_shards(scenes, tmp_path, backbone, objective):
+    assert fit(tmp_path, scenes, *backbone, f"--model.objective={objective}") == 0
+    assert run("test", tmp_path, scenes, "--ckpt_path=best") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    wanted = {f"test/{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")}
+    assert wanted | {"test/rsum", "test/all/i2t_map_at_r", "test/all/t2i_r_precision"} <= set(metrics)
+    assert all(np.isfinite(value) for value in metrics.values())
+    module = RetrievalModule.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert type(module.backbone).__name__ == backbone[0].partition("=")[2]
+    assert type(module.objective).__name__ == objective
+
+
+def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp_path):
+    assert run("predict", tmp_path, scenes, f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}") == 0
+    module = RetrievalModule.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").eval()
+    with np.load(tmp_path / "embeddings.npz") as arrays:
+        assert arrays["image"].shape == (17, 32)
+        assert len(arrays["text"]) == len(arrays["caption_id"]) == len(arrays["caption_image_id"])
+        from itr.data.pipeline import read_tar
+
+        samples = [s for path in sorted((scenes / "test").glob("*.tar")) for s in read_tar(path)]
+        captions = {i: c for s in samples for i, c in zip(s.caption_ids, s.captions, strict=True)}
+        with torch.no_grad():
+            for row in (0, len(captions) - 1):
+                found = module.encode_text([captions[int(arrays["caption_id"][row])]]).pooled[0]
+                torch.testing.assert_close(found, torch.from_numpy(arrays["text"][row]), rtol=1e-4, atol=1e-5)
+
+
+def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path):
+    still = [option.replace("intermediate_size", "hidden_dropout_prob: 0.0, intermediate_size") for option in TINY_VSE]
+    still = [option.replace("hidden_size", "attention_probs_dropout_prob: 0.0, hidden_size") for option in still]
+    still += ["--model.backbone.visual_token_drop=0", "--model.backbone.word_mask=0", "--data.batch_size=8"]
+    still += ["--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]
+    assert run("fit", tmp_path / "whole", scenes, *still, "--trainer.max_epochs=3") == 0
+    assert run("fit", tmp_path / "parts", scenes, *still, "--trainer.max_epochs=2") == 0
+    assert run("fit", tmp_path / "parts", scenes, *still, "--trainer.max_epochs=3", "--ckpt_path=last") == 0
+    one, two = (torch.load(tmp_path / f / "checkpoints" / "last.ckpt", weights_only=True) for f in ("whole", "parts"))
+    assert one["global_step"] == two["global_step"] == 15
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+
+
+def test_validate_shows_figures(trained, scenes, capsys):
+    assert run("validate", trained, scenes) == 0
+    shown = capsys.readouterr()
+    assert "13 images" in shown.out
+    assert "R@10" in shown.out
+
+
+def test_training_without_validation(scenes, tmp_path):
+    assert fit(tmp_path, scenes, *TINY_VSE, "--data.val_split=null") == 0
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.root=nowhere"], "there is no shard folder nowhere"),
+        (["--data.batch_size=1"], "this batch has one"),
+        (["--data.batch_size=100"], "44 pairs, which do not fill one batch of 100"),
+        (["--data.batch_size=0"], "data.batch_size is 0"),
+        (["--data.test_split=tset", "--data.val_split=vla"], "no split 'vla' (it has: test, train, val)"),
+        (["--model.objective.temperature=7"], "temperature 7.0 must lie within its bounds"),
+        (["--ckpt_path=last"], "there is no checkpoint"),
+        (["--config=demmo.yaml"], "nearest: demo.yaml"),
+    ],
+)
+def test_mistakes_have_one_clear_message(scenes, tmp_path, capsys, options, message):
+    assert fit(tmp_path, scenes, *TINY_VSE, *options) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.batch_siz=8"], "--data.batch_size"),
+        (["--trainer.max_epoch=1"], "--trainer.max_epochs"),
+        (["--model.optimizer.lrr=1"], "--model.optimizer.lr"),
+        (["--model.backbone.dimm=1"], "Did you mean dim?"),
+        (["--model.backbone=VSEE"], "Did you mean VSE?"),
+        (["--model.objective=Triplett"], "Did you mean Triplet?"),
+        (["--data.batch_size=many"], "Got value: many"),
+    ],
+)
+def test_unknown_options_come_with_a_near_match(scenes, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as exit_:
+        fit(tmp_path, scenes, *options)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(trained, scenes, capsys):
+    assert fit(trained, scenes, *TINY_VSE) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_model_options_beside_a_checkpoint_are_refused(trained, scenes, capsys):
+    assert run("test", trained, scenes, "--ckpt_path=best", "--model.optimizer.lr=1") == 1
+    assert "--model.optimizer.lr: the model and its settings come from" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_named(trained, scenes, tmp_path, capsys):
+    (tmp_path / "torn.ckpt").write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    assert run("test", trained, scenes, f"--ckpt_path={tmp_path / 'torn.ckpt'}") == 1
+    assert "torn.ckpt can't be read as a checkpoint" in capsys.readouterr().err
+    assert run("test", trained, scenes, "--ckpt_path=https://host/x.ckpt") == 1
+    assert "not a local file" in capsys.readouterr().err
+
+
+def test_verbs(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+    assert main(["fti"]) == 2
+    assert "did you mean 'fit'" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, itr.cli; itr.cli.main(['--help']); print('torch' in sys.modules, 'lightning' in sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"{time.perf_counter() - start:.2f} s")
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_measure_like_one(trained, scenes, tmp_path):
+    command = [sys.executable, "-m", "itr"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    shards = [f"--data.root={scenes}", "--trainer.enable_progress_bar=false"]
+    checkpoint = f"--ckpt_path={trained / 'checkpoints' / 'best.ckpt'}"
+    found = []
+    for name, devices in (("one", two[2:]), ("two", two)):
+        folder = [f"--trainer.default_root_dir={tmp_path / name}"]
+        subprocess.run([*command, "test", *shards, *folder, *devices, checkpoint], check=True, timeout=300)
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    assert found[0] == found[1]
+    folder = [f"--trainer.default_root_dir={tmp_path / 'fit'}", "--data.batch_size=4", "--trainer.max_epochs=2"]
+    subprocess.run([*command, "fit", *shards, *folder, *two, *TINY_VSE], check=True, timeout=300)
+    saved = torch.load(tmp_path / "fit" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2 * (44 // 8)
