@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_CLIP, TINY_VSE
 
 from itr.cli import VERBS, main
 from itr.module import RetrievalModule
+from tiny import TINY_CLIP, TINY_VSE
 
 FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
+
 from itr.parsing import config_folder, find_config, resolve_configs
 from itr.training_cli import TrainingCLI, quieten
-from jsonargparse import Namespace
 from tiny import TINY_CLIP, TINY_VSE
 
 FOLDER = config_folder()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor, nn
+
 from itr.backbones import VSE
 from itr.data.datamodule import ShardData
 from itr.data.images import Augmentation
@@ -14,7 +16,6 @@ from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Encoded
-from torch import Tensor, nn
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"itr: error: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
+    # Idle threads that spin take the cores from the workers that decode and from other programs: with two training
+    # programs on two cores a step took ten times as long. It has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_our_messages()
     try:
         importlib.import_module(VERBS[verb][0]).main(arguments)

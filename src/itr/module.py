@@ -192,7 +192,7 @@ class RetrievalModule(pl.LightningModule):
         """AdamW over towers and heads, and the schedule, stepped with each batch."""
         settings = self.optimizer_settings
         groups = parameter_groups(self.named_parameters(), self._is_tower, settings)
-        fused = self.device.type == "cuda"
+        fused = self.device.type in ("cuda", "cpu")
         optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         epochs = total * self.trainer.accumulate_grad_batches / max(1, self.trainer.num_training_batches)

@@ -10,9 +10,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from itr.data.scene_captions import NOUNS, VOCABULARY
-from itr.data.scene_render import extent, render
-from itr.data.scene_world import ATTRIBUTES, BACKGROUNDS, RELATIONS
 from itr.data.scenes import (
     DIFFICULTIES,
     Claim,
@@ -26,6 +23,9 @@ from itr.data.scenes import (
     sample,
     truth,
 )
+from itr.data.scenes.captions import NOUNS, VOCABULARY
+from itr.data.scenes.render import extent, render
+from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS, RELATIONS
 
 PHRASES = {
     phrase: (name, value)

@@ -101,8 +101,9 @@ class Backbone(Component, nn.Module, ABC):
             self.register_buffer(name, buffer, persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Pixels 0..255 [I, 3, H, W], uint8, to the zero-mean input of the vision tower, float."""
-        return (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        """Pixels 0..255 [I, 3, H, W], uint8, to the zero-mean input of the vision tower, float, channels last."""
+        pixels = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return pixels.contiguous(memory_format=torch.channels_last)  # what convolutions are fastest on
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Encoded:

@@ -122,7 +122,7 @@ def _built_in(name: str, pretrained: str | None) -> Source:
     config = open_clip.get_model_config(name)
     if config is None:
         known = open_clip.list_models()
-        raise UserError(f"open_clip has no model {name!r}{near(name, known)}. All: python -m open_clip.list or README")
+        raise UserError(f"open_clip has no model {name!r}{near(name, known)}; open_clip.list_models() lists all")
     tags = open_clip.list_pretrained_tags_by_model(name)
     # A local file says nothing of its preprocessing: that of the model's published weights is the best guess.
     facts = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}

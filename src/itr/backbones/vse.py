@@ -120,6 +120,7 @@ class VSE(Backbone):
         self.freeze_text = freeze_text
 
         self.vision_tower = make_tower("vision", vision, vision_config or SMALL_VISION)
+        self.vision_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         spec = self._image_spec(vision, image_size)
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
         self.tokenizer = make_tokenizer(tokenizer or text, tokenizer_json)

@@ -18,7 +18,7 @@ from itr.errors import UserError
 
 def prepare_scenes(
     out: str,
-    train: int = 4000,
+    train: int = 8000,
     val: int = 500,
     test: int = 500,
     difficulty: Literal["easy", "medium", "hard"] = "medium",

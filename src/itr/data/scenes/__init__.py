@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from itr.data.scene_captions import dense_caption, sparse_captions
-from itr.data.scene_render import render
-from itr.data.scene_world import (
+from itr.data.scenes.captions import dense_caption, sparse_captions
+from itr.data.scenes.render import render
+from itr.data.scenes.world import (
     ATTRIBUTES,
     BACKGROUNDS,
     PLACES,

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from itr.data.scene_world import Scene, SceneObject
+from itr.data.scenes.world import Scene, SceneObject
 
 Colour = tuple[int, int, int]
 

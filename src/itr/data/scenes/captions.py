@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from itr.data.scene_world import RELATIONS, Claim, ObjectClaim, Scene, SceneObject, related
+from itr.data.scenes.world import RELATIONS, Claim, ObjectClaim, Scene, SceneObject, related
 
 VOCABULARY: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
