@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
-from itr.evaluation.retrieval import table
+from itr.evaluation.retrieval import DIRECTIONS, table
 from itr.module import RetrievalModule
 
 
@@ -24,13 +27,25 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the number of the log folder."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """The figures beside the bar."""
+        figures = super().get_metrics(trainer, pl_module)
+        figures.pop("v_num", None)
+        return figures
+
+
 class Results(pl.Callback):
     """Shows and keeps what an evaluation found: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the figures of `itr validate`."""
+        """Show the figures of `itr validate` whole, and those of an epoch of `itr fit` in a line."""
         if trainer.state.fn == "validate":
             self._show(trainer, pl_module)
+        elif not trainer.sanity_checking:
+            self._show_epoch(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the figures and write them down."""
@@ -51,6 +66,18 @@ class Results(pl.Callback):
         gallery = module.last_gallery
         print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
         print(table(module.metrics))
+
+    @rank_zero_only
+    def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = self._module(pl_module).metrics
+        recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
+        loss = float(trainer.callback_metrics["train/loss"])
+        skipped = trainer.datamodule.skipped  # type: ignore[attr-defined]
+        more = f", {skipped} bad images skipped" if skipped else ""
+        tqdm.write(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: loss {loss:.4f}, val {recalls}, "
+            f"rsum {figures['val/rsum']:.2f}{more}"
+        )
 
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

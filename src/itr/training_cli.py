@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
-from itr.callbacks import Results, SaveConfig
+from itr.callbacks import ProgressBar, Results, SaveConfig
 from itr.component import plain
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
@@ -112,7 +112,7 @@ class TrainingCLI(LightningCLI):
     def _progress_bar(settings: Any) -> list[Callback]:
         if settings["enable_progress_bar"] is False:
             return []
-        return [TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
+        return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
 
     def before_fit(self) -> None:
         """Never write over a run unasked."""

@@ -36,7 +36,8 @@ class ShardData(pl.LightningDataModule):
         augmentation: what happens to training pictures.
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
-        max_skipped: training pictures that may fail to decode before the run stops; evaluation refuses the first.
+        max_skipped: training pictures that may fail to decode in an epoch before the run stops; evaluation refuses
+            the first.
         max_pixels: larger pictures are refused before they are decoded.
         train_split: split to train on.
         val_split: split that chooses the best checkpoint; null trains without validation.
@@ -110,7 +111,7 @@ class ShardData(pl.LightningDataModule):
 
     @property
     def skipped(self) -> int:
-        """Training pictures of this process that could not be decoded so far."""
+        """Training pictures of this process that could not be decoded in the epoch so far."""
         return 0 if self.train_stream is None else int(self.train_stream.skipped.value)
 
     @property

@@ -49,7 +49,7 @@ class Reading:
         seed: of order, captions and augmentation.
         shuffle_buffer: samples (as bytes) among which a worker shuffles; ignored in evaluation.
         max_pixels: a picture with more is not decoded.
-        max_skipped: training pictures that may fail to decode, in one run of a process.
+        max_skipped: training pictures that may fail to decode, in one epoch of a process.
     """
 
     folder: Path
@@ -242,6 +242,7 @@ class ShardLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         stream: Any = self.dataset
         stream.epoch.value, stream.start.value = self.position()
+        stream.skipped.value = 0
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
