@@ -30,7 +30,7 @@ class Scaled(MethodModule):
     def embed_text(self, encoded: Encoded) -> Encoded:
         return Encoded(encoded.pooled * self.scale, encoded.tokens, encoded.mask)
 
-    def losses(self, batch, features) -> dict[str, Tensor]:
+    def losses(self, pairs) -> dict[str, Tensor]:
         return {"norm": (self.scale**2).sum(), "unused": self.scale.sum()}
 
     def clamp(self) -> None:

@@ -19,7 +19,7 @@ from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
-from itr.types import Batch, Encoded, Features
+from itr.types import Batch, Encoded, Pairs, Tokens
 
 
 class RetrievalModule(pl.LightningModule):
@@ -66,9 +66,9 @@ class RetrievalModule(pl.LightningModule):
     def encode_text(self, captions: Sequence[str]) -> Encoded:
         """Embed captions through the backbone and every method."""
         tokens = self.backbone.tokenizer(list(captions))
-        return self._encode_tokens(type(tokens)(tokens.ids.to(self.device), tokens.mask.to(self.device)))
+        return self._encode_tokens(Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device)))
 
-    def _encode_tokens(self, tokens: Any) -> Encoded:
+    def _encode_tokens(self, tokens: Tokens) -> Encoded:
         encoded = self.backbone.encode_text(tokens)
         for method in self._method_modules():
             encoded = method.embed_text(encoded)
@@ -88,29 +88,38 @@ class RetrievalModule(pl.LightningModule):
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Every weighted term of the loss by name, after `progress` epochs."""
-        image = self.encode_image(batch.image).rows(batch.image_index)
-        features = Features(image, self._encode_tokens(batch.text))
-        terms = {"objective": self._objective_loss(batch, features, progress)}
-        for name, method in self.methods.items():
-            assert isinstance(method, MethodModule)
-            for term, value in method.losses(batch, features).items():
-                terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
-        return terms
-
-    def _objective_loss(self, batch: Batch, features: Features, progress: float) -> Tensor:
-        image = gather_encoded(features.image, self.backbone.needs_tokens)
-        text = gather_encoded(features.text, self.backbone.needs_tokens)
-        similarity = self.backbone.similarity(image, text)
-        if len(similarity) < 2:
+        pairs = self._pairs(batch)
+        if len(pairs) < 2:
             raise UserError(
                 "a contrastive objective compares pairs, and this batch has one; set --data.batch_size to 2 or more"
             )
-        image_id = gather(batch.text_image_id)
-        positives = image_id[:, None] == image_id[None, :]
-        with torch.autocast(similarity.device.type, enabled=False):
-            wide = similarity if similarity.dtype == torch.float64 else similarity.float()
-            loss: Tensor = self.objective(wide, positives, progress)
-        return loss
+        with torch.autocast(pairs.similarity.device.type, enabled=False):
+            terms: dict[str, Tensor] = {"objective": self.objective(pairs.similarity, pairs.positives, progress)}
+            for name, method in self.methods.items():
+                assert isinstance(method, MethodModule)
+                for term, value in method.losses(pairs).items():
+                    terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
+        return terms
+
+    def _pairs(self, batch: Batch) -> Pairs:
+        """Embed this process's part of the batch and join it with the others'."""
+        extra = {name: value for name, value in batch.text_extra.items() if isinstance(value, Tensor)}
+        for name, value in batch.image_extra.items():
+            if isinstance(value, Tensor):
+                extra[name] = value[batch.image_index]
+        for method in self._method_modules():
+            extra |= method.prepare(batch)
+        needs_tokens = self.backbone.needs_tokens
+        image = gather_encoded(self.encode_image(batch.image).rows(batch.image_index), needs_tokens)
+        text = gather_encoded(self._encode_tokens(batch.text), needs_tokens)
+        similarity = self.backbone.similarity(image, text)
+        return Pairs(
+            image=image,
+            text=text,
+            image_id=gather(batch.text_image_id),
+            similarity=similarity if similarity.dtype == torch.float64 else similarity.float(),
+            extra={name: gather(value) for name, value in extra.items()},
+        )
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)

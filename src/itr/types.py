@@ -47,7 +47,8 @@ class Batch:
         text_id: identity of each caption, unique in its split [C], int64.
         image_index: row of `image` that each caption belongs to [C], int64. In a training batch of
             plain pairs it is 0 .. B-1.
-        extra: further fields that a method needs, each with one row a caption or an image.
+        image_extra: further fields of the images that a method needs, by name, each [I, ...].
+        text_extra: further fields of the captions that a method needs, by name, each [C, ...].
     """
 
     image: Tensor
@@ -55,7 +56,8 @@ class Batch:
     text: Tokens
     text_id: Tensor
     image_index: Tensor
-    extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
+    image_extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
+    text_extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
 
     @property
     def text_image_id(self) -> Tensor:
@@ -73,7 +75,8 @@ class Batch:
             self.text.pin_memory(),
             self.text_id.pin_memory(),
             self.image_index.pin_memory(),
-            {name: value.pin_memory() for name, value in self.extra.items()},
+            {name: value.pin_memory() for name, value in self.image_extra.items()},
+            {name: value.pin_memory() for name, value in self.text_extra.items()},
         )
 
 
@@ -130,8 +133,30 @@ class Encoded:
 
 
 @dataclass
-class Features:
-    """Both modalities of the B pairs of a training batch: row b of `image` belongs to row b of `text`."""
+class Pairs:
+    """The B pairs of a training step on all processes, embedded: row b of everything belongs to pair b.
+
+    Every process holds the same pairs and computes the same losses of them; the gradient that reaches its own rows is
+    then that of the whole batch.
+
+    Attributes:
+        image: the images [B], an image of several captions repeated.
+        text: the captions [B].
+        image_id: identity of each row's image [B].
+        similarity: score of every image against every caption [B, B], float32 or wider.
+        extra: what methods asked for or prepared, by name, each [B, ...].
+    """
 
     image: Encoded
     text: Encoded
+    image_id: Tensor
+    similarity: Tensor
+    extra: dict[str, Tensor]
+
+    @property
+    def positives(self) -> Tensor:
+        """True where image and caption belong together [B, B], bool."""
+        return self.image_id[:, None] == self.image_id[None, :]
+
+    def __len__(self) -> int:
+        return len(self.image_id)

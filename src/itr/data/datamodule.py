@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
+from itr.data.fields import DENSE, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
-from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream
+from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
 from itr.data.shards import find_split, read_positives
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
@@ -33,6 +35,7 @@ class ShardData(pl.LightningDataModule):
         num_workers: processes that decode, for each training process; 0 decodes in the training process.
         captions: captions an image gives in an epoch: 1 draws one, k draws k for one encoding of the image, and `all`
             makes every caption a training pair of its own.
+        texts: `captions`, or `dense` to train on the dense caption of each image instead (stage 1 of D2S-VSE).
         augmentation: what happens to training pictures.
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
@@ -52,6 +55,7 @@ class ShardData(pl.LightningDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 2,
         captions: Captions = 1,
+        texts: Texts = "captions",
         augmentation: Augmentation = Augmentation(),  # noqa: B008
         shuffle_buffer: int = 1000,
         seed: int | None = None,
@@ -72,6 +76,9 @@ class ShardData(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augmentation = augmentation
         self.captions: Captions = captions
+        self.texts: Texts = texts
+        if texts == "dense" and captions == "all":
+            raise UserError("data.captions is 'all', which counts sparse captions; with data.texts = dense set it to 1")
         self.shuffle_buffer = shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.max_skipped, self.max_pixels = max_skipped, max_pixels
@@ -141,10 +148,22 @@ class ShardData(pl.LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             max_pixels=self.max_pixels,
             max_skipped=self.max_skipped,
+            texts=self.texts if training else "captions",
         )
         spec = backbone.image_spec
         transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
-        return ShardStream(reading, training, transform, backbone.tokenizer, trainer.global_rank, trainer.world_size)
+        tokenizer, rank, world = backbone.tokenizer, trainer.global_rank, trainer.world_size
+        return ShardStream(reading, training, transform, tokenizer, rank, world, self._fields() if training else [])
+
+    def _fields(self) -> list[Field]:
+        """What the methods of the model need beyond pictures and captions."""
+        module: Any = self._trainer.lightning_module
+        makers: dict[str, Callable[[], Field]] = {DENSE: lambda: DenseCaptions(module.backbone.tokenizer)}
+        needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
+        for need in needs:
+            if need not in makers:
+                raise UserError(f"a method needs the field {need!r}, and the data module knows {', '.join(makers)}")
+        return [makers[need]() for need in dict.fromkeys(needs)]
 
     def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
         workers = min(self.num_workers, len(stream))

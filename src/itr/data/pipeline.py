@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,12 +18,14 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from itr.backbones.base import Tokenizer
 from itr.data import plan
+from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.schema import Sample, Split, parse_sample, stable_id
 from itr.errors import UserError
 from itr.types import Batch
 
 Captions = int | Literal["all"]
+Texts = Literal["captions", "dense"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Reading:
         seed: of order, captions and augmentation.
         shuffle_buffer: samples (as bytes) among which a worker shuffles; ignored in evaluation.
         max_pixels: a picture with more is not decoded.
+        texts: which texts of a sample are its captions.
         max_skipped: training pictures that may fail to decode, in one epoch of a process.
     """
 
@@ -60,6 +63,7 @@ class Reading:
     shuffle_buffer: int
     max_pixels: int
     max_skipped: int
+    texts: Texts = "captions"
 
 
 class ShardStream(IterableDataset[Batch | UserError]):
@@ -73,7 +77,9 @@ class ShardStream(IterableDataset[Batch | UserError]):
         tokenizer: Tokenizer,
         rank: int,
         world: int,
+        fields: Sequence[Field] = (),
     ) -> None:
+        self.fields = list(fields)
         self.reading, self.training, self.transform, self.tokenizer = reading, training, transform, tokenizer
         self.pairs_each = training and reading.captions == "all"
         shards = reading.split.shards
@@ -121,7 +127,8 @@ class ShardStream(IterableDataset[Batch | UserError]):
     def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
         for span in plan.spans(self.counts, order, start, stop):
             shard = self.reading.split.shards[span.shard]
-            places = (place for sample in read_tar(self.reading.folder / shard.path) for place in self._places(sample))
+            samples = (self._with_texts(sample) for sample in read_tar(self.reading.folder / shard.path))
+            places = (place for sample in samples for place in self._places(sample))
             read = 0
             for place in islice(places, span.skip, span.skip + span.take):
                 read += 1
@@ -131,6 +138,13 @@ class ShardStream(IterableDataset[Batch | UserError]):
                     f"shard {self.reading.folder / shard.path} holds fewer samples than the manifest says "
                     f"({span.skip + read} of {self.counts[span.shard]}); prepare the shards again"
                 )
+
+    def _with_texts(self, sample: Sample) -> Sample:
+        if self.reading.texts == "captions":
+            return sample
+        texts = dense_captions(sample)
+        ids = [stable_id(sample.image_id, "dense", i) for i in range(len(texts))]
+        return replace(sample, captions=texts, caption_ids=ids)
 
     def _places(self, sample: Sample) -> list[Item]:
         count, wanted = len(sample.captions), self.reading.captions
@@ -158,6 +172,12 @@ class ShardStream(IterableDataset[Batch | UserError]):
             text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
             text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
             image_index=torch.tensor([row for row, _, _ in rows]),
+            image_extra={f.name: f.read([p.sample for p in places], []) for f in self.fields if f.of == "image"},
+            text_extra={
+                f.name: f.read([place.sample for _, place, _ in rows], [caption for _, _, caption in rows])
+                for f in self.fields
+                if f.of == "text"
+            },
         )
 
     def _picture(self, place: Item) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
 from itr.component import Component
-from itr.types import Batch, Encoded, Features
+from itr.types import Batch, Encoded, Pairs
 
 
 class MethodModule(nn.Module):
@@ -23,8 +23,12 @@ class MethodModule(nn.Module):
         """Change the embeddings of captions, in training and in evaluation; as they are by default."""
         return encoded
 
-    def losses(self, batch: Batch, features: Features) -> dict[str, Tensor]:
-        """Loss terms by name, not yet weighted, of this process's B pairs after all methods' `embed`."""
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """Further values of this process's captions, each [C, ...], to be found in `Pairs.extra` (a teacher's, say)."""
+        return {}
+
+    def losses(self, pairs: Pairs) -> dict[str, Tensor]:
+        """Loss terms by name, not yet weighted, of the pairs of all processes after all methods' `embed_*`."""
         return {}
 
     def clamp(self) -> None:
@@ -38,9 +42,12 @@ class Method(Component, pl.Callback, ABC):
 
     Attributes:
         name: key of its module in the checkpoint and prefix of its figures in the log.
+        needs: fields of a training batch that it uses (`itr.data.fields` knows them); the data module reads them, or
+            says which command makes them.
     """
 
     name: str
+    needs: tuple[str, ...] = ()
 
     @property
     def weights(self) -> dict[str, float]:
