@@ -87,6 +87,18 @@ def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path):
         assert torch.equal(value, two["state_dict"][name]), name
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_with_clipping(scenes, tmp_path, precision):
+    options = [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.5", "--trainer.max_epochs=1"]
+    assert fit(tmp_path, scenes, *TINY_VSE, *options) == 0
+    assert run("test", tmp_path, scenes, f"--trainer.precision={precision}") == 0
+
+
+def test_without_a_checkpoint_the_model_is_measured_as_built(scenes, tmp_path, caplog):
+    assert run("test", tmp_path, scenes, *TINY_VSE) == 0
+    assert "measuring the model as the config builds it" in caplog.text
+
+
 def test_validate_shows_figures(trained, scenes, capsys):
     assert run("validate", trained, scenes) == 0
     shown = capsys.readouterr()

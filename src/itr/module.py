@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from itr.backbones import Backbone
@@ -201,12 +203,28 @@ class RetrievalModule(pl.LightningModule):
         """AdamW over towers and heads, and the schedule, stepped with each batch."""
         settings = self.optimizer_settings
         groups = parameter_groups(self.named_parameters(), self._is_tower, settings)
-        fused = self.device.type in ("cuda", "cpu")
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        # A fused step unscales fp16 gradients itself, too late for clipping.
+        fused = self.device.type in ("cuda", "cpu") and not (scaled and self.trainer.gradient_clip_val)
         optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         epochs = total * self.trainer.accumulate_grad_batches / max(1, self.trainer.num_training_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, which refuses a fused optimizer under bf16 too, where there is nothing to unscale."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _is_tower(self, name: str) -> bool:
         prefix = "backbone."

@@ -140,7 +140,10 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
     wanted = settings.ckpt_path
     if wanted is None:
         best = folder / "best.ckpt"
-        if subcommand == "fit" or not best.is_file():
+        if subcommand == "fit":
+            return None
+        if not best.is_file():
+            log.info("no --ckpt_path given and no %s: measuring the model as the config builds it", best)
             return None
         log.info("no --ckpt_path given: taking %s", best)
         return str(best)
@@ -185,6 +188,7 @@ def quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning on its own code
         ".*is smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*is not supported by the model summary.*",
         ".*predict returned None.*",  # the embeddings are in the module
         "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
         ".*callbacks used to create the checkpoint need to be provided.*",
