@@ -72,13 +72,14 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
                 torch.testing.assert_close(found, torch.from_numpy(arrays["text"][row]), rtol=1e-4, atol=1e-5)
 
 
-def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path):
+@pytest.mark.parametrize("stop", ["--trainer.max_epochs=2", "--trainer.max_steps=7"])
+def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, stop):
     still = [option.replace("intermediate_size", "hidden_dropout_prob: 0.0, intermediate_size") for option in TINY_VSE]
     still = [option.replace("hidden_size", "attention_probs_dropout_prob: 0.0, hidden_size") for option in still]
     still += ["--model.backbone.visual_token_drop=0", "--model.backbone.word_mask=0", "--data.batch_size=8"]
     still += ["--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]
     assert run("fit", tmp_path / "whole", scenes, *still, "--trainer.max_epochs=3") == 0
-    assert run("fit", tmp_path / "parts", scenes, *still, "--trainer.max_epochs=2") == 0
+    assert run("fit", tmp_path / "parts", scenes, *still, stop) == 0
     assert run("fit", tmp_path / "parts", scenes, *still, "--trainer.max_epochs=3", "--ckpt_path=last") == 0
     one, two = (torch.load(tmp_path / f / "checkpoints" / "last.ckpt", weights_only=True) for f in ("whole", "parts"))
     assert one["global_step"] == two["global_step"] == 15
