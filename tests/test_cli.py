@@ -72,16 +72,20 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
                 torch.testing.assert_close(found, torch.from_numpy(arrays["text"][row]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stop", ["--trainer.max_epochs=2", "--trainer.max_steps=7"])
-def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, stop):
+@pytest.mark.parametrize("step", [5, 7], ids=["after an epoch", "within an epoch"])
+def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, step):
     still = [option.replace("intermediate_size", "hidden_dropout_prob: 0.0, intermediate_size") for option in TINY_VSE]
     still = [option.replace("hidden_size", "attention_probs_dropout_prob: 0.0, hidden_size") for option in still]
     still += ["--model.backbone.visual_token_drop=0", "--model.backbone.word_mask=0", "--data.batch_size=8"]
     still += ["--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]
-    assert run("fit", tmp_path / "whole", scenes, *still, "--trainer.max_epochs=3") == 0
-    assert run("fit", tmp_path / "parts", scenes, *still, stop) == 0
-    assert run("fit", tmp_path / "parts", scenes, *still, "--trainer.max_epochs=3", "--ckpt_path=last") == 0
-    one, two = (torch.load(tmp_path / f / "checkpoints" / "last.ckpt", weights_only=True) for f in ("whole", "parts"))
+    still += ["--trainer.max_epochs=3", "--data.num_workers=2"]
+    keep = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]
+    keep += [f"--trainer.callbacks.every_n_train_steps={step}", "--trainer.callbacks.filename=step-{step}"]
+    assert run("fit", tmp_path, scenes, *still, *keep, "--trainer.callbacks.save_top_k=-1") == 0
+    one = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    assert run("fit", tmp_path, scenes, *still, f"--ckpt_path={tmp_path / f'step-step={step}.ckpt'}") == 0
+    two = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert one["global_step"] == two["global_step"] == 15
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, value in one["state_dict"].items():

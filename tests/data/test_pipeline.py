@@ -28,7 +28,9 @@ def backbone() -> VSE:
     return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)
 
 
-def make_loader(folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, **settings):
+def make_loader(
+    folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, start_method=None, **settings
+):
     reading = Reading(folder, find_split(folder, split), **{
         "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
         **settings,
@@ -36,7 +38,7 @@ def make_loader(folder, split, backbone, training, position=(0, 0), rank=0, worl
     transform = TrainingTransform(backbone.image_spec, Augmentation()) if training else None
     transform = transform or EvaluationTransform(backbone.image_spec)
     stream = ShardStream(reading, training, transform, backbone.tokenizer, rank, world)
-    return ShardLoader(stream, lambda: position, num_workers=workers)
+    return ShardLoader(stream, lambda: position, num_workers=workers, multiprocessing_context=start_method)
 
 
 def same(first, second) -> bool:
@@ -65,6 +67,13 @@ def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbon
         assert not any(
             same(a, b) for a, b in zip(first, make_loader(scenes, "train", backbone, True, **other), strict=True)
         )
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_give_the_same_batches(scenes, backbone):
+    here = list(make_loader(scenes, "train", backbone, True))
+    spawned = list(make_loader(scenes, "train", backbone, True, workers=1, start_method="spawn"))
+    assert all(same(a, b) for a, b in zip(here, spawned, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -137,7 +146,7 @@ def test_a_bad_training_image_is_named_counted_and_replaced(damaged, backbone, c
         logging.getLogger("itr").propagate = True
         batches = list(loader)
     assert [len(batch.image) for batch in batches] == [4] * 4
-    assert loader.dataset.skipped.value == 4
+    assert loader.dataset.skipped == 4
     assert all(int(i) % 4 for batch in batches for i in batch.image_id)
     assert len({message for message in caplog.messages if "can't be decoded" in message}) == 4
     assert "0.jpg" in caplog.text

@@ -119,7 +119,7 @@ class ShardData(pl.LightningDataModule):
     @property
     def skipped(self) -> int:
         """Training pictures of this process that could not be decoded in the epoch so far."""
-        return 0 if self.train_stream is None else int(self.train_stream.skipped.value)
+        return 0 if self.train_stream is None else self.train_stream.skipped
 
     @property
     def _trainer(self) -> pl.Trainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +26,7 @@ from itr.types import Batch
 Captions = int | Literal["all"]
 Texts = Literal["captions", "dense"]
 T = TypeVar("T")
+MOST_WORKERS = 1024
 log = logging.getLogger(__name__)
 
 
@@ -87,13 +87,27 @@ class ShardStream(IterableDataset[Batch | UserError]):
         self.total = sum(self.counts)
         share = plan.training_share if training else plan.evaluation_share
         self.share = share(self.total, reading.batch_items, rank, world)
-        # Shared with workers, which may outlive an epoch.
-        self.epoch = multiprocessing.Value("q", 0)
-        self.start = multiprocessing.Value("q", 0)
-        self.skipped = multiprocessing.Value("q", 0)
+        # Shared with workers, which may outlive an epoch: where training stands, and what each worker skipped.
+        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._skips = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return self.share.batches
+
+    def begin(self, epoch: int, done: int) -> None:
+        """Let the next iteration be of `epoch`, beginning after `done` batches."""
+        self._position.copy_(torch.tensor([epoch, done]))
+        self._skips.zero_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read."""
+        return int(self._position[0])
+
+    @property
+    def skipped(self) -> int:
+        """Pictures that could not be decoded in this epoch, by any worker."""
+        return int(self._skips.sum())
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         try:
@@ -104,8 +118,9 @@ class ShardStream(IterableDataset[Batch | UserError]):
     def _batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        mine = plan.worker_share(self.share.batches, worker, workers, self.start.value)
-        everything = plan.worker_share(self.share.batches, (worker + self.start.value) % workers, workers)
+        start = int(self._position[1])
+        mine = plan.worker_share(self.share.batches, worker, workers, start)
+        everything = plan.worker_share(self.share.batches, (worker + start) % workers, workers)
         if everything.first == everything.last:
             return
         bounds = [self.share.bounds(b) for b in range(everything.first, everything.last)]
@@ -116,7 +131,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
                 yield self._collate(places)
 
     def _items(self, start: int, stop: int, worker_key: int) -> Iterator[Item]:
-        seed, epoch = self.reading.seed, self.epoch.value
+        seed, epoch = self.reading.seed, self.epoch
         if not self.training:
             return self._read(list(range(len(self.counts))), start, stop)
         offset = plan.rotation(self.total, seed, epoch)
@@ -152,7 +167,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
             return [Item(sample, list(range(count)))]
         if wanted == "all":
             return [Item(sample, [i]) for i in range(count)]
-        rng = np.random.default_rng([self.reading.seed, self.epoch.value, 3, sample.image_id])
+        rng = np.random.default_rng([self.reading.seed, self.epoch, 3, sample.image_id])
         drawn = rng.permutation(count)[:wanted] if wanted <= count else rng.integers(count, size=wanted)
         return [Item(sample, [int(i) for i in drawn])]
 
@@ -192,7 +207,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         state = torch.get_rng_state()
         try:  # torch.manual_seed and fork_rng would do, at the price of half a decoding
             torch.default_generator.manual_seed(
-                stable_id(self.reading.seed, self.epoch.value, sample.image_id, *place.captions)
+                stable_id(self.reading.seed, self.epoch, sample.image_id, *place.captions)
             )
             return self.transform(pixels)
         finally:
@@ -202,9 +217,9 @@ class ShardStream(IterableDataset[Batch | UserError]):
         named = f"image {sample.name} ({sample.where}) can't be decoded: {error}"
         if not self.training:
             raise UserError(f"{named}. A figure without it would be wrong; replace it or prepare the shards without it")
-        with self.skipped.get_lock():
-            self.skipped.value += 1
-            skipped = self.skipped.value
+        info = get_worker_info()
+        self._skips[info.id if info else 0] += 1  # a place for each worker: no two write to one
+        skipped = self.skipped
         if skipped > self.reading.max_skipped:
             raise UserError(
                 f"{named}. That makes {skipped} bad images, more than data.max_skipped = {self.reading.max_skipped}; "
@@ -261,9 +276,15 @@ class ShardLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         stream: Any = self.dataset
-        stream.epoch.value, stream.start.value = self.position()
-        stream.skipped.value = 0
+        stream.begin(*self.position())
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing; see `state_dict`."""
