@@ -22,8 +22,8 @@ def pretrained(options: dict[str, Any]) -> bool:
     return any(options.get(key) for key in ("vision", "text", "pretrained"))
 
 
-def backbone_of(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Class and arguments of the backbone that a command line asks for, not yet built."""
+def backbone_of(arguments: list[str]) -> tuple[str, dict[str, Any], bool]:
+    """Class and arguments of the backbone that a command line asks for, not yet built; and whether it has a stage 1."""
 
     class ParseOnly(TrainingCLI):
         def instantiate_classes(self) -> None:
@@ -35,13 +35,17 @@ def backbone_of(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     with pytest.raises(Parsed) as parsed:
         ParseOnly(resolve_configs(arguments), run=False)
     config: Namespace = parsed.value.args[0]
-    return config.model.backbone.class_path.rpartition(".")[2], config.model.backbone.init_args.as_dict()
+    stage1 = any(method.init_args.get("stage1") for method in config.model.methods)
+    backbone = config.model.backbone
+    return backbone.class_path.rpartition(".")[2], backbone.init_args.as_dict(), stage1
 
 
 def build(arguments: list[str]) -> TrainingCLI:
     """Build model, data and trainer."""
     quieten()
-    name, options = backbone_of(arguments)
+    name, options, stage1 = backbone_of(arguments)
+    if stage1:  # the first stage's checkpoint is there only after it has run
+        arguments = [*arguments, "--model.methods.stage1=null"]
     if pretrained(options):
         # The names are the only part that can't be had here; all other arguments stay as the config has them.
         tiny = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:]}[name]

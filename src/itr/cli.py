@@ -15,10 +15,13 @@ from itr.errors import UserError
 VERBS = {
     "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
     "prepare": ("itr.data.prepare", "turn pictures and captions into shards"),
+    "features": ("itr.data.make_features", "run a frozen teacher over shards once and keep its features"),
     "fit": ("itr.training_cli", "train a model, or go on with one"),
+    "stages": ("itr.stages", "train with several configs, one after another"),
     "validate": ("itr.training_cli", "measure a model on the validation split"),
     "test": ("itr.training_cli", "measure a model on the test split and write metrics.json"),
     "predict": ("itr.training_cli", "embed a split and write embeddings.npz"),
+    "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }
 
 

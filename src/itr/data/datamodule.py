@@ -11,9 +11,11 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
+from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
 from itr.data.fields import DENSE, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
+from itr.data.schema import Split
 from itr.data.shards import find_split, read_positives
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
@@ -46,6 +48,7 @@ class ShardData(pl.LightningDataModule):
         val_split: split that chooses the best checkpoint; null trains without validation.
         test_split: split of `itr test`.
         predict_split: split of `itr predict`.
+        features: folder that `itr features` wrote, for methods that learn from uni-modal teachers.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ShardData(pl.LightningDataModule):
         val_split: str | None = "val",
         test_split: str = "test",
         predict_split: str = "test",
+        features: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -83,6 +87,7 @@ class ShardData(pl.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.max_skipped, self.max_pixels = max_skipped, max_pixels
         self.splits = {"train": train_split, "val": val_split or "", "test": test_split, "predict": predict_split}
+        self.features = None if features is None else Path(features).expanduser()
         self.train_stream: ShardStream | None = None
 
     def train_dataloader(self) -> ShardLoader:
@@ -153,17 +158,35 @@ class ShardData(pl.LightningDataModule):
         spec = backbone.image_spec
         transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
         tokenizer, rank, world = backbone.tokenizer, trainer.global_rank, trainer.world_size
-        return ShardStream(reading, training, transform, tokenizer, rank, world, self._fields() if training else [])
+        fields = self._fields(reading.split) if training else []
+        return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
 
-    def _fields(self) -> list[Field]:
+    def _fields(self, split: Split) -> list[Field]:
         """What the methods of the model need beyond pictures and captions."""
         module: Any = self._trainer.lightning_module
-        makers: dict[str, Callable[[], Field]] = {DENSE: lambda: DenseCaptions(module.backbone.tokenizer)}
+        makers: dict[str, Callable[[], Field]] = {
+            DENSE: lambda: DenseCaptions(module.backbone.tokenizer),
+            "teacher_image": lambda: self._teacher("image", split, needs),
+            "teacher_text": lambda: self._teacher("text", split, needs),
+        }
         needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
         for need in needs:
             if need not in makers:
                 raise UserError(f"a method needs the field {need!r}, and the data module knows {', '.join(makers)}")
         return [makers[need]() for need in dict.fromkeys(needs)]
+
+    def _teacher(self, modality: Modality, split: Split, needs: list[str]) -> Field:
+        name = self.splits["train"]
+        if modality == "text" and self.texts == "dense":
+            raise UserError("features of a text teacher are those of sparse captions; leave data.texts = dense away")
+        if self.features is None:
+            modalities: list[Modality] = [m for m in MODALITIES if f"teacher_{m}" in needs]
+            commands = [features_command(self.root, name, m, "features") for m in modalities]
+            raise UserError(
+                "a method needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
+                "and give --data.features features. `itr features --help` tells which teachers there are"
+            )
+        return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(split), self.root))
 
     def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
         workers = min(self.num_workers, len(stream))

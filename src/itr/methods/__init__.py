@@ -1,5 +1,7 @@
 """Plug-in methods. Importing this package makes them selectable by name."""
 
 from itr.methods.base import Method, MethodModule
+from itr.methods.cusa import CUSA
+from itr.methods.d2s import D2S
 
-__all__ = ["Method", "MethodModule"]
+__all__ = ["CUSA", "D2S", "Method", "MethodModule"]

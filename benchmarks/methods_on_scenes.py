@@ -1,0 +1,190 @@
+"""Each method against its baseline on made-up scenes, several seeds each, as a table for the docs.
+
+    python benchmarks/methods_on_scenes.py --out runs/methods_on_scenes
+
+The teacher is the truth itself: two pictures, or two captions, are as similar as their objects share attributes. So
+CUSA's soft labels are as good as can be, and its figures here are an upper bound, not what any teacher gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from itr.data.feature_writer import FeatureWriter
+from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.pipeline import read_tar
+from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
+from itr.data.shards import find_split
+from itr.module import RetrievalModule
+
+CUSA = ["--model.methods+=CUSA"]
+D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=8", "--model.methods.depth=1"]
+STAGE1 = "D2S stage 1 only"
+VARIANTS: dict[str, list[str]] = {
+    STAGE1: ["--data.texts=dense", "--data.captions=1", "--data.batch_size=64"],
+    "baseline": [],
+    "CSA": [*CUSA, "--model.methods.alpha=1", "--model.methods.beta=0"],
+    "USA": [*CUSA, "--model.methods.alpha=0", "--model.methods.beta=1"],
+    "CUSA": [*CUSA, "--model.methods.alpha=1", "--model.methods.beta=1"],
+    "D2S without pre-training": D2S,
+    "D2S": [*D2S, "--model.methods.stage1={stage1}"],
+    "CUSA+D2S": [
+        *CUSA, "--model.methods.alpha=1", "--model.methods.beta=1", *D2S, "--model.methods.stage1={stage1}",
+    ],
+}  # fmt: skip
+FIGURES = {
+    "rsum": "test/rsum",
+    "i2t R@1": "test/i2t_r1",
+    "t2i R@1": "test/t2i_r1",
+    "i2t mAP@R": "test/all/i2t_map_at_r",
+    "t2i mAP@R": "test/all/t2i_map_at_r",
+    "image-image": "image-image",
+    "text-text": "text-text",
+}
+VOCABULARY = [(name, value) for name, values in ATTRIBUTES.items() for value in values]
+PAIRS = {pair: i for i, pair in enumerate(itertools.combinations(VOCABULARY, 2))}
+
+
+def description(objects: list[dict[str, str]], background: str | None) -> np.ndarray:
+    """Which attributes, and pairs of attributes of one object, a scene or a claim names, and its background."""
+    vector = np.zeros(len(VOCABULARY) + len(PAIRS) + len(BACKGROUNDS), dtype=np.float32)
+    for item in objects:
+        told = [(name, item[name]) for name in ATTRIBUTES if name in item]
+        for value in told:
+            vector[VOCABULARY.index(value)] += 1
+        for pair in itertools.combinations(told, 2):
+            vector[len(VOCABULARY) + PAIRS[pair]] += 1
+    if background:
+        vector[-1 - BACKGROUNDS.index(background)] += 1
+    return vector
+
+
+def truth_vectors(shards: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Ids and description vectors of the pictures and of the captions of a split."""
+    images, texts = [], []
+    for shard in find_split(shards, split).shards:
+        for sample in read_tar(shards / shard.path):
+            scene = sample.meta["scene"]
+            images.append((sample.image_id, description(scene["objects"], scene["background"])))
+            for number, claim in zip(sample.caption_ids, sample.meta["claims"], strict=True):
+                texts.append((number, description(claim["objects"], claim.get("background"))))
+    return {
+        name: (np.array([i for i, _ in rows]), np.stack([v for _, v in rows]))
+        for name, rows in (("image", images), ("text", texts))
+    }
+
+
+def write_teacher(shards: Path, folder: Path) -> None:
+    """The truth of the training split as feature files."""
+    identity = data_identity(find_split(shards, "train"))
+    for modality, (ids, vectors) in truth_vectors(shards, "train").items():
+        header = Header("truth of scenes", modality, vectors.shape[1], len(ids), identity)  # type: ignore[arg-type]
+        writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(ids))  # type: ignore[arg-type]
+        if not writer.done.all():
+            writer.write(0, ids.tolist(), torch.from_numpy(vectors), [])
+        writer.finish()
+
+
+def itr(*arguments: str) -> None:
+    """Run the command with one thread, keeping what it says for when it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "itr", *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"itr {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+def run(name: str, seed: int, out: Path, epochs: int) -> None:
+    """Train and test one variant with one seed, unless that is done already."""
+    folder = out / name.replace(" ", "_") / str(seed)
+    if (folder / "metrics.json").is_file():
+        return
+    stage1 = out / STAGE1.replace(" ", "_") / str(seed) / "checkpoints" / "last.ckpt"
+    common = ["--config=demo.yaml", f"--data.root={out / 'shards'}", f"--trainer.default_root_dir={folder}"]
+    common += ["--trainer.enable_progress_bar=false", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    chosen = [option.format(stage1=stage1) for option in VARIANTS[name]]
+    settings = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--data.features={out / 'teacher'}"]
+    itr("fit", *common, "--overwrite=true", *settings, *chosen)
+    itr("test", *common, "--ckpt_path=last")
+    figures = json.loads((folder / "metrics.json").read_text()) | within_modalities(folder, out / "shards")
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"{name}, seed {seed}: rsum {figures['test/rsum']:.2f}", flush=True)
+
+
+@torch.no_grad()
+def within_modalities(folder: Path, shards: Path) -> dict[str, float]:
+    """How well similarities within a modality agree with the truth's: mean Spearman correlation a query, times 100."""
+    module = RetrievalModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
+    truth = truth_vectors(shards, "test")
+    samples = [s for shard in find_split(shards, "test").shards for s in read_tar(shards / shard.path)]
+    from itr.data.images import EvaluationTransform, decode
+
+    transform = EvaluationTransform(module.backbone.image_spec)
+    images = module.encode_image(torch.stack([transform(decode(s.image, 10**7)) for s in samples]))
+    texts = module.encode_text([caption for s in samples for caption in s.captions])
+    found = {}
+    for name, encoded in (("image", images), ("text", texts)):
+        own = normalize(encoded.pooled if encoded.unimodal is None else encoded.unimodal, dim=-1)
+        true = normalize(torch.from_numpy(truth[name][1]), dim=-1)
+        found[f"{name}-{name}"] = 100 * spearman(own @ own.T, true @ true.T)
+    return found
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean over rows of the rank correlation of two similarity matrices [N, N], without the diagonal."""
+    keep = ~torch.eye(len(first), dtype=torch.bool)
+    ranks = [m[keep].view(len(m), -1).argsort(dim=1).argsort(dim=1).float() for m in (first, second)]
+    centred = [normalize(r - r.mean(dim=1, keepdim=True), dim=1) for r in ranks]
+    return float((centred[0] * centred[1]).sum(dim=1).mean())
+
+
+def table(out: Path, seeds: list[int]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    lines = [f"| method | {' | '.join(FIGURES)} |", "|---|" + "---|" * len(FIGURES)]
+    for name in ["baseline", *(name for name in VARIANTS if name != "baseline")]:
+        runs = [json.loads((out / name.replace(" ", "_") / str(s) / "metrics.json").read_text()) for s in seeds]
+        cells = []
+        for key in FIGURES.values():
+            values = [figures[key] for figures in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/methods_on_scenes"))
+    parser.add_argument("--train", type=int, default=4000, help="training pictures")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    options = parser.parse_args()
+    shards = options.out / "shards"
+    if not (shards / "manifest.json").is_file():
+        itr("prepare", "scenes", f"--out={shards}", f"--train={options.train}")
+    write_teacher(shards, options.out / "teacher")
+    rest = [name for name in VARIANTS if name != STAGE1]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for names in ([STAGE1], rest):  # the first stage's checkpoints start the second
+            work = [(name, seed) for seed in options.seeds for name in names]
+            list(pool.map(lambda job: run(*job, options.out, options.epochs), work))
+    text = table(options.out, options.seeds)
+    (options.out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Pictures or captions of shards in fixed chunks, each read once, for a teacher to encode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from itr.data import plan
+from itr.data.images import BadImageError, decode
+from itr.data.pipeline import read_tar
+from itr.data.schema import Sample, Split
+from itr.data.teachers import PictureTransform
+from itr.errors import UserError
+
+
+@dataclass
+class Chunk:
+    """What the teacher encodes at a time.
+
+    Attributes:
+        number: which chunk of the split.
+        ids: image_id or caption_id of each row [n].
+        inputs: pictures [n, 3, H, H], uint8, or captions [n].
+        bad: rows whose picture can't be decoded.
+        messages: what to say of them.
+    """
+
+    number: int
+    ids: list[int]
+    inputs: Tensor | list[str]
+    bad: list[int]
+    messages: list[str]
+
+
+class ChunkReader(IterableDataset[Chunk | UserError]):
+    """Reads chunks of shards in order; each worker takes a stretch of them.
+
+    Args:
+        folder: the shard folder.
+        split: its shards.
+        size: items (pictures, or captions) of a chunk.
+        todo: numbers of the chunks to read, ascending.
+        transform: preprocessing of a picture; None reads captions.
+        max_pixels: a picture with more is not decoded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        size: int,
+        todo: list[int],
+        transform: PictureTransform | None,
+        max_pixels: int,
+    ) -> None:
+        self.folder, self.split, self.size, self.todo = folder, split, size, todo
+        self.transform, self.max_pixels = transform, max_pixels
+        self.counts = [shard.captions if transform is None else shard.images for shard in split.shards]
+
+    def __iter__(self) -> Iterator[Chunk | UserError]:
+        info = get_worker_info()
+        mine = plan.worker_share(len(self.todo), info.id if info else 0, info.num_workers if info else 1)
+        try:
+            for first, last in runs(self.todo[mine.first : mine.last]):
+                items = self._items(first * self.size, min(last * self.size, sum(self.counts)))
+                for number in range(first, last):
+                    yield self._chunk(number, list(islice(items, self.size)))
+        except UserError as error:
+            yield error
+
+    def _items(self, start: int, stop: int) -> Iterator[tuple[Sample, int]]:
+        for span in plan.spans(self.counts, list(range(len(self.counts))), start, stop):
+            path = self.folder / self.split.shards[span.shard].path
+            places = (
+                (sample, place)
+                for sample in read_tar(path)
+                for place in range(1 if self.transform else len(sample.captions))
+            )
+            read = 0
+            for item in islice(places, span.skip, span.skip + span.take):
+                read += 1
+                yield item
+            if read < span.take:
+                raise UserError(f"shard {path} holds fewer samples than the manifest says; prepare the shards again")
+
+    def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
+        if self.transform is None:
+            ids = [sample.caption_ids[place] for sample, place in items]
+            return Chunk(number, ids, [sample.captions[place] for sample, place in items], [], [])
+        pictures, bad, messages = [], [], []
+        for row, (sample, _) in enumerate(items):
+            try:
+                pictures.append(self.transform(decode(sample.image, self.max_pixels)))
+            except BadImageError as error:
+                pictures.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
+                bad.append(row)
+                messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+        return Chunk(number, [sample.image_id for sample, _ in items], torch.stack(pictures), bad, messages)
+
+
+def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """The stretches [first, last) of consecutive numbers."""
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield numbers[start], numbers[at - 1] + 1
+            start = at

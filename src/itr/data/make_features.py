@@ -1,0 +1,161 @@
+"""`itr features`: run a frozen teacher over the pictures or captions of shards once, and keep what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from itr.data.feature_import import import_dictionary
+from itr.data.feature_reader import ChunkReader
+from itr.data.feature_writer import FeatureWriter
+from itr.data.features import FeaturePaths, Header, Modality, data_identity
+from itr.data.shards import find_split
+from itr.data.teachers import Output, Precision, Teacher, load_teacher
+from itr.errors import UserError
+from itr.parsing import FriendlyParser
+
+
+def make_features(
+    data: str,
+    modality: Modality,
+    out: str,
+    model: str | None = None,
+    splits: str = "train",
+    batch_size: int = 64,
+    num_workers: int = 2,
+    output: Output = "pooled",
+    precision: Precision = "32",
+    device: str = "auto",
+    process: int | None = None,
+    of: int | None = None,
+    max_skipped: int = 10,
+    max_pixels: int = 50_000_000,
+    overwrite: bool = False,
+    from_npy: str | None = None,
+    trust_pickle: bool = False,
+) -> None:
+    """Encode the pictures or captions of shards with a frozen teacher, once.
+
+    A run that was interrupted goes on when the same command is given again.
+
+    Args:
+        data: folder of the shards.
+        modality: what to encode.
+        out: folder to write to; text and pictures, and all splits, go into the same.
+        model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
+            open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM.
+        splits: splits to encode, with commas between them.
+        batch_size: pictures or captions encoded at a time.
+        num_workers: processes that read and decode.
+        output: one pooled vector a picture, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
+        precision: of the teacher's arithmetic; features are kept in half precision anyway.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        process: number of this process among several that share the work, from 0; torchrun sets it.
+        of: how many share the work; torchrun sets it.
+        max_skipped: pictures that may fail to decode; training skips them too.
+        max_pixels: a picture with more is not decoded.
+        overwrite: throw away features that are there.
+        from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors.
+        trust_pickle: yes, this .npy comes from somebody you trust (it is read with a whitelist nevertheless).
+    """
+    folder, target = Path(data).expanduser(), Path(out).expanduser()
+    names = [name.strip() for name in splits.split(",") if name.strip()]
+    number, world = _share(process, of)
+    if from_npy is not None:
+        if modality != "image" or len(names) != 1 or model is not None:
+            raise UserError("--from_npy has pictures of one split: give --modality image, one of --splits, no --model")
+        paths = FeaturePaths(target, names[0], modality)
+        import_dictionary(Path(from_npy).expanduser(), folder, paths, trust_pickle, overwrite)
+        print(_usage(data, out))
+        return
+    if model is None:
+        raise UserError("--model is missing; `itr features --help` tells which teachers there are")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+    if overwrite and world > 1:
+        raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
+    found = {name: find_split(folder, name) for name in names}
+    teacher = load_teacher(modality, model, output, _device(device, number), precision)
+    settings = {"output": output, "precision": precision, "batch_size": batch_size}
+    whole = True
+    for name, split in found.items():
+        rows = split.images if modality == "image" else split.captions
+        header = Header(model, modality, teacher.width, rows, data_identity(split), settings)
+        writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
+        todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
+        reader = ChunkReader(folder, split, batch_size, todo, teacher.transform, max_pixels)
+        whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
+    print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
+
+
+def _usage(data: str, out: str) -> str:
+    return f"train with them: itr fit ... --data.root {data} --data.features {out}"
+
+
+def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_workers: int, max_skipped: int) -> bool:
+    """Encode what `reader` reads; whether the features are whole now."""
+    paths, header = writer.paths, writer.header
+    if writer.complete:
+        print(f"{paths.split}: {paths.rows} is there already ({header.rows} rows x {header.width})")
+        return True
+    skipped, workers = 0, min(num_workers, len(reader.todo))
+    loader = DataLoader(reader, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
+    with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}s", unit="") as bar:
+        for chunk in loader:
+            if isinstance(chunk, UserError):
+                raise chunk
+            for message in chunk.messages:
+                skipped += 1
+                if skipped > max_skipped:
+                    raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
+                bar.write(f"skipped {message}")
+            writer.write(chunk.number, chunk.ids, teacher.encode(chunk.inputs), chunk.bad)
+            bar.update(len(chunk.ids))
+    whole = writer.finish()
+    if whole:
+        size = header.rows * header.width * 2
+        print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows} ({size / 1e6:,.1f} MB)")
+    return whole
+
+
+def chunks_of(num_chunks: int, process: int, of: int) -> range:
+    """The chunks of one process: equal stretches, each chunk in exactly one."""
+    return range(process * num_chunks // of, (process + 1) * num_chunks // of)
+
+
+def _share(process: int | None, of: int | None) -> tuple[int, int]:
+    number = int(os.environ.get("RANK", 0)) if process is None else process
+    world = int(os.environ.get("WORLD_SIZE", 1)) if of is None else of
+    if not 0 <= number < world:
+        raise UserError(f"process {number} of {world}: give --process 0 to {world - 1} with --of {world}")
+    return number, world
+
+
+def _device(wanted: str, process: int) -> str:
+    if wanted != "auto":
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", wanted):
+            raise UserError(f"device is {wanted!r}; it must be auto, cpu, cuda, cuda:NUMBER or mps")
+        if wanted.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device is {wanted!r}, and this machine has no usable GPU; give --device cpu")
+        return wanted
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', process)) % torch.cuda.device_count()}"
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line and make features."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = FriendlyParser(prog="itr", description="Make features of a frozen teacher.")
+    verbs = parser.add_subcommands(required=True, metavar="VERB")
+    features = FriendlyParser(description="Encode the pictures or captions of shards with a frozen teacher, once.")
+    features.add_function_arguments(make_features)
+    verbs.add_subcommand("features", features)
+    config = parser.parse_args(arguments)
+    make_features(**config.features.as_dict())

@@ -1,0 +1,256 @@
+"""Frozen teachers of one modality, by name, folder or file: pictures or captions in, one vector each out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from itr.backbones.base import ImageSpec
+from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
+from itr.backbones.clip_towers import image_features
+from itr.backbones.tokenizers import first_line, load_tokenizer
+from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
+from itr.data.features import Modality
+from itr.data.images import EvaluationTransform
+from itr.data.unicom import load_unicom
+from itr.errors import UserError
+
+Output = Literal["pooled", "tokens"]
+Precision = Literal["32", "bf16", "16"]
+WAY_OUT = "Give the folder of a downloaded model, or run once with a network."
+
+
+class PictureTransform:
+    """The teacher's own preprocessing up to uint8: resize, then crop the centre.
+
+    Args:
+        spec: what the teacher takes.
+        resize: short side before the crop, where it is larger than the picture that the teacher takes.
+    """
+
+    def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
+        self.size = spec.size
+        self.resize = EvaluationTransform(replace(spec, size=max(resize or spec.size, spec.size)))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """[3, H, W] to [3, size, size], uint8."""
+        cropped: Tensor = TF.center_crop(self.resize(image), [self.size, self.size])
+        return cropped
+
+
+@dataclass
+class Encoder:
+    """What a loader finds.
+
+    Attributes:
+        module: its weights.
+        run: turns normalised pictures [I, 3, H, H] or captions into features [n, D].
+        spec: picture format; None for text.
+        resize: short side before the crop.
+    """
+
+    module: nn.Module
+    run: Callable[[Any], Tensor]
+    spec: ImageSpec | None = None
+    resize: int | None = None
+
+
+class Teacher:
+    """A frozen encoder on a device.
+
+    Attributes:
+        width: D of a feature.
+        transform: preprocessing of a picture, for the workers; None for text.
+    """
+
+    def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
+        self.encoder, self.device = encoder, device
+        self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+        encoder.module.to(device).eval().requires_grad_(False)
+        spec = encoder.spec
+        self.transform: PictureTransform | None = None
+        probe: Tensor | list[str] = ["a word"]
+        if spec is not None:
+            self.transform = PictureTransform(spec, encoder.resize)
+            self.mean, self.std = (255 * torch.tensor(v, device=device).view(3, 1, 1) for v in (spec.mean, spec.std))
+            probe = torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8)
+        try:
+            self.width = self.encode(probe).shape[1]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"the teacher can't encode a picture or a caption of its size: {first_line(error)}"
+            ) from None
+
+    def encode(self, inputs: Tensor | Sequence[str]) -> Tensor:
+        """Features [n, D], float32, on the CPU, of pictures [n, 3, H, H], uint8, or of captions."""
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            if isinstance(inputs, Tensor):
+                inputs = (inputs.to(self.device, torch.float32) - self.mean) / self.std
+            return self.encoder.run(inputs).float().cpu()
+
+
+def load_teacher(
+    modality: Modality, name: str, output: Output = "pooled", device: str = "cpu", precision: Precision = "32"
+) -> Teacher:
+    """Find a teacher.
+
+    Args:
+        modality: what it encodes.
+        name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
+            transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
+            `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
+        output: `pooled`, or `tokens` for all tokens of a picture end to end.
+        device: where it runs.
+        precision: of its arithmetic.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    if modality == "text":
+        if output != "pooled":
+            raise UserError("--output tokens is for pictures: captions differ in length")
+        encoder = _sentence_transformer(name, device) if is_sentence_transformer(name) else _text(name)
+        return Teacher(encoder, torch.device(device), precision)
+    kind, colon, rest = name.partition(":")
+    loaders = {"unicom": _unicom, "open_clip": _open_clip, "timm": _timm}
+    if colon and kind in loaders:
+        encoder = loaders[kind](rest, output)
+    elif not Path(name).is_dir() and _is_timm(name):
+        encoder = _timm(name, output)
+    else:
+        encoder = _vision(name, output)
+    return Teacher(encoder, torch.device(device), precision)
+
+
+def is_sentence_transformer(name: str) -> bool:
+    """Whether a folder, or a name of the hub, holds the list of modules that sentence-transformers writes."""
+    if Path(name).is_dir() or name.startswith(("/", ".")):
+        return (Path(name) / "modules.json").is_file()
+    if name.startswith("sentence-transformers/"):
+        return True
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    known = try_to_load_from_cache(name, "modules.json")
+    if known is not None:  # a path, or the mark that the repository has no such file
+        return isinstance(known, str)
+    try:
+        return bool(hf_hub_download(name, "modules.json"))
+    except Exception:  # no such file, or no network: whoever loads the model says so
+        return False
+
+
+def _sentence_transformer(name: str, device: str) -> Encoder:
+    if find_spec("sentence_transformers") is None:
+        raise UserError(f"teacher {name} needs sentence-transformers: pip install sentence-transformers")
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model: Any = SentenceTransformer(name, device=device)
+    except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
+        raise UserError(f"teacher {name} can't be had ({first_line(error)}). {WAY_OUT}") from error
+
+    def run(captions: Sequence[str]) -> Tensor:
+        options: dict[str, Any] = {"batch_size": len(captions), "show_progress_bar": False}
+        encoded: Tensor = model.encode(list(captions), convert_to_tensor=True, **options)
+        return encoded
+
+    return Encoder(model, run)
+
+
+def _text(name: str) -> Encoder:
+    tower, tokenizer = _tower("text", name), load_tokenizer(name)
+    tokenizer.limit(word_limit(tower, tokenizer.max_length, None))
+
+    def run(captions: Sequence[str]) -> Tensor:
+        tokens = tokenizer(captions)
+        device = next(tower.parameters()).device
+        mask = tokens.mask.to(device)
+        hidden = token_features(tower(input_ids=tokens.ids.to(device), attention_mask=mask.long()))
+        weight = mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
+        return (hidden * weight).sum(1) / weight.sum(1)
+
+    return Encoder(tower, run)
+
+
+def _vision(name: str, output: Output) -> Encoder:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    tower = _tower("vision", name)
+    try:
+        size = ImageProcessingMixin.get_image_processor_dict(name)[0].get("size") or {}
+    except (OSError, ValueError):
+        size = {}
+    spec = pretrained_image_spec(name, None if size else own_size(tower))
+
+    def run(image: Tensor) -> Tensor:
+        found: Any = tower(pixel_values=image)
+        tokens = token_features(found)
+        if output == "tokens":
+            return tokens.flatten(1)
+        pooled: Tensor | None = getattr(found, "pooler_output", None)
+        return tokens.mean(1) if pooled is None else pooled.flatten(1)
+
+    return Encoder(tower, run, spec, size.get("shortest_edge") if isinstance(size, dict) else None)
+
+
+def _tower(modality: Literal["vision", "text"], name: str) -> nn.Module:
+    try:
+        return make_tower(modality, name, None)
+    except UserError as error:
+        raise UserError(f"teacher {name} can't be had ({first_line(error.__cause__ or error)}). {WAY_OUT}") from error
+
+
+def _is_timm(name: str) -> bool:
+    import timm
+
+    return "/" not in name and bool(timm.is_model(name.partition(".")[0]))
+
+
+def _timm(name: str, output: Output) -> Encoder:
+    import timm
+    import timm.data
+
+    if ":" not in name and not _is_timm(name):
+        raise UserError(f"timm has no model {name}{near(name, timm.list_models())}")
+    try:
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # as above
+        raise UserError(f"teacher {name} of timm can't be had ({first_line(error)}). {WAY_OUT}") from error
+    library: Any = timm.data  # exports nothing explicitly
+    facts: dict[str, Any] = library.resolve_model_data_config(model)
+    size = int(facts["input_size"][1])
+    mode: Literal["bilinear", "bicubic"] = "bilinear" if facts["interpolation"] == "bilinear" else "bicubic"
+    resize: Literal["squash", "shortest"] = "squash" if facts["crop_mode"] == "squash" else "shortest"
+    spec = ImageSpec(size, facts["mean"], facts["std"], mode, resize)
+
+    def run(image: Tensor) -> Tensor:
+        found: Tensor = model.forward_features(image) if output == "tokens" else model(image)
+        return found.flatten(1)
+
+    return Encoder(model, run, spec, int(size / facts["crop_pct"]))
+
+
+def _open_clip(name: str, output: Output) -> Encoder:
+    model, tag = (name, "") if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[::2]
+    if not tag and ":" not in name:
+        raise UserError(f"open_clip:{name} has no weights; give open_clip:MODEL/TAG, such as open_clip:ViT-B-32/openai")
+    clip = CLIP(model=model, pretrained=tag or None)
+
+    def run(image: Tensor) -> Tensor:
+        encoded = image_features(clip.model.visual, image)
+        return encoded.tokens.flatten(1) if output == "tokens" else encoded.pooled
+
+    return Encoder(clip, run, clip.image_spec)
+
+
+def _unicom(path: str, output: Output) -> Encoder:
+    model = load_unicom(path)
+    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
+    return Encoder(model, model.forward_features if output == "tokens" else model, spec)

@@ -1,0 +1,119 @@
+"""The ViT of UNICOM (An et al., ICLR 2023, https://arxiv.org/abs/2304.05884), which CUSA takes for its image teacher.
+
+It has no class token: all patches, normalised and laid end to end, are its features, and its head turns these into the
+pooled embedding. Facts of the architecture are those of the official code, https://github.com/deepglint/unicom.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itr.errors import UserError
+
+HEAD_WIDTH = 64
+
+
+class Attention(nn.Module):
+    """Self-attention whose query, key and value have no bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, P, W] to the same."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)  # [I, heads, P, W / heads]
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
+
+
+class Block(nn.Module):
+    """A layer with its norms in front, and ReLU6 between the two halves of the MLP."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width)
+        layers = {"fc1": nn.Linear(width, hidden), "act": nn.ReLU6(), "fc2": nn.Linear(hidden, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[I, P, W] to the same."""
+        x = x + self.attn(self.norm1(x))
+        mixed: Tensor = x + self.mlp(self.norm2(x))
+        return mixed
+
+
+class Unicom(nn.Module):
+    """The model of an official weights file; its parameters bear the names of that file.
+
+    Args:
+        image_size: side of the pictures.
+        patch: side of a patch.
+        width: W of a token.
+        depth: number of layers.
+        hidden: width inside the MLP.
+        dim: width of the pooled embedding.
+    """
+
+    def __init__(self, image_size: int, patch: int, width: int, depth: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        patches = (image_size // patch) ** 2
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, patch, patch)))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches, width))
+        self.blocks = nn.Sequential(*(Block(width, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.feature = nn.Sequential(
+            nn.Linear(patches * width, width, bias=False),
+            nn.BatchNorm1d(width, eps=2e-5),
+            nn.Linear(width, dim, bias=False),
+            nn.BatchNorm1d(dim, eps=2e-5),
+        )
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """All tokens of normalised pictures [I, 3, H, H], end to end [I, P x W]."""
+        tokens = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed
+        normed: Tensor = self.norm(self.blocks(tokens).float())
+        return normed.flatten(1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The pooled embedding [I, D] of normalised pictures [I, 3, H, H]."""
+        embedding: Tensor = self.feature(self.forward_features(image))
+        return embedding
+
+
+def load_unicom(path: str | Path) -> Unicom:
+    """Build the model that an official weights file (FP16-ViT-B-32.pt and its kin) fits, in float32.
+
+    Raises:
+        UserError: no such file, or one with other contents.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"there is no weights file {path}; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
+            "https://github.com/deepglint/unicom/releases and give its path as --model unicom:PATH"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): value.float() for name, value in state.items()}
+        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        side = math.isqrt(state["pos_embed"].shape[1])
+        depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
+        hidden, dim = len(state["blocks.0.mlp.fc1.weight"]), len(state["feature.2.weight"])
+        model = Unicom(side * patch, patch, width, depth, hidden, dim)
+        model.load_state_dict(state)
+    except Exception as error:  # unpickling, missing names and wrong shapes each raise their own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is no weights file of UNICOM's ViT: {reason}") from None
+    return model

@@ -1,0 +1,80 @@
+"""Soft-label alignment: similarities within a batch should follow those that a frozen teacher sees."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Targets = Literal["each", "add", "dot"]
+SoftLoss = Literal["kl", "cross_entropy", "cross_entropy_element_mean"]
+
+
+@torch.no_grad()
+def teacher_similarity(features: Tensor) -> Tensor:
+    """Cosine of each row with each other row [B, B], in float32 or wider, without a gradient.
+
+    Args:
+        features: a frozen teacher's features [B, ...] of any width and precision; a row of zeros is like nothing.
+    """
+    wide = features if features.dtype == torch.float64 else features.float()
+    rows = F.normalize(wide.flatten(1), dim=1)
+    return rows @ rows.T
+
+
+@torch.no_grad()
+def cross_modal_targets(image: Tensor, text: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """What image-to-text and text-to-image similarities should follow, given those within each modality.
+
+    `each`: (I, T), as in the paper (https://arxiv.org/abs/2403.05261); `add`: (I + T) / 2 for both;
+    `dot`: sqrt([I]+ [T]+) for both, which are the further choices of the authors' code.
+
+    Args:
+        image: teacher's similarities of images with images, I [B, B].
+        text: teacher's similarities of texts with texts, T [B, B].
+        targets: how to join them.
+    """
+    if targets == "each":
+        return image, text
+    if targets == "add":
+        joint = (image + text) / 2
+    elif targets == "dot":
+        joint = (image.clamp(min=0) * text.clamp(min=0)).sqrt()
+    else:
+        raise ValueError(f"targets {targets!r}: choose one of each, add, dot")
+    return joint, joint
+
+
+def soft_label_alignment(
+    similarity: Tensor,
+    teacher: Tensor,
+    temperature: Tensor | float,
+    soft_temperature: Tensor | float = 1.0,
+    loss: SoftLoss = "kl",
+) -> Tensor:
+    """How far the softmax of each row of similarities is from the teacher's.
+
+    L = 1/B sum_i KL(P_i || Q_i), P_i = softmax_j(u_ij / t_s), Q_i = softmax_j(s_ij / t)
+    (https://arxiv.org/abs/2403.05261; one direction of CSA or one modality of USA).
+
+    Args:
+        similarity: the model's, s [B, B], or [B, M].
+        teacher: the teacher's, u, of the same shape.
+        temperature: t > 0.
+        soft_temperature: t_s > 0.
+        loss: `kl`; `cross_entropy` leaves out the teacher's entropy, which moves no gradient but that of t_s;
+            `cross_entropy_element_mean` divides by the number of columns as well, as the authors' code does when
+            told `contrastive_loss_mode: mean`.
+    """
+    log_prediction = F.log_softmax(similarity / temperature, dim=1)
+    log_target = F.log_softmax(teacher / soft_temperature, dim=1)
+    target = log_target.exp()
+    if loss == "kl":
+        return (target * (log_target - log_prediction)).sum(dim=1).mean()
+    if loss == "cross_entropy":
+        return -(target * log_prediction).sum(dim=1).mean()
+    if loss == "cross_entropy_element_mean":
+        return -(target * log_prediction).mean()
+    raise ValueError(f"loss {loss!r}: choose one of kl, cross_entropy, cross_entropy_element_mean")

@@ -1,0 +1,108 @@
+"""D2S's two stages: the weights of the first, and the frozen teacher that is made of them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from d2s_parts import build, clip, data, trainer, vse
+
+from itr.data.datamodule import ShardData
+from itr.errors import UserError
+from itr.methods.d2s_teacher import FrozenText
+from itr.module import RetrievalModule
+from itr.objectives import InfoNCE
+from itr.optim import parameter_groups
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    from itr.training_cli import quieten
+
+    quieten()
+
+
+def test_the_teacher_is_a_frozen_copy_of_the_text_side():
+    module = build().train()
+    teacher = module.methods["d2s"].teacher
+    assert not any(part.training for part in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    names = {name.removeprefix("encoder.").split(".")[0] for name, _ in teacher.named_parameters()}
+    assert names == {"text_tower", "text_projection", "text_mlp", "text_norm", "text_pool"}
+    student = {p.data_ptr() for p in module.backbone.parameters()}
+    assert student.isdisjoint(p.data_ptr() for p in teacher.parameters())
+    optimized = {id(p) for g in parameter_groups(module.named_parameters(), module._is_tower, module.optimizer_settings)
+                 for p in g["params"]}  # fmt: skip
+    assert optimized.isdisjoint(id(p) for p in teacher.parameters())
+    assert any(p.requires_grad for p in module.backbone.vision_tower.parameters())
+
+
+@pytest.mark.parametrize("backbone", [vse, clip, lambda: vse(freeze_text=True, freeze_vision=True)])
+def test_making_a_teacher_leaves_the_backbone_as_it_was(backbone):
+    own = backbone().train()
+    flags = {n: p.requires_grad for n, p in own.named_parameters()}
+    modes = {n: m.training for n, m in own.named_modules()}
+    random = torch.get_rng_state()
+    teacher = FrozenText(own)
+    assert torch.equal(random, torch.get_rng_state())
+    assert flags == {n: p.requires_grad for n, p in own.named_parameters()}
+    assert modes == {n: m.training for n, m in own.named_modules()}
+    assert all(p.grad is None for p in own.parameters())
+    assert not any("visual" in n or "vision" in n or "image" in n for n, _ in teacher.named_parameters())
+    tokens = own.tokenizer(["a red dot", "two"])
+    torch.testing.assert_close(teacher(tokens), own.eval().encode_text(tokens).pooled)
+
+
+@pytest.mark.parametrize("switch", [{}, {"residual": False, "pooling": "gpo"}, {"cross_attention": True}], ids=str)
+def test_trains_saves_and_opens_alone(switch, scenes, tmp_path, caplog):
+    first = RetrievalModule(vse(seed=1), InfoNCE())
+    trainer(tmp_path).fit(first, ShardData(str(scenes), batch_size=4, num_workers=0, texts="dense"))
+    stage1 = tmp_path / "stage1.ckpt"
+    torch.save({"state_dict": first.state_dict()}, stage1)
+    module = build(stage1=str(stage1), **switch)
+    started = module.backbone.state_dict()
+    assert all(torch.equal(started[name], value) for name, value in first.backbone.state_dict().items())
+    before = {name: value.clone() for name, value in module.methods["d2s"].teacher.state_dict().items()}
+    runner = trainer(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="itr.methods.d2s"):
+        runner.fit(module, data(scenes))
+    assert "without the first stage" not in caplog.text
+    assert runner.callback_metrics["train/d2s/distillation"] > 0
+    runner.save_checkpoint(tmp_path / "m.ckpt")
+    stage1.unlink()
+    opened = RetrievalModule.load_from_checkpoint(tmp_path / "m.ckpt").eval()
+    module.eval()
+    for own in (module, opened):
+        teacher = own.methods["d2s"].teacher.state_dict()
+        assert teacher.keys() == before.keys()
+        assert all(torch.equal(teacher[name], before[name]) for name in before)
+    moved = [n for n, p in module.backbone.text_tower.named_parameters()
+             if not torch.equal(p, before[f"encoder.text_tower.{n}"])]  # fmt: skip
+    assert moved
+    captions = ["a red circle", "two"]
+    assert torch.equal(opened.encode_text(captions).pooled, module.encode_text(captions).pooled)
+    assert opened.describe() == module.describe()
+
+
+def test_no_first_stage_is_said(scenes, tmp_path, caplog):
+    module = build()
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger="itr.methods.d2s"):
+        trainer(tmp_path).fit(module, data(scenes))
+    assert "without the first stage" in caplog.text
+
+
+def test_a_missing_first_stage_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no file .*nothing\.ckpt.*itr fit --config .*--data.texts=dense"):
+        build(stage1=str(tmp_path / "nothing.ckpt"))
+
+
+def test_a_first_stage_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="no checkpoint that `itr fit` wrote"):
+        build(stage1=str(path))
+    torch.save({"state_dict": RetrievalModule(vse(text_norm=False), InfoNCE()).state_dict()}, path)
+    with pytest.raises(UserError, match=r"another backbone .*text_norm"):
+        build(stage1=str(path))
