@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from itr.backbones import VSE
 from itr.evaluation.gallery import GalleryBuilder
+from itr.methods import CUSA, D2S, Method
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
 from itr.types import Batch, Encoded, Tokens
@@ -38,7 +40,14 @@ class Loss(nn.Module):
         return torch.stack(list(self.module.loss_terms(batch, 0.0).values())).sum()
 
 
-def make_module(objective: Objective) -> RetrievalModule:
+METHODS = {
+    "cusa": lambda: [CUSA()],
+    "d2s": lambda: [D2S(num_prompts=2, depth=1, heads=2)],
+    "both": lambda: [CUSA(targets="dot"), D2S(num_prompts=2, depth=1, heads=2)],
+}
+
+
+def make_module(objective: Objective, methods: Sequence[Method] = ()) -> RetrievalModule:
     torch.manual_seed(0)
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -49,24 +58,29 @@ def make_module(objective: Objective) -> RetrievalModule:
         visual_token_drop=0.0,
         word_mask=0.0,
     )
-    return RetrievalModule(backbone, objective).double()
+    return RetrievalModule(backbone, objective, methods).double()
 
 
 def make_batch(rows: slice) -> Batch:
     generator = torch.Generator().manual_seed(1)
     image_id = torch.randint(8, (BATCH,), generator=generator)  # several rows share an image
     lengths = torch.randint(3, 7, (BATCH, 1), generator=generator)
+    dense = torch.randint(5, 99, (BATCH, 9), generator=generator)[rows]
+    teachers = [torch.randn(BATCH, width, generator=generator)[rows] for width in (4, 3)]
     return Batch(
         image=torch.randint(256, (BATCH, 3, 16, 16), dtype=torch.uint8, generator=generator)[rows],
         image_id=image_id[rows],
         text=Tokens(torch.randint(5, 99, (BATCH, 7), generator=generator)[rows], (torch.arange(7) < lengths)[rows]),
         text_id=torch.arange(BATCH)[rows],
         image_index=torch.arange(BATCH)[: rows.stop - rows.start],
+        image_extra={"teacher_image": teachers[0], "dense": Tokens(dense, dense > 0)},
+        text_extra={"teacher_text": teachers[1]},
     )
 
 
 def gradients(name: str, rows: slice, parallel: bool) -> dict[str, torch.Tensor]:
-    loss = Loss(make_module(OBJECTIVES[name]()))
+    module = make_module(OBJECTIVES[name]()) if name in OBJECTIVES else make_module(InfoNCE(), METHODS[name]())
+    loss = Loss(module)
     model = DistributedDataParallel(loss) if parallel else loss  # kept until after backward, or nothing is averaged
     value = model(make_batch(rows))
     value.backward()
@@ -94,7 +108,7 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     share = BATCH // world
     rows = slice(rank * share, (rank + 1) * share)
-    found = {name: gradients(name, rows, parallel=True) for name in OBJECTIVES}
+    found = {name: gradients(name, rows, parallel=True) for name in [*OBJECTIVES, *METHODS]}
     torch.save({**found, "gallery": make_gallery(rank, world)}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -110,7 +124,7 @@ def processes(request, tmp_path_factory) -> list[dict[str, dict[str, torch.Tenso
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, *METHODS])
 def test_processes_give_the_loss_and_gradients_of_the_whole_batch(processes, name):
     expected = gradients(name, slice(0, BATCH), parallel=False)
     assert len(expected) > 20

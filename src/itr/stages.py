@@ -10,8 +10,8 @@ from itr.parsing import find_config
 
 USAGE = """usage: itr stages CONFIG CONFIG ... [options]
 
-Train with one config after another: `itr fit --config CONFIG [options]` for each. The options go to all of them, so leave
-out those that belong to one; a later config names what it takes from an earlier one.
+Train with one config after another: `itr fit --config CONFIG [options]` for each. The options go to all of them, so
+leave out those that belong to one; a later config names what it takes from an earlier one.
 
   itr stages f30k_d2s_stage1.yaml f30k_d2s.yaml --data.root shards"""
 

@@ -1,0 +1,157 @@
+"""What holds for every method, driven by one table of settings. A new method is one more row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from itr.cli import main
+from itr.data.feature_writer import FeatureWriter
+from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.pipeline import read_tar
+from itr.data.shards import find_split
+from itr.errors import UserError
+from itr.methods import CUSA, D2S
+from itr.module import RetrievalModule
+from itr.training_cli import TrainingCLI, quieten
+from tiny import TINY_VSE
+
+SMALL_D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=3", "--model.methods.depth=1"]
+METHODS: dict[str, list[str]] = {
+    "CSA": ["--model.methods+=CUSA", "--model.methods.beta=0"],
+    "USA": ["--model.methods+=CUSA", "--model.methods.alpha=0"],
+    "CUSA": ["--model.methods+=CUSA"],
+    "CUSA dot, cross entropy": [
+        "--model.methods+=CUSA", "--model.methods.targets=dot", "--model.methods.loss=cross_entropy",
+    ],
+    "D2S": SMALL_D2S,
+    "D2S cross attention, no residual": [
+        *SMALL_D2S, "--model.methods.cross_attention=true", "--model.methods.residual=false",
+    ],
+    "D2S without distillation": [*SMALL_D2S, "--model.methods.weight=0"],
+    "CUSA+D2S": ["--model.methods+=CUSA", *SMALL_D2S],
+}  # fmt: skip
+STILL = [
+    *(option.replace("hidden_size", "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0, hidden_size")
+      for option in TINY_VSE),
+    "--model.backbone.visual_token_drop=0", "--model.backbone.word_mask=0",
+    "--model.optimizer.schedule=constant", "--model.optimizer.warmup=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of made-up teachers for the training split of the scenes."""
+    folder = tmp_path_factory.mktemp("features")
+    split = find_split(scenes, "train")
+    samples = [sample for shard in split.shards for sample in read_tar(scenes / shard.path)]
+    ids = {"image": [s.image_id for s in samples], "text": [i for s in samples for i in s.caption_ids]}
+    for modality, width in (("image", 6), ("text", 5)):
+        rows = torch.from_numpy(np.random.default_rng(width).normal(size=(len(ids[modality]), width)))
+        header = Header("made up", modality, width, len(rows), data_identity(split))
+        writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(rows))
+        writer.write(0, ids[modality], rows, [])
+        writer.finish()
+    return folder
+
+
+def options(scenes: Path, features: Path, folder: Path, name: str) -> list[str]:
+    fast = [f"--data.root={scenes}", f"--data.features={features}", "--data.batch_size=8", "--data.num_workers=0"]
+    fast += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    return [*fast, f"--trainer.default_root_dir={folder}", *STILL, *METHODS[name]]
+
+
+class Watch(pl.Callback):
+    """Notes which parameters got a gradient in any step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, bool] = {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                moved = parameter.grad is not None
+                self.seen[name] = self.seen.get(name, True) and moved
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_all_its_parameters_and_no_teacher(scenes, features, tmp_path, name):
+    quieten()
+    cli = TrainingCLI([*options(scenes, features, tmp_path, name), "--trainer.max_epochs=1"], run=False)
+    before = {key: value.clone() for key, value in cli.model.state_dict().items()}
+    watch = Watch()
+    cli.trainer.callbacks.append(watch)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert all(watch.seen.values()), [key for key, seen in watch.seen.items() if not seen]
+    after = cli.model.state_dict()
+    teachers = [key for key in after if ".teacher." in key]
+    assert bool(teachers) == ("D2S" in name and "without" not in name)
+    assert all(torch.equal(before[key], after[key]) for key in teachers)
+    own = [key for key in after if key.startswith("methods.") and key not in teachers]
+    assert any(not torch.equal(before[key], after[key]) for key in own)
+    for method in cli.model.methods.children():
+        assert not any(part.training for key, part in method.named_modules() if key.startswith("teacher"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scenes, features, tmp_path, name):
+    chosen = options(scenes, features, tmp_path, name)
+    keep = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]
+    keep += ["--trainer.callbacks.every_n_train_steps=3", "--trainer.callbacks.filename=step-{step}"]
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert main(["fit", *chosen, *keep, "--trainer.callbacks.save_top_k=-1", "--trainer.max_epochs=2"]) == 0
+    whole = torch.load(last, weights_only=True)
+    last.unlink()
+    resumed = f"--ckpt_path={tmp_path / 'step-step=3.ckpt'}"
+    assert main(["fit", *chosen, "--trainer.max_epochs=2", resumed]) == 0
+    again = torch.load(last, weights_only=True)
+    assert whole["global_step"] == again["global_step"] == 10
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][key]), key
+    opened = RetrievalModule.load_from_checkpoint(last).eval()
+    assert opened.describe()["methods"] == again["hyper_parameters"]["methods"]
+    with torch.no_grad():
+        short, long = (opened.encode_text(texts).pooled[0] for texts in (["a ring"], ["a ring", "a b c d e f g h"]))
+    torch.testing.assert_close(short, long)  # an embedding does not depend on its batch
+
+
+def test_an_absent_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
+    """A method that is switched off entirely changes neither weights nor random numbers."""
+    quieten()
+    found = []
+    off = ["--model.methods+=CUSA", "--model.methods.alpha=0", "--model.methods.beta=0",
+           "--model.methods.cross_head=false"]  # fmt: skip
+    for number, chosen in enumerate(([], off)):
+        fast = options(scenes, tmp_path / "none", tmp_path / str(number), "CSA")[: -len(METHODS["CSA"])]
+        cli = TrainingCLI([*fast, *chosen, "--trainer.max_epochs=1"], run=False)
+        cli.trainer.fit(cli.model, cli.datamodule)
+        found.append(cli.model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+@pytest.mark.parametrize("method", [CUSA, D2S])
+def test_adding_it_twice_is_refused(method):
+    from itr.backbones import VSE
+    from itr.objectives import InfoNCE
+
+    with pytest.raises(UserError, match="given twice"):
+        RetrievalModule(VSE(), InfoNCE(), [method(), method()])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (METHODS["CUSA"], "itr features --data"),
+        ([*SMALL_D2S, "--model.methods.stage1=gone.ckpt"], "gone.ckpt"),
+    ],
+)
+def test_what_it_needs_is_asked_for_before_the_first_step(scenes, tmp_path, capsys, chosen, message):
+    fast = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    assert main(["fit", *fast, *TINY_VSE, *chosen]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
