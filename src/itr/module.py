@@ -126,7 +126,11 @@ class RetrievalModule(pl.LightningModule):
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         values = {name: value.detach() for name, value in terms.items()} if len(terms) > 1 else {}
-        for name, value in {**values, **self.objective.scalars()}.items():
+        values |= self.objective.scalars()
+        for method, module in self.methods.items():
+            assert isinstance(module, MethodModule)
+            values |= {f"{method}/{name}": value for name, value in module.scalars().items()}
+        for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=size)
 
     def on_train_batch_end(self, *_: Any) -> None:

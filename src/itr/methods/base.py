@@ -31,6 +31,10 @@ class MethodModule(nn.Module):
         """Loss terms by name, not yet weighted, of the pairs of all processes after all methods' `embed_*`."""
         return {}
 
+    def scalars(self) -> dict[str, Tensor]:
+        """Values worth watching, by name."""
+        return {}
+
     def clamp(self) -> None:
         """Bring learnable values back into their bounds. Called after each optimizer step."""
 

@@ -207,6 +207,10 @@ class CUSAModule(MethodModule):
             raise UserError(f"CUSA needs {name}, a teacher's features of each {side}; make them by `itr features`")
         return teacher_similarity(pairs.extra[name])
 
+    def scalars(self) -> dict[str, Tensor]:
+        """The temperatures, by their role."""
+        return {f"temperature_{key}": value().detach() for key, value in self.temperatures.items()}
+
     def clamp(self) -> None:
         """Keep the temperatures in their bounds."""
         for temperature in self.temperatures.values():
