@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.resources import files
 from inspect import isabstract, signature
@@ -101,6 +101,35 @@ class FriendlyParser(ArgumentParser):
             for option in getattr(action, "option_strings", []):
                 found[option.lstrip("-").rstrip("+")] = None
         return list(found)
+
+
+def run_function(
+    arguments: list[str], functions: dict[str, Callable[..., None]], what: str, description: str, positional: str = ""
+) -> None:
+    """Parse `itr VERB NAME [options]` and call the function of that name.
+
+    Args:
+        arguments: the command line, the verb first.
+        functions: by name; their arguments and docstrings make the options.
+        what: what a name stands for, in capitals in the help.
+        description: of the verb.
+        positional: an argument that is given without its name.
+    """
+    verb = arguments[0]
+    parser = FriendlyParser(prog="itr", description=description)
+    verbs = parser.add_subcommands(required=True, metavar="VERB")
+    names = FriendlyParser(description=description)
+    verbs.add_subcommand(verb, names)
+    choices = names.add_subcommands(required=True, dest=what, metavar=what.upper())
+    for name, function in functions.items():
+        line = (function.__doc__ or "").strip().splitlines()[0]
+        options = FriendlyParser(description=line)
+        if positional:
+            options.add_argument(positional, type=str)
+        options.add_function_arguments(function, skip={positional} if positional else set())
+        choices.add_subcommand(name, options, help=line)
+    chosen = parser.parse_args(arguments)[verb]
+    functions[chosen[what]](**chosen[chosen[what]].as_dict())
 
 
 def component_names() -> list[str]:

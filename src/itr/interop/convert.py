@@ -13,7 +13,7 @@ import torch
 
 from itr.errors import UserError
 from itr.module import RetrievalModule
-from itr.parsing import FriendlyParser
+from itr.parsing import run_function
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +34,19 @@ def convert_cusa(file: str, out: str, text_heads: int | None = None, overwrite: 
     save(cusa.convert(Path(file), text_heads), target)
 
 
-def convert_d2s(file: str, out: str, overwrite: bool = False) -> None:
-    """A checkpoint of D2S-VSE's authors, of its second stage.
+def convert_d2s(file: str, out: str, tokenizer: str = "bert-base-uncased", overwrite: bool = False) -> None:
+    """A checkpoint of D2S-VSE's authors, of either stage.
 
     Args:
         file: the published checkpoint.
         out: the checkpoint to write, OUT.ckpt.
+        tokenizer: name or folder of the text tower's tokenizer, which the file does not hold.
         overwrite: replace a file that is there.
     """
     from itr.interop import d2s
 
     target = _target(out, overwrite)
-    save(d2s.convert(Path(file)), target)
+    save(d2s.convert(Path(file), tokenizer=tokenizer), target)
 
 
 METHODS: dict[str, Callable[..., None]] = {"cusa": convert_cusa, "d2s": convert_d2s}
@@ -75,19 +76,7 @@ def save(module: RetrievalModule, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and convert one file."""
-    parser = FriendlyParser(prog="itr", description="Read published checkpoints.")
-    verbs = parser.add_subcommands(required=True, metavar="VERB")
-    convert = FriendlyParser(description="Turn a published checkpoint into one of ours.")
-    verbs.add_subcommand("convert", convert)
-    methods = convert.add_subcommands(required=True, dest="method", metavar="METHOD")
-    for name, function in METHODS.items():
-        line = (function.__doc__ or "").strip().splitlines()[0]
-        method = FriendlyParser(description=line)
-        method.add_argument("file", type=str, help="the published checkpoint")
-        method.add_function_arguments(function, skip={"file"})
-        methods.add_subcommand(name, method, help=line)
-    chosen = parser.parse_args(arguments).convert
-    METHODS[chosen.method](**chosen[chosen.method].as_dict())
+    run_function(arguments, METHODS, "method", "Turn a published checkpoint into one of ours.", positional="file")
 
 
 def _target(out: str, overwrite: bool) -> Path:
