@@ -13,6 +13,7 @@ from itr.module import RetrievalModule
 from tiny import TINY_VSE
 
 
+@pytest.mark.slow
 def test_a_first_stage_starts_the_second(scenes: Path, tmp_path: Path) -> None:
     stage1, stage2 = tmp_path / "stage1.yaml", tmp_path / "stage2.yaml"
     checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"

@@ -35,6 +35,8 @@ METHODS: dict[str, list[str]] = {
     "D2S without distillation": [*SMALL_D2S, "--model.methods.weight=0"],
     "CUSA+D2S": ["--model.methods+=CUSA", *SMALL_D2S],
 }  # fmt: skip
+OFTEN = ("CSA", "CUSA", "D2S", "CUSA+D2S")  # the other rows run with the slow tests
+ROWS = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 STILL = [
     *(option.replace("hidden_size", "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0, hidden_size")
       for option in TINY_VSE),
@@ -78,7 +80,7 @@ class Watch(pl.Callback):
                 self.seen[name] = self.seen.get(name, True) and moved
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 def test_it_trains_all_its_parameters_and_no_teacher(scenes, features, tmp_path, name):
     quieten()
     cli = TrainingCLI([*options(scenes, features, tmp_path, name), "--trainer.max_epochs=1"], run=False)
@@ -97,7 +99,7 @@ def test_it_trains_all_its_parameters_and_no_teacher(scenes, features, tmp_path,
         assert not any(part.training for key, part in method.named_modules() if key.startswith("teacher"))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scenes, features, tmp_path, name):
     chosen = options(scenes, features, tmp_path, name)
     keep = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]
