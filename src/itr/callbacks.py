@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Results(pl.Callback):
     def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = self._module(pl_module).metrics
         recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
-        loss = float(trainer.callback_metrics["train/loss"])
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # none yet if a resumed run validates first
         skipped = trainer.datamodule.skipped  # type: ignore[attr-defined]
         more = f", {skipped} bad images skipped" if skipped else ""
         tqdm.write(

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from itr.data import plan
 from itr.data.images import BadImageError, decode
-from itr.data.pipeline import read_tar
+from itr.data.pipeline import read_items
 from itr.data.schema import Sample, Split
 from itr.data.teachers import PictureTransform
 from itr.errors import UserError
@@ -75,19 +75,13 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
             yield error
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Sample, int]]:
-        for span in plan.spans(self.counts, list(range(len(self.counts))), start, stop):
-            path = self.folder / self.split.shards[span.shard].path
-            places = (
-                (sample, place)
-                for sample in read_tar(path)
-                for place in range(1 if self.transform else len(sample.captions))
-            )
-            read = 0
-            for item in islice(places, span.skip, span.skip + span.take):
-                read += 1
-                yield item
-            if read < span.take:
-                raise UserError(f"shard {path} holds fewer samples than the manifest says; prepare the shards again")
+        shards = [self.folder / shard.path for shard in self.split.shards]
+        order = list(range(len(shards)))
+
+        def places(sample: Sample) -> list[tuple[Sample, int]]:
+            return [(sample, place) for place in range(1 if self.transform else len(sample.captions))]
+
+        return read_items(shards, self.counts, order, start, stop, places)
 
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         if self.transform is None:

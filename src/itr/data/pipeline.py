@@ -140,19 +140,12 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return shuffle(items, self.reading.shuffle_buffer, np.random.default_rng([seed, epoch, 2, worker_key]))
 
     def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
-        for span in plan.spans(self.counts, order, start, stop):
-            shard = self.reading.split.shards[span.shard]
-            samples = (self._with_texts(sample) for sample in read_tar(self.reading.folder / shard.path))
-            places = (place for sample in samples for place in self._places(sample))
-            read = 0
-            for place in islice(places, span.skip, span.skip + span.take):
-                read += 1
-                yield place
-            if read < span.take:
-                raise UserError(
-                    f"shard {self.reading.folder / shard.path} holds fewer samples than the manifest says "
-                    f"({span.skip + read} of {self.counts[span.shard]}); prepare the shards again"
-                )
+        shards = [self.reading.folder / shard.path for shard in self.reading.split.shards]
+
+        def places(sample: Sample) -> list[Item]:
+            return self._places(self._with_texts(sample))
+
+        return read_items(shards, self.counts, order, start, stop, places)
 
     def _with_texts(self, sample: Sample) -> Sample:
         if self.reading.texts == "captions":
@@ -226,6 +219,41 @@ class ShardStream(IterableDataset[Batch | UserError]):
                 "mend the shards or raise the limit"
             )
         log.warning("skipped %s", named)
+
+
+def read_items(
+    shards: Sequence[Path],
+    counts: list[int],
+    order: list[int],
+    start: int,
+    stop: int,
+    items_of: Callable[[Sample], Sequence[T]],
+) -> Iterator[T]:
+    """Items [start, stop) of shards laid end to end, opening only those that hold some of them.
+
+    Args:
+        shards: the tars.
+        counts: how many items each holds.
+        order: the order in which they lie.
+        start: first item; beyond the end it goes round.
+        stop: last item, excluded.
+        items_of: the items of a sample.
+
+    Raises:
+        UserError: if a shard holds fewer items than its count.
+    """
+    for span in plan.spans(counts, order, start, stop):
+        path = shards[span.shard]
+        items = (item for sample in read_tar(path) for item in items_of(sample))
+        read = 0
+        for item in islice(items, span.skip, span.skip + span.take):
+            read += 1
+            yield item
+        if read < span.take:
+            raise UserError(
+                f"shard {path} holds fewer samples than the manifest says "
+                f"({span.skip + read} of {counts[span.shard]}); prepare the shards again"
+            )
 
 
 def read_tar(path: Path) -> Iterator[Sample]:
