@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from itr.data.entries import Entry, check_splits_are_apart
 from itr.data.schema import IMAGE_TYPES, Manifest, Split
 from itr.data.shards import Record, write_split
 from itr.errors import UserError
@@ -25,15 +26,6 @@ SPLIT_NAMES = {
 }  # fmt: skip
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "filename", "file_name", "file", "path", "img")
 CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentences", "description", "title")
-
-
-@dataclass
-class Entry:
-    """One image of a table: its path as written, its captions and its dense captions."""
-
-    image: str
-    captions: list[str] = field(default_factory=list)
-    dense: list[str] = field(default_factory=list)
 
 
 def prepare_table(
@@ -224,16 +216,6 @@ def _texts(value: Any) -> list[str]:
             value = json.loads(value)
     texts = value if isinstance(value, (list, tuple)) else [value]
     return [" ".join(str(text).split()) for text in texts if isinstance(text, str) and text.strip()]
-
-
-def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
-    """Refuse an image that stands in two splits."""
-    seen: dict[str, str] = {}
-    for split, found in entries.items():
-        for entry in found:
-            other = seen.setdefault(entry.image, split)
-            if other != split:
-                raise UserError(f"image {entry.image} stands in {other} and in {split}; a split must not leak")
 
 
 @dataclass
