@@ -105,10 +105,7 @@ class RetrievalModule(pl.LightningModule):
 
     def _pairs(self, batch: Batch) -> Pairs:
         """Embed this process's part of the batch and join it with the others'."""
-        extra = {name: value for name, value in batch.text_extra.items() if isinstance(value, Tensor)}
-        for name, value in batch.image_extra.items():
-            if isinstance(value, Tensor):
-                extra[name] = value[batch.image_index]
+        extra: dict[str, Tensor] = {}
         for method in self._method_modules():
             extra |= method.prepare(batch)
         needs_tokens = self.backbone.needs_tokens

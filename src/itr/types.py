@@ -36,6 +36,13 @@ class Tokens:
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
 
+Extra = Tensor | Tokens | list[str]
+
+
+def _pinned(value: Extra) -> Extra:
+    return value if isinstance(value, list) else value.pin_memory()
+
+
 @dataclass
 class Batch:
     """Images and captions, tied by an index, so that an image shared by several captions is encoded once.
@@ -47,8 +54,8 @@ class Batch:
         text_id: identity of each caption, unique in its split [C], int64.
         image_index: row of `image` that each caption belongs to [C], int64. In a training batch of
             plain pairs it is 0 .. B-1.
-        image_extra: further fields of the images that a method needs, by name, each [I, ...].
-        text_extra: further fields of the captions that a method needs, by name, each [C, ...].
+        image_extra: further fields of the images that a method needs, by name, each of I rows.
+        text_extra: further fields of the captions that a method needs, by name, each of C rows.
     """
 
     image: Tensor
@@ -56,8 +63,8 @@ class Batch:
     text: Tokens
     text_id: Tensor
     image_index: Tensor
-    image_extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
-    text_extra: dict[str, Tensor | Tokens] = field(default_factory=dict)
+    image_extra: dict[str, Extra] = field(default_factory=dict)
+    text_extra: dict[str, Extra] = field(default_factory=dict)
 
     @property
     def text_image_id(self) -> Tensor:
@@ -75,8 +82,8 @@ class Batch:
             self.text.pin_memory(),
             self.text_id.pin_memory(),
             self.image_index.pin_memory(),
-            {name: value.pin_memory() for name, value in self.image_extra.items()},
-            {name: value.pin_memory() for name, value in self.text_extra.items()},
+            {name: _pinned(value) for name, value in self.image_extra.items()},
+            {name: _pinned(value) for name, value in self.text_extra.items()},
         )
 
 
@@ -144,7 +151,7 @@ class Pairs:
         text: the captions [B].
         image_id: identity of each row's image [B].
         similarity: score of every image against every caption [B, B], float32 or wider.
-        extra: what methods asked for or prepared, by name, each [B, ...].
+        extra: what methods prepared, by name, each [B, ...].
     """
 
     image: Encoded

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import BertModel, PreTrainedTokenizerFast, ViTModel
 
+from itr.backbones import VSE
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_loading import build
@@ -23,7 +23,7 @@ from itr.backbones.tokenizers import BPETokenizer
 from itr.data import feature_reader
 from itr.data.datamodule import ShardData
 from itr.data.feature_import import read_dictionary
-from itr.data.features import FeatureFile, FeaturePaths, Header, TeacherFeatures, data_identity
+from itr.data.features import FeatureFile, FeaturePaths, Header, TeacherFeatures, data_identity, weights_identity
 from itr.data.images import EvaluationTransform, decode
 from itr.data.make_features import main, make_features
 from itr.data.pipeline import Reading, ShardStream, read_tar
@@ -32,35 +32,21 @@ from itr.data.shards import find_split
 from itr.data.teachers import Teacher, load_teacher
 from itr.data.unicom import Unicom
 from itr.errors import UserError
+from itr.interop.convert import save
+from itr.module import RetrievalModule
+from itr.objectives import InfoNCE
+from tiny_teachers import SIZE, save_image_teacher, save_text_teacher
 
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory, scenes) -> str:
-    folder = tmp_path_factory.mktemp("text_model")
-    words = sorted({word for sample in samples(scenes) for text in sample.captions for word in text.split()})
-    vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(folder)
-    return str(folder)
+    texts = [text for sample in samples(scenes) for text in sample.captions]
+    return save_text_teacher(tmp_path_factory.mktemp("text_model"), texts)
 
 
 @pytest.fixture(scope="module")
 def image_model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("image_model")
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    ViTModel(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return str(folder)
+    return save_image_teacher(tmp_path_factory.mktemp("image_model"))
 
 
 def samples(folder: Path, split: str = "train") -> list:
@@ -224,8 +210,9 @@ def test_an_id_without_a_row_is_refused(scenes, made):
 def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
     def fields(needs: tuple[str, ...], **options) -> list:
         data = ShardData(root=str(scenes), **options)
-        method = SimpleNamespace(needs=needs)
-        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(method_callbacks=[method], backbone=None))
+        method = SimpleNamespace(needs=needs, fields=lambda: [])
+        model = SimpleNamespace(method_callbacks=[method], methods={}, backbone=None)
+        data.trainer = SimpleNamespace(lightning_module=model)
         return data._fields(find_split(scenes, data.splits["train"]))
 
     both = ("teacher_image", "teacher_text")
@@ -337,6 +324,22 @@ def test_timm_preprocessing(monkeypatch):
     assert ours.shape == wanted.shape
     assert (ours - wanted).abs().mean() < 0.05
     assert teacher.encode(teacher.transform(picture)[None]).shape == (1, teacher.width)
+
+
+def test_dense_captions_by_a_first_stage(scenes, tmp_path):
+    torch.manual_seed(0)
+    vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZE}
+    text = {"model_type": "bert", "pad_token_id": None, **SIZE}
+    backbone = VSE(vision_config=vision, text_config=text, dim=8).eval()
+    save(RetrievalModule(backbone, InfoNCE()), tmp_path / "stage1.ckpt")
+    run(scenes, "dense", str(tmp_path / "stage1.ckpt"), tmp_path)
+    file = opened(tmp_path, "dense", scenes)
+    assert file.header.weights == weights_identity(backbone.state_dict())
+    for sample in samples(scenes)[::9]:
+        wanted = backbone.encode_text(backbone.tokenizer(sample.meta["dense"])).pooled
+        assert torch.allclose(file.rows([sample.image_id]).float(), wanted, atol=2e-3)
+    with pytest.raises(UserError, match=r"run with --data\.texts=dense"):
+        run(scenes, "dense", "gone.ckpt", tmp_path / "other")
 
 
 class Malicious:

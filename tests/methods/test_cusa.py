@@ -232,4 +232,4 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"temperature 2.0 must lie within its bounds \[0.1, 1.0\]"):
         Temperatures(initial=2.0)
     with pytest.raises(UserError, match="needs teacher_image"):
-        build().losses(dataclasses.replace(pairs(), extra={}))
+        build().prepare(dataclasses.replace(batch(module(CUSA())), image_extra={}))

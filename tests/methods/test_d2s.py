@@ -62,16 +62,23 @@ def test_the_loss_is_the_distance_of_the_searched_text_to_the_dense_one():
     dense = module.methods["d2s"].teacher.encoder.encode_text(own.image_extra["dense"]).pooled[own.image_index]
     expected = 1 - nn.functional.cosine_similarity(text, dense).mean()
     torch.testing.assert_close(module.loss_terms(own, 0.0)["d2s/distillation"], expected)
-    cached = batch(module, dense=False)
+    without = build(vse(word_mask=0.0, visual_token_drop=0.0), cached=True).eval()
+    without.load_state_dict(module.state_dict(), strict=False)
+    cached = batch(without, dense=False)
     cached.image_index = own.image_index
-    cached.image_extra["dense_embedding"] = module.methods["d2s"].teacher(own.image_extra["dense"])
-    torch.testing.assert_close(module.loss_terms(cached, 0.0)["d2s/distillation"], expected)
+    with pytest.raises(UserError, match="itr features"):
+        without.loss_terms(cached, 0.0)
+    cached.image_extra["teacher_dense"] = module.methods["d2s"].teacher(own.image_extra["dense"])
+    torch.testing.assert_close(without.loss_terms(cached, 0.0)["d2s/distillation"], expected)
+    assert not [name for name in without.state_dict() if ".teacher." in name]
 
 
 def test_without_weight_no_dense_captions_are_needed():
     method = D2S(**SMALL, weight=0.0)
     assert method.needs == ()
     assert D2S(**SMALL).needs == ("dense",)
+    assert D2S(**SMALL, cached=True).needs == ("teacher_dense",)
+    assert D2S(**SMALL, cached=True, weight=0.0).needs == ()
     module = RetrievalModule(vse(), InfoNCE(), [method])
     assert not [name for name in module.state_dict() if "teacher" in name]
     assert set(module.loss_terms(batch(module, dense=False), 0.0)) == {"objective"}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
-from d2s_parts import build, clip, data, trainer, vse
+from d2s_parts import SMALL, build, clip, data, trainer, vse
 
 from itr.data.datamodule import ShardData
+from itr.data.make_features import make_features
 from itr.errors import UserError
+from itr.interop.convert import save
+from itr.methods import CUSA, D2S
 from itr.methods.d2s_teacher import FrozenText
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
@@ -93,9 +97,22 @@ def test_no_first_stage_is_said(scenes, tmp_path, caplog):
     assert "without the first stage" in caplog.text
 
 
-def test_a_missing_first_stage_is_refused(tmp_path):
+def test_a_missing_first_stage_is_refused_unless_a_run_goes_on(scenes, tmp_path):
+    runner = trainer(tmp_path)
+    runner.fit(build(), data(scenes))
+    runner.save_checkpoint(tmp_path / "whole.ckpt")
+    gone = str(tmp_path / "nothing.ckpt")
     with pytest.raises(UserError, match=r"no file .*nothing\.ckpt.*itr fit --config .*--data.texts=dense"):
-        build(stage1=str(tmp_path / "nothing.ckpt"))
+        trainer(tmp_path).fit(build(stage1=gone), data(scenes))
+    again = trainer(tmp_path)
+    again.fit(build(stage1=gone), data(scenes), ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
+    assert again.global_step == runner.global_step
+
+
+def test_an_order_that_throws_a_method_away_is_refused(scenes, tmp_path):
+    module = RetrievalModule(vse(), InfoNCE(), [CUSA(), D2S(**SMALL, residual=False)])
+    with pytest.raises(UserError, match="what cusa made of captions would be thrown away; list D2S first"):
+        trainer(tmp_path).fit(module, data(scenes))
 
 
 def test_a_first_stage_of_another_kind_is_refused(tmp_path):
@@ -106,3 +123,19 @@ def test_a_first_stage_of_another_kind_is_refused(tmp_path):
     torch.save({"state_dict": RetrievalModule(vse(text_norm=False), InfoNCE()).state_dict()}, path)
     with pytest.raises(UserError, match=r"another backbone .*text_norm"):
         build(stage1=str(path))
+
+
+def test_dense_embeddings_of_another_first_stage_are_refused(scenes, tmp_path):
+    paths = []
+    for seed in (1, 2):
+        paths.append(str(tmp_path / f"{seed}.ckpt"))
+        save(RetrievalModule(vse(seed=seed), InfoNCE()), Path(paths[-1]))
+    make_features(str(scenes), "dense", str(tmp_path), paths[0], num_workers=0)
+    shards = ShardData(str(scenes), batch_size=4, num_workers=0, features=str(tmp_path))
+    runner = trainer(tmp_path)
+    runner.fit(build(stage1=paths[0], cached=True), shards)
+    runner.save_checkpoint(tmp_path / "whole.ckpt")
+    again = build(cached=True)  # a resumed run knows by which weights it was taught
+    trainer(tmp_path).fit(again, shards, ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
+    with pytest.raises(UserError, match=r"other weights .*\n?.*--modality dense --model .*--overwrite true"):
+        trainer(tmp_path).fit(build(stage1=paths[1], cached=True), shards)

@@ -12,6 +12,7 @@ import torch
 from itr.cli import main
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.make_features import make_features
 from itr.data.pipeline import read_tar
 from itr.data.shards import find_split
 from itr.errors import UserError
@@ -19,6 +20,7 @@ from itr.methods import CUSA, D2S
 from itr.module import RetrievalModule
 from itr.training_cli import TrainingCLI, quieten
 from tiny import TINY_VSE
+from tiny_teachers import save_image_teacher, save_text_teacher
 
 SMALL_D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=3", "--model.methods.depth=1"]
 METHODS: dict[str, list[str]] = {
@@ -32,10 +34,22 @@ METHODS: dict[str, list[str]] = {
     "D2S cross attention, no residual": [
         *SMALL_D2S, "--model.methods.cross_attention=true", "--model.methods.residual=false",
     ],
+    "CUSA, teachers in the loop": [
+        "--model.methods+=CUSA", "--model.methods.teachers.text={made}/text_teacher",
+        "--model.methods.teachers.image={made}/image_teacher",
+    ],
+    "D2S, cached": [*SMALL_D2S, "--model.methods.stage1={made}/checkpoints/last.ckpt", "--model.methods.cached=true"],
     "D2S without distillation": [*SMALL_D2S, "--model.methods.weight=0"],
     "CUSA+D2S": ["--model.methods+=CUSA", *SMALL_D2S],
 }  # fmt: skip
-OFTEN = ("CSA", "CUSA", "D2S", "CUSA+D2S")  # the other rows run with the slow tests
+OFTEN = (
+    "CSA",
+    "CUSA",
+    "D2S",
+    "CUSA+D2S",
+    "CUSA, teachers in the loop",
+    "D2S, cached",
+)  # the other rows run with the slow tests
 ROWS = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 STILL = [
     *(option.replace("hidden_size", "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0, hidden_size")
@@ -47,7 +61,7 @@ STILL = [
 
 @pytest.fixture(scope="module")
 def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of made-up teachers for the training split of the scenes."""
+    """For the training split of the scenes: features of made-up teachers, teachers to run, and a first stage."""
     folder = tmp_path_factory.mktemp("features")
     split = find_split(scenes, "train")
     samples = [sample for shard in split.shards for sample in read_tar(scenes / shard.path)]
@@ -58,13 +72,23 @@ def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(rows))
         writer.write(0, ids[modality], rows, [])
         writer.finish()
+    save_text_teacher(folder / "text_teacher", [text for s in samples for text in s.captions])
+    save_image_teacher(folder / "image_teacher")
+    dense = ["--data.texts=dense", "--trainer.max_epochs=1"]
+    assert main(["fit", *common(scenes, folder, folder), *dense]) == 0
+    stage1 = str(folder / "checkpoints" / "last.ckpt")
+    make_features(str(scenes), "dense", str(folder), stage1, num_workers=0)
     return folder
 
 
-def options(scenes: Path, features: Path, folder: Path, name: str) -> list[str]:
+def common(scenes: Path, features: Path, folder: Path) -> list[str]:
     fast = [f"--data.root={scenes}", f"--data.features={features}", "--data.batch_size=8", "--data.num_workers=0"]
     fast += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
-    return [*fast, f"--trainer.default_root_dir={folder}", *STILL, *METHODS[name]]
+    return [*fast, f"--trainer.default_root_dir={folder}", *STILL]
+
+
+def options(scenes: Path, features: Path, folder: Path, name: str) -> list[str]:
+    return [*common(scenes, features, folder), *(option.format(made=features) for option in METHODS[name])]
 
 
 class Watch(pl.Callback):
@@ -91,7 +115,7 @@ def test_it_trains_all_its_parameters_and_no_teacher(scenes, features, tmp_path,
     assert all(watch.seen.values()), [key for key, seen in watch.seen.items() if not seen]
     after = cli.model.state_dict()
     teachers = [key for key in after if ".teacher." in key]
-    assert bool(teachers) == ("D2S" in name and "without" not in name)
+    assert bool(teachers) == ("D2S" in name and "without" not in name and "cached" not in name)
     assert all(torch.equal(before[key], after[key]) for key in teachers)
     own = [key for key in after if key.startswith("methods.") and key not in teachers]
     assert any(not torch.equal(before[key], after[key]) for key in own)
@@ -128,7 +152,7 @@ def test_an_absent_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
     off = ["--model.methods+=CUSA", "--model.methods.alpha=0", "--model.methods.beta=0",
            "--model.methods.cross_head=false"]  # fmt: skip
     for number, chosen in enumerate(([], off)):
-        fast = options(scenes, tmp_path / "none", tmp_path / str(number), "CSA")[: -len(METHODS["CSA"])]
+        fast = common(scenes, tmp_path / "none", tmp_path / str(number))
         cli = TrainingCLI([*fast, *chosen, "--trainer.max_epochs=1"], run=False)
         cli.trainer.fit(cli.model, cli.datamodule)
         found.append(cli.model.state_dict())
@@ -150,10 +174,12 @@ def test_adding_it_twice_is_refused(method):
     [
         (METHODS["CUSA"], "itr features --data"),
         ([*SMALL_D2S, "--model.methods.stage1=gone.ckpt"], "gone.ckpt"),
+        ([*SMALL_D2S, "--model.methods.cached=true"], "--modality dense"),
     ],
 )
 def test_what_it_needs_is_asked_for_before_the_first_step(scenes, tmp_path, capsys, chosen, message):
     fast = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    fast.append("--data.batch_size=8")
     assert main(["fit", *fast, *TINY_VSE, *chosen]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "checkpoints").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 
 from itr.backbones.base import Backbone
 from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
-from itr.data.fields import DENSE, DenseCaptions, Field
+from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
 from itr.data.schema import Split
@@ -162,18 +163,22 @@ class ShardData(pl.LightningDataModule):
         return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
 
     def _fields(self, split: Split) -> list[Field]:
-        """What the methods of the model need beyond pictures and captions."""
+        """What the methods of the model need beyond pictures and captions, and have looked at."""
         module: Any = self._trainer.lightning_module
+        needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
         makers: dict[str, Callable[[], Field]] = {
             DENSE: lambda: DenseCaptions(module.backbone.tokenizer),
-            "teacher_image": lambda: self._teacher("image", split, needs),
-            "teacher_text": lambda: self._teacher("text", split, needs),
+            CAPTIONS: CaptionTexts,
+            **{f"teacher_{m}": partial(self._teacher, m, split, needs) for m in MODALITIES},
         }
-        needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
         for need in needs:
             if need not in makers:
                 raise UserError(f"a method needs the field {need!r}, and the data module knows {', '.join(makers)}")
-        return [makers[need]() for need in dict.fromkeys(needs)]
+        fields = [makers[need]() for need in dict.fromkeys(needs)]
+        fields += [field for method in module.method_callbacks for field in method.fields()]
+        for method in module.methods.values():
+            method.expect({field.name: field for field in fields})
+        return fields
 
     def _teacher(self, modality: Modality, split: Split, needs: list[str]) -> Field:
         name = self.splits["train"]

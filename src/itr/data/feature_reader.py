@@ -1,4 +1,4 @@
-"""Pictures or captions of shards in fixed chunks, each read once, for a teacher to encode."""
+"""Pictures or texts of shards in fixed chunks, each read once, for a teacher to encode."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from itr.data import plan
+from itr.data.features import Modality
+from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.pipeline import read_items
 from itr.data.schema import Sample, Split
@@ -26,7 +28,7 @@ class Chunk:
     Attributes:
         number: which chunk of the split.
         ids: image_id or caption_id of each row [n].
-        inputs: pictures [n, 3, H, H], uint8, or captions [n].
+        inputs: pictures [n, 3, H, H], uint8, or texts [n].
         bad: rows whose picture can't be decoded.
         messages: what to say of them.
     """
@@ -44,9 +46,10 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
     Args:
         folder: the shard folder.
         split: its shards.
-        size: items (pictures, or captions) of a chunk.
+        modality: whether items are pictures, captions, or the dense caption of each picture.
+        size: items of a chunk.
         todo: numbers of the chunks to read, ascending.
-        transform: preprocessing of a picture; None reads captions.
+        transform: preprocessing of a picture; None for texts.
         max_pixels: a picture with more is not decoded.
     """
 
@@ -54,14 +57,15 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         self,
         folder: Path,
         split: Split,
+        modality: Modality,
         size: int,
         todo: list[int],
         transform: PictureTransform | None,
         max_pixels: int,
     ) -> None:
-        self.folder, self.split, self.size, self.todo = folder, split, size, todo
+        self.folder, self.split, self.modality, self.size, self.todo = folder, split, modality, size, todo
         self.transform, self.max_pixels = transform, max_pixels
-        self.counts = [shard.captions if transform is None else shard.images for shard in split.shards]
+        self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
 
     def __iter__(self) -> Iterator[Chunk | UserError]:
         info = get_worker_info()
@@ -79,14 +83,17 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         order = list(range(len(shards)))
 
         def places(sample: Sample) -> list[tuple[Sample, int]]:
-            return [(sample, place) for place in range(1 if self.transform else len(sample.captions))]
+            return [(sample, place) for place in range(len(sample.captions) if self.modality == "text" else 1)]
 
         return read_items(shards, self.counts, order, start, stop, places)
 
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
-        if self.transform is None:
+        if self.modality == "text":
             ids = [sample.caption_ids[place] for sample, place in items]
             return Chunk(number, ids, [sample.captions[place] for sample, place in items], [], [])
+        image_ids = [sample.image_id for sample, _ in items]
+        if self.transform is None:
+            return Chunk(number, image_ids, [dense_captions(sample)[0] for sample, _ in items], [], [])
         pictures, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
@@ -95,7 +102,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
                 pictures.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
                 bad.append(row)
                 messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
-        return Chunk(number, [sample.image_id for sample, _ in items], torch.stack(pictures), bad, messages)
+        return Chunk(number, image_ids, torch.stack(pictures), bad, messages)
 
 
 def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -150,7 +150,7 @@ class FeatureWriter:
             found = Header.read(path)
         except ValueError as error:
             raise UserError(f"{error}; give --overwrite true to make it anew") from None
-        for name in ("format", "modality", "teacher", "data", "rows", "width", "dtype", "settings"):
+        for name in ("format", "modality", "teacher", "weights", "data", "rows", "width", "dtype", "settings"):
             there, wanted = getattr(found, name), getattr(self.header, name)
             if there != wanted:
                 raise UserError(

@@ -1,8 +1,10 @@
 """Features of a frozen uni-modal teacher, made once by `itr features` and read by row from disk while training.
 
-DIR/<split>/<image|text>.npy       the features [N, D], float16
-DIR/<split>/<image|text>_ids.npy   image_id or caption_id of each row, ascending [N], int64
-DIR/<split>/<image|text>.json      header: teacher, width, type, rows and the identity of the data
+DIR/<split>/<image|text|dense>.npy       the features [N, D], float16
+DIR/<split>/<image|text|dense>_ids.npy   image_id or caption_id of each row, ascending [N], int64
+DIR/<split>/<image|text|dense>.json      header: teacher, width, type, rows and the identity of the data
+
+Those of dense captions belong to images: they have the image_id.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +25,17 @@ from itr.data.fields import Field
 from itr.data.schema import Sample, Split
 from itr.errors import UserError
 
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, ...] = ("image", "text")
+Modality = Literal["image", "text", "dense"]
+MODALITIES: tuple[Modality, ...] = ("image", "text", "dense")
 FORMAT = "itr-features/1"
 DTYPE = "float16"
 FROM_NPY = "from_npy:"  # stands before the file where features were converted
 # What a message suggests where no file names a teacher: those of CUSA, https://arxiv.org/abs/2403.05261
-USUAL_TEACHERS = {"image": "unicom:FP16-ViT-B-32.pt", "text": "sentence-transformers/all-mpnet-base-v2"}
+USUAL_TEACHERS = {
+    "image": "unicom:FP16-ViT-B-32.pt",
+    "text": "sentence-transformers/all-mpnet-base-v2",
+    "dense": "STAGE1.ckpt",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Header:
         rows: N.
         data: identity of the split, see `data_identity`.
         settings: how it was run, as far as numbers depend on it.
+        weights: identity of the model's weights, where it is a checkpoint of ours.
     """
 
     teacher: str
@@ -79,6 +86,7 @@ class Header:
     rows: int
     data: str
     settings: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
     dtype: str = DTYPE
     format: str = FORMAT
 
@@ -104,6 +112,15 @@ def data_identity(split: Split) -> str:
     """
     shards = sorted(s.sha256 or f"{s.bytes} bytes, {s.images} images, {s.captions} captions" for s in split.shards)
     return hashlib.blake2b("\n".join(shards).encode(), digest_size=16).hexdigest()
+
+
+def weights_identity(weights: Mapping[str, Tensor]) -> str:
+    """A hash of the names and values of weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def features_command(
@@ -202,7 +219,7 @@ class FeatureFile:
         places = np.searchsorted(known, wanted)
         found = known[np.minimum(places, len(known) - 1)] == wanted if len(known) else np.zeros(len(wanted), bool)
         if not found.all():
-            name = "image_id" if self.paths.modality == "image" else "caption_id"
+            name = "caption_id" if self.paths.modality == "text" else "image_id"
             raise UserError(f"{self.paths.rows} has no row for {name} {wanted[~found][0]}; {self._again()}")
         picked = rows[places]
         if np.isnan(picked[:, 0]).any():  # `itr features` could not decode the picture
@@ -210,22 +227,29 @@ class FeatureFile:
             raise UserError(f"{self.paths.rows}: image {missing} could not be decoded; mend it and {self._again()}")
         return torch.from_numpy(np.ascontiguousarray(picked))
 
-    def _again(self) -> str:
+    def command(self) -> str:
+        """The command that makes this file anew."""
         paths = self.paths
-        command = features_command(self.data, paths.split, paths.modality, paths.folder, self.header)
-        return f"make the features again:\n{command}"
+        return features_command(self.data, paths.split, paths.modality, paths.folder, self.header)
+
+    def _again(self) -> str:
+        return f"make the features again:\n{self.command()}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": None}
 
 
 class TeacherFeatures(Field):
-    """A teacher's feature of each image, `teacher_image` [I, D], or of each caption, `teacher_text` [C, D], float16."""
+    """A teacher's feature of each row, float16.
+
+    `teacher_image` and `teacher_dense`, of the image's dense caption, have a row an image [I, D], `teacher_text` a row
+    a caption [C, D].
+    """
 
     def __init__(self, file: FeatureFile) -> None:
         self.file = file
-        self.of = file.paths.modality
-        self.name = f"teacher_{self.of}"
+        self.of = "text" if file.paths.modality == "text" else "image"
+        self.name = f"teacher_{file.paths.modality}"
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tensor:
         """Take the rows of the batch from disk."""

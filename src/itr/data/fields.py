@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from itr.backbones.base import Tokenizer
+from itr.data.images import decode
 from itr.data.schema import Sample
 from itr.errors import UserError
-from itr.types import Tokens
+from itr.types import Extra, Tokens
 
 DENSE = "dense"
+CAPTIONS = "captions"
 
 
 class Field(ABC):
@@ -28,7 +32,7 @@ class Field(ABC):
     of: Literal["image", "text"]
 
     @abstractmethod
-    def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tensor | Tokens:
+    def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Extra:
         """The rows of a batch.
 
         Args:
@@ -49,6 +53,37 @@ class DenseCaptions(Field):
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tokens:
         """Tokenize the first dense caption of each sample."""
         return self.tokenizer([dense_captions(sample)[0] for sample in samples])
+
+
+class CaptionTexts(Field):
+    """The captions as they were written, for a teacher with a tokenizer of its own [C]."""
+
+    name = CAPTIONS
+    of = "text"
+
+    def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[str]:
+        """Take the text of each row."""
+        return [sample.captions[caption] for sample, caption in zip(samples, captions, strict=True)]
+
+
+class PictureView(Field):
+    """The pictures once more, as another encoder wants them [I, 3, H, H], uint8.
+
+    NOTE: each picture is decoded a second time, since the view has nothing of the training augmentation.
+
+    Args:
+        name: its key in the batch.
+        transform: decoded picture [3, H, W] to [3, size, size], uint8.
+    """
+
+    of = "image"
+
+    def __init__(self, name: str, transform: Callable[[Tensor], Tensor]) -> None:
+        self.name, self.transform = name, transform
+
+    def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tensor:
+        """Decode and transform; the loader has left out what can't be decoded or is too large."""
+        return torch.stack([self.transform(decode(sample.image, sys.maxsize)) for sample in samples])
 
 
 def dense_captions(sample: Sample) -> list[str]:

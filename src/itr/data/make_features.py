@@ -1,4 +1,4 @@
-"""`itr features`: run a frozen teacher over the pictures or captions of shards once, and keep what it says."""
+"""`itr features`: run a frozen teacher over the pictures or texts of shards once, and keep what it says."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def make_features(
 
     Args:
         data: folder of the shards.
-        modality: what to encode.
-        out: folder to write to; text and pictures, and all splits, go into the same.
+        modality: what to encode: pictures (image), captions (text), or the dense caption of each picture (dense).
+        out: folder to write to; all modalities and all splits go into the same.
         model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
-            open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM.
+            open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM; dense: the checkpoint of D2S's
+            first stage.
         splits: splits to encode, with commas between them.
         batch_size: pictures or captions encoded at a time.
         num_workers: processes that read and decode.
@@ -84,11 +85,11 @@ def make_features(
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
     for name, split in found.items():
-        rows = split.images if modality == "image" else split.captions
-        header = Header(model, modality, teacher.width, rows, data_identity(split), settings)
+        rows = split.captions if modality == "text" else split.images
+        header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
-        reader = ChunkReader(folder, split, batch_size, todo, teacher.transform, max_pixels)
+        reader = ChunkReader(folder, split, modality, batch_size, todo, teacher.transform, max_pixels)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 
@@ -106,7 +107,7 @@ def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_wor
     skipped, workers = 0, min(num_workers, len(reader.todo))
     loader = DataLoader(reader, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
     total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
-    with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}s", unit="") as bar:
+    with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}", unit="") as bar:
         for chunk in loader:
             if isinstance(chunk, UserError):
                 raise chunk

@@ -17,10 +17,11 @@ from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import first_line, load_tokenizer
 from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
-from itr.data.features import Modality
+from itr.data.features import Modality, weights_identity
 from itr.data.images import EvaluationTransform
 from itr.data.unicom import load_unicom
 from itr.errors import UserError
+from itr.types import Tokens
 
 Output = Literal["pooled", "tokens"]
 Precision = Literal["32", "bf16", "16"]
@@ -54,12 +55,14 @@ class Encoder:
         run: turns normalised pictures [I, 3, H, H] or captions into features [n, D].
         spec: picture format; None for text.
         resize: short side before the crop.
+        weights: identity of its weights, where it is a checkpoint of ours.
     """
 
     module: nn.Module
     run: Callable[[Any], Tensor]
     spec: ImageSpec | None = None
     resize: int | None = None
+    weights: str = ""
 
 
 class Teacher:
@@ -67,11 +70,12 @@ class Teacher:
 
     Attributes:
         width: D of a feature.
+        weights: identity of its weights, where it is a checkpoint of ours.
         transform: preprocessing of a picture, for the workers; None for text.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
-        self.encoder, self.device = encoder, device
+        self.encoder, self.device, self.weights = encoder, device, encoder.weights
         self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
         encoder.module.to(device).eval().requires_grad_(False)
         spec = encoder.spec
@@ -90,10 +94,18 @@ class Teacher:
 
     def encode(self, inputs: Tensor | Sequence[str]) -> Tensor:
         """Features [n, D], float32, on the CPU, of pictures [n, 3, H, H], uint8, or of captions."""
+        return self.features(inputs).cpu()
+
+    def features(self, inputs: Tensor | Sequence[str]) -> Tensor:
+        """The same on the teacher's device."""
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if isinstance(inputs, Tensor):
                 inputs = (inputs.to(self.device, torch.float32) - self.mean) / self.std
-            return self.encoder.run(inputs).float().cpu()
+            rows = self.encoder.run(inputs)
+        return rows.to(torch.float32, copy=True)  # what inference mode made can't take part in a loss
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # frozen, so a copy of the model, such as its moving average, shares it
 
 
 def load_teacher(
@@ -102,7 +114,7 @@ def load_teacher(
     """Find a teacher.
 
     Args:
-        modality: what it encodes.
+        modality: what it encodes; `dense` is for dense captions, by a checkpoint of D2S's first stage.
         name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
             `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
@@ -113,6 +125,8 @@ def load_teacher(
     Raises:
         UserError: it can't be had.
     """
+    if modality == "dense":
+        return Teacher(_first_stage(name), torch.device(device), precision)
     if modality == "text":
         if output != "pooled":
             raise UserError("--output tokens is for pictures: captions differ in length")
@@ -127,6 +141,24 @@ def load_teacher(
     else:
         encoder = _vision(name, output)
     return Teacher(encoder, torch.device(device), precision)
+
+
+def _first_stage(path: str) -> Encoder:
+    from itr.module import RetrievalModule  # it knows the methods, and they know teachers
+
+    if not Path(path).is_file():
+        raise UserError(f"--modality dense needs the checkpoint of a run with --data.texts=dense; no file {path}")
+    try:
+        backbone = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).backbone
+    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
+        raise UserError(f"{path} is no checkpoint that `itr fit` wrote ({first_line(error)})") from error
+
+    def run(captions: Sequence[str]) -> Tensor:
+        tokens = backbone.tokenizer(list(captions))
+        device = next(backbone.parameters()).device
+        return backbone.encode_text(Tokens(tokens.ids.to(device), tokens.mask.to(device))).pooled
+
+    return Encoder(backbone, run, weights=weights_identity(backbone.state_dict()))
 
 
 def is_sentence_transformer(name: str) -> bool:

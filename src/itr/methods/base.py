@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
 from itr.component import Component
+from itr.data.fields import Field
 from itr.types import Batch, Encoded, Pairs
 
 
@@ -23,8 +25,19 @@ class MethodModule(nn.Module):
         """Change the embeddings of captions, in training and in evaluation; as they are by default."""
         return encoded
 
+    def expect(self, fields: Mapping[str, Field]) -> None:
+        """Look at what is read for training, by name, before the first batch; refuse what does not belong to the model.
+
+        Raises:
+            UserError: a field was made for something else.
+        """
+
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Further values of this process's captions, each [C, ...], to be found in `Pairs.extra` (a teacher's, say)."""
+        """Further values of this process's captions, each [C, ...], to be found in `Pairs.extra` (a teacher's, say).
+
+        Raises:
+            UserError: the batch lacks a field that they are made of.
+        """
         return {}
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
@@ -52,6 +65,10 @@ class Method(Component, pl.Callback, ABC):
 
     name: str
     needs: tuple[str, ...] = ()
+
+    def fields(self) -> Sequence[Field]:
+        """Fields of its own that the loader's workers read for it; asked for after `setup`."""
+        return ()
 
     @property
     def weights(self) -> dict[str, float]:

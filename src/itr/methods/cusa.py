@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
+from itr.data.fields import Field, PictureView
 from itr.errors import UserError
 from itr.losses import SoftLoss, Targets, cross_modal_targets, soft_label_alignment, teacher_similarity
 from itr.methods.base import Method, MethodModule
+from itr.methods.cusa_teachers import VIEW, Teachers, teacher_features
 from itr.objectives import Temperature
-from itr.types import Encoded, Pairs
+from itr.types import Batch, Encoded, Pairs
 
-SIDES = ("image", "text")
+if TYPE_CHECKING:
+    from itr.data.teachers import Teacher
+
+SIDES: Final = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class CUSA(Method):
         uni_temperature: of the model's similarities in USA, one for each modality or for both.
         cross_soft_temperature: of the teachers' similarities in CSA.
         uni_soft_temperature: of the teachers' similarities in USA.
+        teachers: which of them run in the loop; the others' features are read from `data.features`.
     """
 
     name = "cusa"
@@ -83,6 +90,7 @@ class CUSA(Method):
         uni_temperature: Temperatures = Temperatures(sharing="separate"),  # noqa: B008
         cross_soft_temperature: Temperatures = Temperatures(initial=1.0, learnable=False),  # noqa: B008
         uni_soft_temperature: Temperatures = Temperatures(initial=1.0, learnable=False, sharing="cross"),  # noqa: B008
+        teachers: Teachers = Teachers(),  # noqa: B008
     ) -> None:
         for name, rate in (("alpha", alpha), ("beta", beta)):
             if not 0 <= rate < float("inf"):
@@ -100,7 +108,21 @@ class CUSA(Method):
         for group in ("cross", "cross_soft"):
             if self.temperatures[group].sharing == "cross":
                 raise UserError(f"{group}_temperature: sharing `cross` is for the uni-modal term; shared or separate")
-        self.needs = ("teacher_image", "teacher_text") if self.weights else ()
+        self.teachers = teachers
+        self.loaded: dict[str, Teacher] = {}
+        self.needs = teachers.needs if self.weights else ()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Load the teachers that run in the loop, for training alone."""
+        if stage == "fit" and self.weights:
+            self.loaded = self.teachers.load(str(trainer.strategy.root_device))
+            own: Any = pl_module.methods
+            own[self.name].teachers = self.loaded
+
+    def fields(self) -> list[Field]:
+        """The image teacher's own view of each picture, where that teacher runs in the loop."""
+        transform = self.loaded["image"].transform if "image" in self.loaded else None
+        return [] if transform is None else [PictureView(VIEW, transform)]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -125,6 +147,7 @@ class CUSAModule(MethodModule):
     def __init__(self, method: CUSA, dim: int) -> None:
         super().__init__()
         self.terms = tuple(method.weights)
+        self.teachers: dict[str, Teacher] = {}  # no modules, so neither parameters nor checkpoint know them
         self.targets, self.kinds = method.targets, method.losses
         built = {"cross": method.cross_head, "uni": method.uni_head and "usa" in self.terms}
         self.heads = nn.ModuleDict({f"{use}_{side}": _head(dim) for use in built if built[use] for side in SIDES})
@@ -169,15 +192,21 @@ class CUSAModule(MethodModule):
             pooled = self.heads[f"cross_{side}"](pooled)
         return Encoded(pooled, encoded.tokens, encoded.mask, unimodal)
 
-    def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """The terms that are on, not yet multiplied by their rates.
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """`teacher_image` and `teacher_text`, the teachers' features of each caption and its image [C, D].
 
         Raises:
-            UserError: a teacher's features are not there.
+            UserError: neither does a teacher run in the loop nor has the batch its features.
         """
         if not self.terms:
             return {}
-        image, text = (self._teacher(pairs, side) for side in SIDES)
+        return {f"teacher_{side}": teacher_features(batch, side, self.teachers) for side in SIDES}
+
+    def losses(self, pairs: Pairs) -> dict[str, Tensor]:
+        """The terms that are on, not yet multiplied by their rates."""
+        if not self.terms:
+            return {}
+        image, text = (teacher_similarity(pairs.extra[f"teacher_{side}"]) for side in SIDES)
         terms: dict[str, Tensor] = {}
         if "csa" in self.terms:
             goals = cross_modal_targets(image, text, self.targets)
@@ -200,12 +229,6 @@ class CUSAModule(MethodModule):
             for similarity, goal, side in zip(own, goals, SIDES, strict=True)
         ]
         return torch.stack(parts).mean()
-
-    def _teacher(self, pairs: Pairs, side: str) -> Tensor:
-        name = f"teacher_{side}"
-        if name not in pairs.extra:
-            raise UserError(f"CUSA needs {name}, a teacher's features of each {side}; make them by `itr features`")
-        return teacher_similarity(pairs.extra[name])
 
     def scalars(self) -> dict[str, Tensor]:
         """The temperatures, by their role."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.fields import DENSE
+from itr.data.features import TeacherFeatures, weights_identity
+from itr.data.fields import DENSE, Field
 from itr.errors import UserError
 from itr.losses.distillation import DistillationKind, distillation
 from itr.methods.base import Method, MethodModule
-from itr.methods.d2s_teacher import FrozenText, freeze_text_pooling
+from itr.methods.d2s_teacher import FrozenText, freeze_text_pooling, load_stage1
 from itr.methods.prompt_decoder import CrossPrompts, Placement, PromptDecoder
 from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)
 
 TEACHER = "d2s_dense"
-CACHED = "dense_embedding"
+CACHED = "teacher_dense"
 
 
 class D2S(Method):
@@ -51,6 +53,8 @@ class D2S(Method):
             this one, made of it is thrown away.
         distillation: distance to the frozen dense embedding.
         weight: factor of that distance; 0 for none, and then neither teacher nor dense captions are needed.
+        cached: read the dense embeddings from files made by `itr features --modality dense --model STAGE1` instead of
+            keeping a frozen teacher in the model; a step then costs no dense forward.
         positions: give the decoder positions, without which the placement makes no difference.
         attend_padding: let the prompts see padding, as the authors' checkpoints do; leave it off otherwise.
         normalise_in_evaluation: bring p to length 1 in evaluation, as the authors' checkpoints do; leave it off
@@ -72,6 +76,7 @@ class D2S(Method):
         residual: bool = True,
         distillation: DistillationKind = "cosine",
         weight: float = 1.0,
+        cached: bool = False,
         positions: bool = True,
         attend_padding: bool = False,
         normalise_in_evaluation: bool = False,
@@ -85,10 +90,10 @@ class D2S(Method):
         self.stage1 = stage1
         self.num_prompts, self.depth, self.heads, self.mlp_ratio = num_prompts, depth, heads, mlp_ratio
         self.placement, self.cross_attention, self.pooling = placement, cross_attention, pooling
-        self.residual, self.distillation, self.weight = residual, distillation, weight
+        self.residual, self.distillation, self.weight, self.cached = residual, distillation, weight, cached
         self.positions, self.attend_padding = positions, attend_padding
         self.normalise_in_evaluation = normalise_in_evaluation
-        self.needs = (DENSE,) if weight > 0 else ()
+        self.needs = () if weight == 0 else (CACHED,) if cached else (DENSE,)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -98,14 +103,19 @@ class D2S(Method):
     def build(self, backbone: Backbone) -> D2SModule:
         """Load the first stage into the backbone, then copy the teacher and make the decoder.
 
+        A file that is missing is refused when training begins: a run that is resumed or tested does without.
+
         Raises:
-            UserError: the first stage's checkpoint is missing or of another backbone, or the sizes don't fit.
+            UserError: the first stage's checkpoint is of another backbone, or the sizes don't fit.
         """
         if backbone.dim % self.heads:
             raise UserError(f"D2S.heads is {self.heads}; it must divide the embedding's width {backbone.dim}")
-        if self.stage1 is not None:
+        if self.stage1 is not None and Path(self.stage1).is_file():
             load_stage1(backbone, Path(self.stage1))
-        module = D2SModule(self, self._decoder(backbone.dim), FrozenText(backbone) if self.weight > 0 else None)
+        teacher = FrozenText(backbone) if self.weight > 0 and not self.cached else None
+        module = D2SModule(self, self._decoder(backbone.dim), teacher)
+        if module.cached:
+            module.stage1.copy_(torch.tensor(list(bytes.fromhex(weights_identity(backbone.state_dict())))))
         if not self.residual:
             freeze_text_pooling(backbone)
         return module
@@ -118,12 +128,37 @@ class D2S(Method):
             self.positions, self.attend_padding,
         )  # fmt: skip
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse an order in which this method undoes another.
+
+        Raises:
+            UserError: the residual is off, and a method is listed before this one.
+        """
+        methods: Any = pl_module.methods
+        earlier = list(methods)[: list(methods).index(self.name)]
+        if earlier and not self.residual:
+            raise UserError(
+                f"D2S.residual is false, so what {' and '.join(earlier)} made of captions would be thrown away; list "
+                "D2S first, or leave residual on"
+            )
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where the first stage is left out, and keep Lightning from wondering at the teacher."""
-        if self.weight > 0:
+        """Refuse a first stage that is not there; say so where it is left out.
+
+        Raises:
+            UserError: there is no such file, and no checkpoint to go on from either.
+        """
+        if self.stage1 is not None and not Path(self.stage1).is_file() and trainer.ckpt_path is None:
+            raise UserError(
+                f"D2S.stage1: there is no file {self.stage1!r}. Train the first stage with `itr fit --config "
+                "f30k_d2s_stage1.yaml`, or with your own config and --data.texts=dense, and give the checkpoint that "
+                "it writes; or set stage1 to null"
+            )
+        if self.weight > 0 and not self.cached:  # keep Lightning from wondering at the teacher
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         if self.stage1 is None and trainer.ckpt_path is None:
-            taught = ", and the frozen teacher is the text encoder that training starts from" if self.weight > 0 else ""
+            kept = self.weight > 0 and not self.cached
+            taught = ", and the frozen teacher is the text encoder that training starts from" if kept else ""
             log.warning("D2S.stage1 is not set: training starts without the first stage%s", taught)
 
     def describe(self) -> dict[str, Any]:
@@ -149,6 +184,10 @@ class D2SModule(MethodModule):
         self.distillation: DistillationKind = settings.distillation
         self.decoder = decoder
         self.teacher = teacher
+        self.cached = settings.cached and settings.weight > 0
+        self.stage1: Tensor
+        if self.cached:  # identity of the weights that training started from, for a run that is resumed
+            self.register_buffer("stage1", torch.zeros(16, dtype=torch.uint8))
 
     def embed_text(self, encoded: Encoded) -> Encoded:
         """Add what the prompts made of the words to the pooled text [C, D]."""
@@ -160,17 +199,35 @@ class D2SModule(MethodModule):
         pooled = encoded.pooled + prompt if self.residual else prompt
         return Encoded(pooled, encoded.tokens, encoded.mask, encoded.unimodal)
 
+    def expect(self, fields: Mapping[str, Field]) -> None:
+        """Refuse dense embeddings that another first stage made.
+
+        Raises:
+            UserError: the file's header names other weights than those training started from.
+        """
+        field = fields.get(CACHED)
+        if not self.cached or not isinstance(field, TeacherFeatures):
+            return
+        made_by, wanted = field.file.header.weights, bytes(self.stage1.tolist()).hex()
+        if made_by != wanted:
+            raise UserError(
+                f"the dense embeddings {field.file.paths.rows} were made by other weights than training starts from; "
+                f"make them by the checkpoint that D2S.stage1 names:\n{field.file.command()}"
+            )
+
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's embedding of the dense caption of each caption's image [C, D].
 
         Raises:
-            UserError: the batch has no dense captions.
+            UserError: the batch has neither dense captions nor, where they are cached, their embeddings.
         """
+        if self.cached:
+            rows = batch.image_extra.get(CACHED)
+            if not isinstance(rows, Tensor):
+                raise UserError("D2S.cached is on, and the batch has no dense embeddings; `itr features` makes them")
+            return {TEACHER: rows[batch.image_index]}
         if self.teacher is None:
             return {}
-        cached = batch.image_extra.get(CACHED)
-        if isinstance(cached, Tensor):
-            return {TEACHER: cached[batch.image_index]}
         dense = batch.image_extra.get(DENSE)
         if not isinstance(dense, Tokens):
             raise UserError(
@@ -181,35 +238,8 @@ class D2SModule(MethodModule):
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
         """`distillation`: the distance of the texts that are searched to the teacher's dense embeddings."""
-        if self.teacher is None:
+        if TEACHER not in pairs.extra:
             return {}
         student = pairs.text.pooled
         student = student if student.dtype == torch.float64 else student.float()
         return {"distillation": distillation(student, pairs.extra[TEACHER], self.distillation)}
-
-
-def load_stage1(backbone: Backbone, path: Path) -> None:
-    """Put the weights of a first stage's checkpoint into the backbone, all of them.
-
-    Raises:
-        UserError: there is no such file, it is no checkpoint of itr, or of another backbone.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"D2S.stage1: there is no file {str(path)!r}. Train the first stage with `itr fit --config "
-            "f30k_d2s_stage1.yaml`, or with your own config and --data.texts=dense, and give the checkpoint that it "
-            "writes; or set stage1 to null"
-        )
-    try:
-        saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        weights: dict[str, Tensor] = saved["state_dict"]
-    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"D2S.stage1: {str(path)!r} is no checkpoint that `itr fit` wrote ({error})") from error
-    prefix = "backbone."
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    try:
-        backbone.load_state_dict(own, strict=True)
-    except RuntimeError as error:
-        lines = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
-        raise UserError(f"D2S.stage1: {str(path)!r} was trained with another backbone ({lines})") from error
-    log.info("D2S starts from the first stage in %s", path)

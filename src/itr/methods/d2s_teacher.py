@@ -1,16 +1,22 @@
-"""A frozen copy of the part of a backbone that embeds captions, found by asking which parts take part."""
+"""What the first stage leaves to the second: its weights, and a frozen copy of the part that embeds captions."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
+from itr.errors import UserError
 from itr.types import Encoded, Tokens
+
+log = logging.getLogger(__name__)
 
 
 class FrozenText(nn.Module):
@@ -39,6 +45,27 @@ class FrozenText(nn.Module):
     def forward(self, text: Tokens) -> Tensor:
         """Embed captions [C, L], to [C, D]."""
         return self.encoder.encode_text(text).pooled
+
+
+def load_stage1(backbone: Backbone, path: Path) -> None:
+    """Put the weights of a first stage's checkpoint into the backbone, all of them.
+
+    Raises:
+        UserError: it is no checkpoint of itr, or of another backbone.
+    """
+    try:
+        saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        weights: dict[str, Tensor] = saved["state_dict"]
+    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
+        raise UserError(f"D2S.stage1: {str(path)!r} is no checkpoint that `itr fit` wrote ({error})") from error
+    prefix = "backbone."
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(own, strict=True)
+    except RuntimeError as error:
+        lines = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
+        raise UserError(f"D2S.stage1: {str(path)!r} was trained with another backbone ({lines})") from error
+    log.info("D2S starts from the first stage in %s", path)
 
 
 def freeze_text_pooling(backbone: Backbone) -> None:
