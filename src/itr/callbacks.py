@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -58,7 +59,7 @@ class Results(pl.Callback):
         """Write the embeddings."""
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
-        gallery.save(path)
+        np.savez(path, allow_pickle=False, **gallery.arrays())
         print(f"embeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
 
     @rank_zero_only

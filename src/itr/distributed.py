@@ -1,7 +1,9 @@
-"""Rows of all processes, with exact gradients. One process is the identity."""
+"""Rows of all processes, with exact gradients, where one process is the identity; and each process's device."""
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 import torch
@@ -9,12 +11,30 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.errors import UserError
 from itr.types import Encoded
 
 
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def choose_device(wanted: str, process: int = 0) -> str:
+    """A device by name; `auto` is this process's GPU where there are GPUs.
+
+    Raises:
+        UserError: no such device.
+    """
+    if wanted != "auto":
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", wanted):
+            raise UserError(f"device is {wanted!r}; it must be auto, cpu, cuda, cuda:NUMBER or mps")
+        if wanted.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device is {wanted!r}, and this machine has no usable GPU; give --device cpu")
+        return wanted
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', process)) % torch.cuda.device_count()}"
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Batch, Encoded, Pairs, Tokens
+
+log = logging.getLogger(__name__)
 
 
 class RetrievalModule(pl.LightningModule):
@@ -80,6 +83,11 @@ class RetrievalModule(pl.LightningModule):
         return list(self.methods.children())  # type: ignore[arg-type]
 
     # Training
+
+    def on_fit_start(self) -> None:
+        """Say what starts from nothing."""
+        if self.trainer.ckpt_path is None and self.backbone.untrained:
+            log.info("training starts with random weights: %s", ", ".join(self.backbone.untrained))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the objective and all methods' terms."""

@@ -103,6 +103,17 @@ class FriendlyParser(ArgumentParser):
         return list(found)
 
 
+def run_verb(arguments: list[str], function: Callable[..., None]) -> None:
+    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options."""
+    line = (function.__doc__ or "").strip().splitlines()[0]
+    parser = FriendlyParser(prog="itr", description=line)
+    verbs = parser.add_subcommands(required=True, metavar="VERB")
+    options = FriendlyParser(description=line)
+    options.add_function_arguments(function)
+    verbs.add_subcommand(arguments[0], options)
+    function(**parser.parse_args(arguments)[arguments[0]].as_dict())
+
+
 def run_function(
     arguments: list[str], functions: dict[str, Callable[..., None]], what: str, description: str, positional: str = ""
 ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -124,6 +125,11 @@ class Encoded:
         extra = length - self.tokens.shape[1]
         tokens, mask = F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra))
         return Encoded(self.pooled, tokens, mask, self.unimodal)
+
+    def arrays(self, side: str) -> dict[str, np.ndarray]:
+        """The embeddings as they are written to files: SIDE, and SIDE_unimodal where there is one [N, D], float32."""
+        kept = {side: self.pooled, f"{side}_unimodal": self.unimodal}
+        return {name: value.float().cpu().numpy() for name, value in kept.items() if value is not None}
 
     @staticmethod
     def concatenate(parts: list[Encoded]) -> Encoded:

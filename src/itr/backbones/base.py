@@ -83,12 +83,14 @@ class Backbone(Component, nn.Module, ABC):
         dim: width D of the embeddings.
         image_spec: size and normalisation of the pictures.
         tokenizer: captions to ids.
+        untrained: what starts with random weights, told when training begins.
     """
 
     dim: int
     image_spec: ImageSpec
     tokenizer: Tokenizer
     needs_tokens: bool = False
+    untrained: tuple[str, ...] = ()
 
     pixel_mean: Tensor
     pixel_std: Tensor

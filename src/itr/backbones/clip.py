@@ -64,8 +64,7 @@ class CLIP(Backbone):
         source = find(model, pretrained, config)
         self.config = source.config
         self.model = build(source.config, source.weights, image_size)
-        if source.weights is None:
-            log.info("CLIP is built from scratch: random weights")
+        self.untrained = ("CLIP",) if source.weights is None else ()
         self.dim = int(source.config["embed_dim"])
         self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
         spec = _image_spec(source.preprocess, self.model.visual)

@@ -40,7 +40,6 @@ def make_tower(modality: Modality, name: str | None, config: dict[str, Any] | No
     assert config is not None
     settings = _checked_config(f"{modality}_config", config)
     tower_class, options = _tower_class(modality, settings)
-    log.info("the %s tower (%s) is built from scratch: random weights", modality, settings.model_type)
     try:
         tower: nn.Module = tower_class._from_config(settings, dtype=torch.float32, **options)
     except Exception as error:  # whatever the architecture makes of inconsistent sizes

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,8 +14,9 @@ from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
 from itr.data.shards import find_split
 from itr.data.teachers import Output, Precision, Teacher, load_teacher
+from itr.distributed import choose_device
 from itr.errors import UserError
-from itr.parsing import FriendlyParser
+from itr.parsing import run_verb
 
 
 def make_features(
@@ -81,7 +80,7 @@ def make_features(
     if overwrite and world > 1:
         raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
     found = {name: find_split(folder, name) for name in names}
-    teacher = load_teacher(modality, model, output, _device(device, number), precision)
+    teacher = load_teacher(modality, model, output, choose_device(device, number), precision)
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
     for name, split in found.items():
@@ -138,25 +137,7 @@ def _share(process: int | None, of: int | None) -> tuple[int, int]:
     return number, world
 
 
-def _device(wanted: str, process: int) -> str:
-    if wanted != "auto":
-        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", wanted):
-            raise UserError(f"device is {wanted!r}; it must be auto, cpu, cuda, cuda:NUMBER or mps")
-        if wanted.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device is {wanted!r}, and this machine has no usable GPU; give --device cpu")
-        return wanted
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', process)) % torch.cuda.device_count()}"
-
-
 def main(arguments: list[str]) -> None:
     """Parse the command line and make features."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parser = FriendlyParser(prog="itr", description="Make features of a frozen teacher.")
-    verbs = parser.add_subcommands(required=True, metavar="VERB")
-    features = FriendlyParser(description="Encode the pictures or captions of shards with a frozen teacher, once.")
-    features.add_function_arguments(make_features)
-    verbs.add_subcommand("features", features)
-    config = parser.parse_args(arguments)
-    make_features(**config.features.as_dict())
+    run_verb(arguments, make_features)

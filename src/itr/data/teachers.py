@@ -144,14 +144,13 @@ def load_teacher(
 
 
 def _first_stage(path: str) -> Encoder:
-    from itr.module import RetrievalModule  # it knows the methods, and they know teachers
+    from itr.checkpoints import open_checkpoint  # it knows the methods, and they know teachers
 
-    if not Path(path).is_file():
-        raise UserError(f"--modality dense needs the checkpoint of a run with --data.texts=dense; no file {path}")
     try:
-        backbone = RetrievalModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).backbone
-    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"{path} is no checkpoint that `itr fit` wrote ({first_line(error)})") from error
+        backbone = open_checkpoint(path).backbone
+    except UserError as error:
+        message = f"{error}; --modality dense takes the checkpoint of a run with --data.texts=dense"
+        raise UserError(message) from error
 
     def run(captions: Sequence[str]) -> Tensor:
         tokens = backbone.tokenizer(list(captions))

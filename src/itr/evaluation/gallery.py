@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,16 +42,10 @@ class Gallery:
             raise ValueError(f"{int(missing.sum())} captions belong to images that are not in the gallery")
         return rows
 
-    def save(self, path: Path) -> None:
-        """Write an `.npz` with `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`."""
-        arrays = {
-            "image": self.image.pooled.float(),
-            "text": self.text.pooled.float(),
-            "image_id": self.image_id,
-            "caption_id": self.text_id,
-            "caption_image_id": self.text_image_id,
-        }
-        np.savez(path, allow_pickle=False, **{name: tensor.numpy() for name, tensor in arrays.items()})
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is written to files: `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`."""
+        ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
+        return {**self.image.arrays("image"), **self.text.arrays("text"), **{n: i.numpy() for n, i in ids.items()}}
 
 
 @dataclass

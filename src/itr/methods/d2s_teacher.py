@@ -65,6 +65,7 @@ def load_stage1(backbone: Backbone, path: Path) -> None:
     except RuntimeError as error:
         lines = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
         raise UserError(f"D2S.stage1: {str(path)!r} was trained with another backbone ({lines})") from error
+    backbone.untrained = ()
     log.info("D2S starts from the first stage in %s", path)
 
 

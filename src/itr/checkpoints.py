@@ -1,0 +1,25 @@
+"""Opening a checkpoint alone: no config, no network, no code that it brings along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from itr.errors import UserError
+from itr.module import RetrievalModule
+
+
+def open_checkpoint(path: str) -> RetrievalModule:
+    """The model of a checkpoint, in evaluation.
+
+    Raises:
+        UserError: there is no such file, or it is none of ours.
+    """
+    if not Path(path).expanduser().is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        module = RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
+        raise UserError(f"{path} is no checkpoint that `itr fit` or `itr convert` wrote ({error})") from error
+    return module.eval()
