@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, load_tokenizer
+from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, load_tokenizer, plain_words
 from itr.errors import UserError
 
 ODD = ["", " ", "\x00", "\ud800 dog", "\U0001f600\U0001f1ea\U0001f1fa", "שלום כלב", "a\u202edog", "<end_of_text> [SEP]"]
@@ -91,6 +91,22 @@ def test_cleaning_and_the_end_token(tokenizer_json: str) -> None:
     tokenizer = HFTokenizer(tokenizer_json, clean="canonicalize", strip_end=True)
 
     assert tokenizer(["A, dog!"]).ids.tolist() == [[2, 5, 7, 0]]
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("A black-and-white dog, RUNNING...", "a black and white dog running"),
+        ("<person> rides / walks  (fast);\tend\n", "person rides walks fast end"),
+        ("it's 3:30 #today ~ *now*", "it s 3 30 today now"),
+        ("word " * 70, " ".join(["word"] * 64)),
+        ("Ünïcode 猫 & 50% — kept", "ünïcode 猫 & 50% — kept"),
+        ("?!", ""),
+    ],
+)
+def test_plain_words(caption: str, cleaned: str) -> None:
+    assert plain_words(caption) == cleaned
+    assert torch.equal(BPETokenizer(clean="words")([caption]).ids, BPETokenizer()([cleaned]).ids)
 
 
 def test_folder(tokenizer_folder: Path) -> None:

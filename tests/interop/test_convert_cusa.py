@@ -96,6 +96,8 @@ def test_the_authors_checkpoint_through_the_command_line(shared, tmp_path):
     model.backbone.normalise = lambda pixels: pixels
     with torch.no_grad():
         image, text = model.encode_image(tensors["in.pixels"]), model.encode_text(json.loads(meta["texts"]))
+    shouted = model.encode_text([text.upper() + "!" for text in json.loads(meta["texts"])])
+    torch.testing.assert_close(shouted.pooled, text.pooled)  # it cleans captions as the authors do
     for name, found in {
         "cross_image": image.pooled, "uni_image": image.unimodal, "cross_text": text.pooled, "uni_text": text.unimodal
     }.items():  # fmt: skip

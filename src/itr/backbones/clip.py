@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.clip_towers import image_features, needs_full_length, text_features
-from itr.backbones.tokenizers import HFTokenizer
+from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.towers import enable_checkpointing, freeze_unused, near, refuse_both
 from itr.component import plain
 from itr.errors import UserError
@@ -41,6 +41,8 @@ class CLIP(Backbone):
         image_std: channel deviations, as `image_mean`.
         interpolation: how evaluation pictures are resized; by default as the weights want.
         resize: `shortest` crops the centre, `squash` distorts; by default as the weights want.
+        clean: how captions are cleaned before they are tokenized (see `itr.backbones.tokenizers.clean_function`); by
+            default as the weights want.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CLIP(Backbone):
         image_std: tuple[float, float, float] | None = None,
         interpolation: Literal["bicubic", "bilinear"] | None = None,
         resize: Literal["shortest", "squash"] | None = None,
+        clean: Clean | None = None,
     ) -> None:
         from itr.backbones.clip_loading import build, find, make_tokenizer  # open_clip and timm take a second to import
 
@@ -69,7 +72,7 @@ class CLIP(Backbone):
         self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
         spec = _image_spec(source.preprocess, self.model.visual)
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
-        self.tokenizer = make_tokenizer(source, tokenizer_json, needs_full_length(self.text_tower))
+        self.tokenizer = make_tokenizer(source, tokenizer_json, needs_full_length(self.text_tower), clean)
         self._check_vocabulary()
 
         freeze_unused(self.model, self._probe)

@@ -16,7 +16,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, first_line, load_tokenizer
+from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
 from itr.backbones.towers import near
 from itr.errors import UserError
 
@@ -98,18 +98,20 @@ def build(config: dict[str, Any], weights: str | None, image_size: int | None) -
     return model
 
 
-def make_tokenizer(source: Source, serialised: str | None, full_length: bool) -> BPETokenizer | HFTokenizer:
-    """The tokenizer that the config asks for."""
+def make_tokenizer(
+    source: Source, serialised: str | None, full_length: bool, clean: Clean | None = None
+) -> BPETokenizer | HFTokenizer:
+    """The tokenizer that the config asks for; `clean` goes before the config's way of cleaning captions."""
     text = source.config["text_cfg"]
     options = text.get("tokenizer_kwargs") or {}
     length = int(text.get("context_length", 77))
     name = text.get("hf_tokenizer_name")
     if serialised is None and not name:
-        return BPETokenizer(length, full_length, options.get("clean", "lower"))
+        return BPETokenizer(length, full_length, clean or options.get("clean", "lower"))
     if serialised is None:
         serialised = load_tokenizer(source.folder or name).to_json()
-    clean, strip_end = options.get("clean", "whitespace"), bool(options.get("strip_sep_token", False))
-    return HFTokenizer(serialised, length, full_length, clean, strip_end)
+    strip_end = bool(options.get("strip_sep_token", False))
+    return HFTokenizer(serialised, length, full_length, clean or options.get("clean", "whitespace"), strip_end)
 
 
 def _file(path: str) -> str:

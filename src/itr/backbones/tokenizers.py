@@ -12,7 +12,8 @@ from torch import Tensor
 from itr.errors import UserError
 from itr.types import Tokens
 
-Clean = Literal["lower", "whitespace", "canonicalize"]
+Clean = Literal["lower", "whitespace", "canonicalize", "words"]
+MOST_WORDS = 64
 DEFAULT_MAX_LENGTH = 512  # where neither the tokenizer nor the tower states a limit
 
 
@@ -26,7 +27,7 @@ class HFTokenizer:
             found by its name, padding by the `padding` section.
         max_length: longest caption in tokens; by default what the string says.
         full_length: pad every batch to `max_length`; by default what the string says.
-        clean: clean captions beforehand as open_clip does.
+        clean: clean captions beforehand, see `clean_function`.
         strip_end: replace the end token by 0, which some towers of open_clip want.
     """
 
@@ -88,7 +89,7 @@ class BPETokenizer:
     Args:
         max_length: longest caption in tokens, start and end included.
         full_length: pad every batch to `max_length`, for towers that look at their padding.
-        clean: how captions are cleaned beforehand.
+        clean: how captions are cleaned beforehand, see `clean_function`.
     """
 
     start_id = 49406
@@ -116,7 +117,8 @@ class BPETokenizer:
         if self._encode is None:
             from open_clip.tokenizer import SimpleTokenizer
 
-            encoder: Any = SimpleTokenizer(clean=self.clean)
+            encoder: Any = SimpleTokenizer()
+            encoder.clean_fn = clean_function(self.clean)
             self._encode = cast(Callable[[str], list[int]], encoder.encode)
         words = [self._encode(_storable(caption))[: self.max_length - 2] for caption in captions]
         rows = [[self.start_id, *row, self.end_id] for row in words]
@@ -158,10 +160,28 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
 
 
 def clean_function(kind: Clean) -> Callable[[str], str]:
-    """How open_clip cleans captions: mends encodings and HTML, then lowers case, or drops punctuation too."""
+    """How captions are cleaned before they are tokenized.
+
+    `lower`, `whitespace` and `canonicalize` are open_clip's: they mend encodings and HTML, and squeeze white space; the
+    first lowers case too, the last also drops punctuation. `words` is `plain_words`.
+    """
+    if kind == "words":
+        return plain_words
     from open_clip.tokenizer import get_clean_fn
 
     return cast(Callable[[str], str], get_clean_fn(kind))
+
+
+def plain_words(caption: str) -> str:
+    """Lower case, blanks for punctuation, and the first 64 words: how CUSA's authors clean captions, after ALBEF.
+
+    NOTE: a caption of nothing but punctuation becomes empty here; their code raises.
+    """
+    text = caption.lower().translate(_TO_BLANKS).replace("<person>", "person")
+    return " ".join(text.split()[:MOST_WORDS])
+
+
+_TO_BLANKS = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 
 def first_line(error: BaseException) -> str:

@@ -28,8 +28,7 @@ _HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 def convert(path: Path, text_heads: int | None = None) -> RetrievalModule:
     """The model of a checkpoint of CUSA, of keys `model` and `config`.
 
-    NOTE: the authors' data sets also turn punctuation in captions into spaces before they tokenize. That belongs to the
-    data and not to the model, so it is not repeated here; their published recalls are of captions cleaned like that.
+    The tokenizer cleans captions as the authors' data sets do, since their recalls are of captions cleaned like that.
 
     Args:
         path: the file.
@@ -46,7 +45,7 @@ def convert(path: Path, text_heads: int | None = None) -> RetrievalModule:
     weights: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved["model"].items()}
     objective, method = from_loss_config(saved["config"]["loss_config"])
     tower = {name.removeprefix(_TOWER): value for name, value in weights.items() if name.startswith(_TOWER)}
-    module = RetrievalModule(CLIP(config=clip_config(tower, text_heads)), objective, [method])
+    module = RetrievalModule(CLIP(config=clip_config(tower, text_heads), clean="words"), objective, [method])
     # Where InfoNCE is off there is no temperature, but our module always has an objective.
     state = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     for name, value in weights.items():
