@@ -62,7 +62,7 @@ def convert(
         text_mlp=True,
         text_norm=True,
         image_size=image_size or options.get("img_res"),
-        interpolation="bicubic",
+        interpolation="bilinear",  # NOTE: the authors' resize (OpenCV's) does not smooth where it shrinks; ours does
         resize="squash",
         tokenizer=None if stand_in else tokenizer,
         tokenizer_json=stand_in,
