@@ -213,7 +213,7 @@ def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
         method = SimpleNamespace(needs=needs, fields=lambda: [])
         model = SimpleNamespace(method_callbacks=[method], methods={}, backbone=None)
         data.trainer = SimpleNamespace(lightning_module=model)
-        return data._fields(find_split(scenes, data.splits["train"]))
+        return data._fields(find_split(scenes, data.splits["train"]), None)
 
     both = ("teacher_image", "teacher_text")
     assert [field.name for field in fields(both, features=str(made))] == list(both)

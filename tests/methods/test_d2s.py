@@ -86,7 +86,7 @@ def test_without_weight_no_dense_captions_are_needed():
 
 def test_missing_dense_captions_are_refused():
     module = build()
-    with pytest.raises(UserError, match="itr prepare"):
+    with pytest.raises(UserError, match="itr densify"):
         module.loss_terms(batch(module, dense=False), 0.0)
 
 

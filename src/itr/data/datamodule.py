@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
+from itr.data.dense_texts import DenseTexts
 from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
 from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
@@ -145,9 +146,11 @@ class ShardData(pl.LightningDataModule):
         places = self.eval_batch_size
         if training:
             places = self.batch_size if self.captions == "all" else self.batch_size // self.captions
+        split = find_split(self.root, self.splits[stage])
+        kept = DenseTexts.open(self.root, self.splits[stage], data_identity(split)) if training else None
         reading = Reading(
             folder=self.root,
-            split=find_split(self.root, self.splits[stage]),
+            split=split,
             captions=self.captions,
             batch_items=places,
             seed=self.seed,
@@ -155,19 +158,20 @@ class ShardData(pl.LightningDataModule):
             max_pixels=self.max_pixels,
             max_skipped=self.max_skipped,
             texts=self.texts if training else "captions",
+            dense=kept,
         )
         spec = backbone.image_spec
         transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
         tokenizer, rank, world = backbone.tokenizer, trainer.global_rank, trainer.world_size
-        fields = self._fields(reading.split) if training else []
+        fields = self._fields(split, kept) if training else []
         return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
 
-    def _fields(self, split: Split) -> list[Field]:
+    def _fields(self, split: Split, kept: DenseTexts | None) -> list[Field]:
         """What the methods of the model need beyond pictures and captions, and have looked at."""
         module: Any = self._trainer.lightning_module
         needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
         makers: dict[str, Callable[[], Field]] = {
-            DENSE: lambda: DenseCaptions(module.backbone.tokenizer),
+            DENSE: lambda: DenseCaptions(module.backbone.tokenizer, kept),
             CAPTIONS: CaptionTexts,
             **{f"teacher_{m}": partial(self._teacher, m, split, needs) for m in MODALITIES},
         }

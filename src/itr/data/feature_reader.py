@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from itr.data import plan
+from itr.data.dense_texts import DenseTexts
 from itr.data.features import Modality
 from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
@@ -28,14 +29,14 @@ class Chunk:
     Attributes:
         number: which chunk of the split.
         ids: image_id or caption_id of each row [n].
-        inputs: pictures [n, 3, H, H], uint8, or texts [n].
+        inputs: pictures [n, 3, H, H], or [3, H, W] each, uint8, or texts [n].
         bad: rows whose picture can't be decoded.
         messages: what to say of them.
     """
 
     number: int
     ids: list[int]
-    inputs: Tensor | list[str]
+    inputs: Any
     bad: list[int]
     messages: list[str]
 
@@ -51,6 +52,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         todo: numbers of the chunks to read, ascending.
         transform: preprocessing of a picture; None for texts.
         max_pixels: a picture with more is not decoded.
+        texts: dense captions beside the shards.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         todo: list[int],
         transform: PictureTransform | None,
         max_pixels: int,
+        texts: DenseTexts | None = None,
     ) -> None:
         self.folder, self.split, self.modality, self.size, self.todo = folder, split, modality, size, todo
-        self.transform, self.max_pixels = transform, max_pixels
+        self.transform, self.max_pixels, self.texts = transform, max_pixels, texts
         self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
 
     def __iter__(self) -> Iterator[Chunk | UserError]:
@@ -93,7 +96,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
             return Chunk(number, ids, [sample.captions[place] for sample, place in items], [], [])
         image_ids = [sample.image_id for sample, _ in items]
         if self.transform is None:
-            return Chunk(number, image_ids, [dense_captions(sample)[0] for sample, _ in items], [], [])
+            return Chunk(number, image_ids, [dense_captions(sample, self.texts)[0] for sample, _ in items], [], [])
         pictures, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:

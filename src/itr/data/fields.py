@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itr.backbones.base import Tokenizer
+from itr.data.dense_texts import DenseTexts
 from itr.data.images import decode
 from itr.data.schema import Sample
 from itr.errors import UserError
@@ -47,12 +48,12 @@ class DenseCaptions(Field):
     name = DENSE
     of = "image"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, kept: DenseTexts | None = None) -> None:
+        self.tokenizer, self.kept = tokenizer, kept
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tokens:
         """Tokenize the first dense caption of each sample."""
-        return self.tokenizer([dense_captions(sample)[0] for sample in samples])
+        return self.tokenizer([dense_captions(sample, self.kept)[0] for sample in samples])
 
 
 class CaptionTexts(Field):
@@ -86,16 +87,20 @@ class PictureView(Field):
         return torch.stack([self.transform(decode(sample.image, sys.maxsize)) for sample in samples])
 
 
-def dense_captions(sample: Sample) -> list[str]:
-    """The dense captions of a sample.
+def dense_captions(sample: Sample, kept: DenseTexts | None = None) -> list[str]:
+    """The dense captions of a sample: its own, or what is kept beside the shards.
 
     Raises:
         UserError: if it has none; it names the sample and the way out.
     """
     found = sample.meta.get("dense")
-    texts = [found] if isinstance(found, str) else found or []
+    texts: list[str] = [found] if isinstance(found, str) else found or []
+    if not texts and kept is not None:
+        made = kept.text(sample.image_id)
+        texts = [] if made is None else [made]
     if not texts:
         raise UserError(
-            f"{sample.where} has no dense caption; prepare shards from a table with a column `dense`, or take scenes"
+            f"{sample.where} has no dense caption; make them by `itr densify`, or prepare shards from a table with a "
+            "column `dense`"
         )
     return texts

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from itr.data.dense_texts import DenseTexts
 from itr.data.feature_import import import_dictionary
 from itr.data.feature_reader import ChunkReader
 from itr.data.feature_writer import FeatureWriter
@@ -65,7 +66,7 @@ def make_features(
     """
     folder, target = Path(data).expanduser(), Path(out).expanduser()
     names = [name.strip() for name in splits.split(",") if name.strip()]
-    number, world = _share(process, of)
+    number, world = share(process, of)
     if from_npy is not None:
         if modality != "image" or len(names) != 1 or model is not None:
             raise UserError("--from_npy has pictures of one split: give --modality image, one of --splits, no --model")
@@ -88,7 +89,8 @@ def make_features(
         header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
-        reader = ChunkReader(folder, split, modality, batch_size, todo, teacher.transform, max_pixels)
+        texts = DenseTexts.open(folder, name, header.data) if modality == "dense" else None
+        reader = ChunkReader(folder, split, modality, batch_size, todo, teacher.transform, max_pixels, texts)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 
@@ -129,7 +131,8 @@ def chunks_of(num_chunks: int, process: int, of: int) -> range:
     return range(process * num_chunks // of, (process + 1) * num_chunks // of)
 
 
-def _share(process: int | None, of: int | None) -> tuple[int, int]:
+def share(process: int | None, of: int | None) -> tuple[int, int]:
+    """Number of this process, and how many there are: as given, or as torchrun says."""
     number = int(os.environ.get("RANK", 0)) if process is None else process
     world = int(os.environ.get("WORLD_SIZE", 1)) if of is None else of
     if not 0 <= number < world:

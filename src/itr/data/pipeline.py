@@ -17,6 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from itr.backbones.base import Tokenizer
 from itr.data import plan
+from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.schema import Sample, Split, parse_sample, stable_id
@@ -52,6 +53,7 @@ class Reading:
         shuffle_buffer: samples (as bytes) among which a worker shuffles; ignored in evaluation.
         max_pixels: a picture with more is not decoded.
         texts: which texts of a sample are its captions.
+        dense: dense captions beside the shards.
         max_skipped: training pictures that may fail to decode, in one epoch of a process.
     """
 
@@ -64,6 +66,7 @@ class Reading:
     max_pixels: int
     max_skipped: int
     texts: Texts = "captions"
+    dense: DenseTexts | None = None
 
 
 class ShardStream(IterableDataset[Batch | UserError]):
@@ -150,7 +153,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
     def _with_texts(self, sample: Sample) -> Sample:
         if self.reading.texts == "captions":
             return sample
-        texts = dense_captions(sample)
+        texts = dense_captions(sample, self.reading.dense)
         ids = [stable_id(sample.image_id, "dense", i) for i in range(len(texts))]
         return replace(sample, captions=texts, caption_ids=ids)
 

@@ -231,8 +231,8 @@ class D2SModule(MethodModule):
         dense = batch.image_extra.get(DENSE)
         if not isinstance(dense, Tokens):
             raise UserError(
-                "D2S distils dense captions, and the batch has none: `itr prepare table` keeps a column `dense`, "
-                "`itr prepare scenes` makes them; or set D2S.weight to 0"
+                "D2S distils dense captions, and the batch has none: `itr densify` makes them, `itr prepare table` "
+                "keeps a column `dense`; or set D2S.weight to 0"
             )
         return {TEACHER: self.teacher(dense)[batch.image_index]}
 
