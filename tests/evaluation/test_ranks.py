@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
-from itr.evaluation.ranks import cosine_score, precision_over_all, rank
+from itr.evaluation.ranks import precision_over_all, rank
 from itr.evaluation.retrieval import evaluate, recalls, table
 from itr.types import Encoded
 
@@ -50,14 +51,14 @@ def test_ranks_equal_a_naive_sort(seed, levels, tile):
 
 def test_collapsed_embeddings_do_not_look_perfect():
     own = torch.arange(10)
-    found = rank(cosine_score(torch.ones(10, 4), torch.ones(10, 4)), 10, own)
+    found = rank(Cosine(torch.ones(10, 4), torch.ones(10, 4)), 10, own)
     assert found.image_to_text.tolist() == found.text_to_image.tolist() == [9] * 10
 
 
 def test_embeddings_that_are_not_numbers_are_last():
     image, text = torch.eye(4), torch.eye(4)
     text[1] = torch.nan
-    found = rank(cosine_score(image, text), 4, torch.arange(4))
+    found = rank(Cosine(image, text), 4, torch.arange(4))
     assert found.text_to_image.tolist() == [0, 3, 0, 0]
     assert found.image_to_text.tolist() == [1, 3, 1, 1]
 
@@ -69,10 +70,35 @@ def test_equal_embeddings_tie_whatever_the_tile(dtype):
     text = torch.randn(120, 33, generator=generator).to(dtype)
     text[60:] = text[:60]  # each caption stands twice, with different images
     own = torch.arange(120) % 40
-    found = [rank(cosine_score(image, text), 40, own, tile) for tile in (1, 7, 64, 500)]
+    found = [rank(Cosine(image, text), 40, own, tile) for tile in (1, 7, 64, 500)]
     for other in found[1:]:
         assert torch.equal(found[0].image_to_text, other.image_to_text)
         assert torch.equal(found[0].text_to_image, other.text_to_image)
+
+
+@pytest.mark.parametrize("kind", ["random", "coarse", "collapsed", "coherent", "twins", "double"])
+@pytest.mark.parametrize("tile", [5, 64, 4096])
+def test_the_fast_way_gives_the_ranks_of_the_exact_cosines(kind, tile):
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(90, 257, generator=generator), torch.randn(300, 257, generator=generator)
+    own = torch.randint(90, (300,), generator=generator)
+    if kind == "coarse":  # many cosines are equal by arithmetic, between different embeddings
+        image, text = image.sign(), text.sign()
+        image[:, 9:], text[:, 9:] = 0, 0
+    elif kind == "collapsed":
+        image, text = image * 1e-7 + 1, text * 1e-7 + 1
+    elif kind == "coherent":
+        image, text = image.abs() * 1e3, text.abs() * 1e-3
+    elif kind == "twins":
+        image[45:], text[150:] = image[:45], text[:150]
+    elif kind == "double":
+        image, text = image.double(), text.double()
+    score = Cosine(image, text)
+    assert score.slack() < 1e-4
+    found = rank(score, 90, own, tile)
+    exact = score(slice(0, 90), slice(0, 300))
+    assert (found.image_to_text.tolist(), found.text_to_image.tolist()) == naive_ranks(exact.numpy(), own.numpy())
+    assert (score.nearly(slice(0, 90), slice(0, 300)) - exact).abs().max() < score.slack()
 
 
 def test_recalls_and_ranks_of_a_known_case():

@@ -6,22 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from itr.evaluation.cosine import Cosine
+
+IN_CACHE = 1024  # side of a tile that is still in the processor's cache when it is compared
 Score = Callable[[slice, slice], Tensor]
 """Scores of some images (rows) against some captions (columns): [I, C], float32."""
-
-
-def cosine_score(image: Tensor, text: Tensor) -> Score:
-    """Cosines of embeddings [N, D] and [M, D] of any precision.
-
-    Products are taken in float64 and rounded to float32, so that equal embeddings tie whatever tile, process or device
-    they are scored in.
-    """
-    image = F.normalize(image.double(), dim=-1)
-    text = F.normalize(text.double(), dim=-1)
-    return lambda rows, columns: (image[rows] @ text[columns].T).float()
 
 
 @dataclass
@@ -50,24 +41,62 @@ def rank(score: Score, num_images: int, own_image: Tensor, tile: int = 4096) -> 
     right one and the best for a wrong one.
 
     Args:
-        score: the similarity, asked for tile by tile.
+        score: the similarity, asked for tile by tile. On a CPU a `Cosine` is multiplied in float32, and only what comes
+            closer to the right one than its error is looked at exactly: the ranks are the same.
         num_images: N.
         own_image: row of the image that each caption belongs to [M], any number of captions an image; on the device
             that `score` works on.
         tile: images and captions of a tile; memory grows with its square.
     """
-    num_texts, device = len(own_image), own_image.device
+    slack = score.slack() if isinstance(score, Cosine) and own_image.device.type == "cpu" else None
+    if slack is not None:
+        assert isinstance(score, Cosine)
+        found = _rank_nearly(score, slack, num_images, own_image, tile)
+    else:
+        found = _rank_exactly(score, num_images, own_image, tile)
+    has_captions = torch.bincount(own_image, minlength=num_images) > 0
+    return Ranks(found.image_to_text[has_captions], found.text_to_image)
+
+
+def _rank_exactly(score: Score, num_images: int, own_image: Tensor, tile: int) -> Ranks:
+    device = own_image.device
     text_best, image_best = _own_scores(score, num_images, own_image, tile)
-    image_to_text = torch.zeros(num_images, dtype=torch.int64, device=device)
-    text_to_image = torch.zeros(num_texts, dtype=torch.int64, device=device)
+    found = _zeros(num_images, own_image)
     for rows in tiles(num_images, tile):
-        for columns in tiles(num_texts, tile):
+        for columns in tiles(len(own_image), tile):
             scores = _replace_nan(score(rows, columns), torch.inf)
             wrong = own_image[columns][None, :] != torch.arange(rows.start, rows.stop, device=device)[:, None]
-            image_to_text[rows] += ((scores >= image_best[rows, None]) & wrong).sum(dim=1)
-            text_to_image[columns] += ((scores >= text_best[None, columns]) & wrong).sum(dim=0)
-    has_captions = torch.bincount(own_image, minlength=num_images) > 0
-    return Ranks(image_to_text[has_captions], text_to_image)
+            found.image_to_text[rows] += ((scores >= image_best[rows, None]) & wrong).sum(dim=1)
+            found.text_to_image[columns] += ((scores >= text_best[None, columns]) & wrong).sum(dim=0)
+    return found
+
+
+def _rank_nearly(score: Cosine, slack: float, num_images: int, own_image: Tensor, tile: int) -> Ranks:
+    text_best = score.pairs(own_image, torch.arange(len(own_image)))
+    image_best = _best_of_each_image(text_best, num_images, own_image)
+    found = _zeros(num_images, own_image)
+    counts = found.text_to_image, found.image_to_text
+    for rows in tiles(num_images, min(tile, IN_CACHE // 2)):
+        for columns in tiles(len(own_image), min(tile, IN_CACHE)):
+            scores = score.nearly(rows, columns)
+            for count, best, of in zip(counts, (text_best[None, columns], image_best[rows, None]), (1, 0), strict=True):
+                queries = (rows, columns)[of]
+                above = scores > best + slack
+                near = (scores >= best - slack) ^ above
+                count[queries] += above.sum(dim=1 - of)
+                pairs = near.nonzero()
+                if len(pairs) > near.numel() // 16:  # collapsed embeddings: all are near
+                    exact = score(rows, columns)[pairs[:, 0], pairs[:, 1]]
+                else:
+                    exact = score.pairs(pairs[:, 0] + rows.start, pairs[:, 1] + columns.start)
+                wrong = own_image[columns][pairs[:, 1]] != pairs[:, 0] + rows.start
+                ahead = wrong & (exact >= best.expand_as(near)[pairs[:, 0], pairs[:, 1]])
+                count[queries].index_add_(0, pairs[:, of], ahead.long())
+    return found
+
+
+def _zeros(num_images: int, own_image: Tensor) -> Ranks:
+    return Ranks(*(torch.zeros(n, dtype=torch.int64, device=own_image.device) for n in (num_images, len(own_image))))
 
 
 def _own_scores(score: Score, num_images: int, own_image: Tensor, tile: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +110,13 @@ def _own_scores(score: Score, num_images: int, own_image: Tensor, tile: int) -> 
                 scores = score(rows, columns)
                 text_best[columns.start + here] = scores[own[here] - rows.start, here]
     text_best = _replace_nan(text_best, -torch.inf)
-    image_best = torch.full((num_images,), -torch.inf, device=own_image.device)
-    image_best.scatter_reduce_(0, own_image, text_best, reduce="amax")
-    return text_best, image_best
+    return text_best, _best_of_each_image(text_best, num_images, own_image)
+
+
+def _best_of_each_image(text_best: Tensor, num_images: int, own_image: Tensor) -> Tensor:
+    """The best of each image's own captions' scores [M] -> [N]."""
+    best = torch.full((num_images,), -torch.inf, device=own_image.device)
+    return best.scatter_reduce_(0, own_image, text_best, reduce="amax")
 
 
 def _replace_nan(values: Tensor, by: float) -> Tensor:

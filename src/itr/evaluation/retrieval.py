@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
-from itr.evaluation.ranks import Score, cosine_score, precision_over_all, rank, tiles
+from itr.evaluation.ranks import Score, precision_over_all, rank, tiles
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
@@ -26,7 +27,7 @@ def evaluate(
         positives: every true match, where known; adds `all/...` figures.
         device: where to score.
     """
-    score = score or cosine_score(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    score = score or Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
     ranks = rank(score, len(gallery.image_id), gallery.own_image().to(device))
     metrics = {
         **_named("i2t", recalls(ranks.image_to_text)),
