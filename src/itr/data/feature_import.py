@@ -1,80 +1,33 @@
-"""Features that CUSA's authors made: `{split}_unicom.npy`, a pickled dictionary from image id to a vector (1, D)."""
+"""Features that others made, brought into the files that training reads.
+
+- a dictionary from image id to a vector (1, D), pickled, as CUSA's authors keep it: `{split}_unicom.npy`
+- an array [N, D] in the order of a graph's nodes, as MAGB keeps it: `TextFeature/*.npy`, `ImageFeature/*.npy`
+- a tensor [N, 2 D] in that order, the text's half before the image's, as MM-Graph keeps it: `clip_feat.pt`
+"""
 
 from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from itr.data.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
 from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FROM_NPY, FeaturePaths, Header, data_identity
+from itr.data.features import FROM_NPY, FeaturePaths, Header, Modality, data_identity
 from itr.data.pipeline import read_tar
 from itr.data.shards import find_split
 from itr.errors import UserError
 
 log = logging.getLogger(__name__)
 CHUNK = 256
-
-
-class _Type:
-    """Stands for numpy.dtype in a pickle: plain numbers, or objects."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.dtype: np.dtype[Any] = np.dtype(str(code))
-        if self.dtype.kind not in "biufO":
-            raise pickle.UnpicklingError(f"it holds values of type {self.dtype}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for an array in a pickle. Numpy's own reading of a crafted state could overwrite memory; this can't."""
-
-    value: Any = None
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, raw = state
-        if kind.dtype.kind == "O":
-            self.value = raw[0] if shape == () else raw
-        else:
-            self.value = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _from_buffer(raw: Any, kind: _Type, shape: Any, order: Any, *_: object) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, kind, order == "F", raw))
-    return array
-
-
-def _scalar(kind: _Type, raw: bytes) -> Any:
-    return np.frombuffer(raw, kind.dtype)[0]
-
-
-_STAND_INS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type}
-for _core in ("numpy.core", "numpy._core"):  # numpy 2 renamed it
-    _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _Array
-    _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
-    _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain containers by means of our own stand-ins, and refuses whatever else a pickle names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up one of the few names that arrays need."""
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which no array needs")
-        return _STAND_INS[module, name]
 
 
 def read_dictionary(path: Path, trust_pickle: bool) -> dict[int | str, np.ndarray]:
@@ -92,9 +45,11 @@ def read_dictionary(path: Path, trust_pickle: bool) -> dict[int | str, np.ndarra
         )
     try:
         with path.open("rb") as stream:
-            _read_header(stream)
+            shape, dtype = read_npy_header(stream)
+            if shape != () or dtype.kind != "O":
+                raise ValueError(f"it is an array {list(shape)} of {dtype}")
             found = ArrayUnpickler(stream, encoding="latin1").load()
-        found = found.value if isinstance(found, _Array) else found
+        found = found.value if isinstance(found, ArrayStandIn) else found
         if not isinstance(found, dict) or not found:
             raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
         return {_key(key): _vector(value) for key, value in found.items()}
@@ -102,72 +57,172 @@ def read_dictionary(path: Path, trust_pickle: bool) -> dict[int | str, np.ndarra
         raise UserError(f"{path} is no dictionary of image id to vector: {error}") from None
 
 
-def _read_header(stream: BinaryIO) -> None:
-    major, _ = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-    reader: Any = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(stream)
-    if shape != () or dtype.kind != "O":
-        raise ValueError(f"it is an array {list(shape)} of {dtype}")
-
-
 def _key(key: Any) -> int | str:
     return key if isinstance(key, str) else int(key)
 
 
 def _vector(value: Any) -> np.ndarray:
-    array = np.asarray(value.value if isinstance(value, _Array) else value)
+    array = np.asarray(value.value if isinstance(value, ArrayStandIn) else value)
     if array.dtype.kind != "f":
         raise ValueError(f"a value has type {array.dtype}")
     return array.reshape(-1)
 
 
-def import_dictionary(file: Path, data: Path, paths: FeaturePaths, trust_pickle: bool, overwrite: bool) -> None:
-    """Write the vectors of `file` as features of the pictures in the shards at `data`.
+@dataclass
+class Item:
+    """A picture or caption of the shards.
 
-    A picture is found by its `image_id`, else by its name in the source, else by its place: the authors number
-    pictures in the order of their lists, so the n-th smallest id then goes to the n-th picture of the shards.
+    Attributes:
+        id: its image_id or caption_id.
+        name: its picture's name in the source.
+        source_id: its picture's identity in the source, where it has one.
+        node: its node, where the source is a graph.
+    """
+
+    id: int
+    name: str
+    source_id: Any
+    node: Any
+
+
+class Dictionary:
+    """Vectors by image id."""
+
+    def __init__(self, file: Path, trust_pickle: bool) -> None:
+        self.file = file
+        self.vectors = read_dictionary(file, trust_pickle)
+        widths = {len(vector) for vector in self.vectors.values()}
+        if len(widths) != 1:
+            raise UserError(
+                f"{file}: its vectors have {len(widths)} different widths, from {min(widths)} to {max(widths)}"
+            )
+        self.width = widths.pop()
+
+    def keys(self, items: list[Item]) -> Sequence[int | str]:
+        """The key of each picture: by the id in its source, by `image_id`, by name, or else by its place."""
+        file, vectors = self.file, self.vectors
+        known = {"the id in their source": "source_id", "their image_id": "id", "their name": "name"}
+        for what, attribute in known.items():
+            found = [getattr(item, attribute) for item in items]
+            if all(isinstance(key, (int, str)) for key in found) and vectors.keys() >= set(found):
+                log.info("%s: pictures are found by %s", file, what)
+                return found
+        numbers = [key for key in vectors if isinstance(key, int)]
+        if len(numbers) == len(vectors) == len(items):
+            log.warning("%s: ids differ, so its n-th smallest id is taken for the n-th picture; check the order", file)
+            return sorted(numbers)
+        raise UserError(
+            f"{file} holds {len(vectors)} vectors (ids such as {next(iter(vectors))!r}), and the shards {len(items)} "
+            f"pictures (image_id {items[0].id}, name {items[0].name!r}): they don't belong together. "
+            "Choose other --splits"
+        )
+
+    def rows(self, keys: Sequence[Any]) -> np.ndarray:
+        """The vectors of some keys [n, D]."""
+        return np.stack([self.vectors[key] for key in keys])
+
+
+class NodeArray:
+    """Vectors by node."""
+
+    def __init__(self, file: Path, array: np.ndarray) -> None:
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise UserError(
+                f"{file} holds {array.dtype} {list(array.shape)}; rows of numbers [nodes, width] are wanted"
+            )
+        self.file, self.array, self.width = file, array, array.shape[1]
+
+    def keys(self, items: list[Item]) -> Sequence[int]:
+        """The node of each item."""
+        nodes = [item.node for item in items]
+        if not all(isinstance(node, int) for node in nodes):
+            raise UserError(
+                f"{self.file} has a row a node, and {items[0].name!r} of the shards has none; it is for shards of "
+                "`itr prepare mag`"
+            )
+        if max(nodes, default=0) >= len(self.array):
+            raise UserError(f"{self.file} has {len(self.array):,} rows, and the shards a node {max(nodes)}: other data")
+        if len(set(nodes)) < len(nodes):
+            raise UserError(f"{self.file} has one text a node, and the shards have nodes with several captions")
+        return nodes
+
+    def rows(self, keys: Sequence[Any]) -> np.ndarray:
+        """The vectors of some nodes [n, D]."""
+        return np.asarray(self.array[np.asarray(keys)])
+
+
+def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> Dictionary | NodeArray:
+    """The vectors that a file holds; which of the three kinds it is, it says itself.
+
+    Raises:
+        UserError: it is none of them, or a pickle that isn't trusted.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    if file.suffix == ".pt":
+        return NodeArray(file, _half(file, modality))
+    with file.open("rb") as stream:
+        try:
+            _, dtype = read_npy_header(stream)
+        except ValueError as error:
+            raise UserError(f"{file} is no file of numpy or torch: {error}") from None
+    if dtype.kind != "O":
+        return NodeArray(file, np.load(file, mmap_mode="r", allow_pickle=False))
+    if modality != "image":
+        raise UserError(f"{file} is a dictionary of pictures; give --modality image")
+    return Dictionary(file, trust_pickle)
+
+
+def _half(file: Path, modality: Modality) -> np.ndarray:
+    """The text's or the image's half of a tensor [N, 2 D]."""
+    try:
+        tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} can't be read as a tensor: {str(error).strip().splitlines()[0][:150]}") from None
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.shape[1] % 2:
+        found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise UserError(f"{file} holds {found}; a tensor [nodes, text and image] of one width each is wanted")
+    width = tensor.shape[1] // 2
+    half = tensor[:, width:] if modality == "image" else tensor[:, :width]
+    return half.float().numpy() if half.dtype == torch.bfloat16 else half.numpy()
+
+
+def import_features(
+    file: Path, data: Path, out: Path, splits: Sequence[str], modality: Modality, trust_pickle: bool, overwrite: bool
+) -> None:
+    """Write the vectors of `file` as features of the pictures or captions in the shards at `data`.
+
+    A picture of a dictionary is found by its id in the source, else by its `image_id`, else by its name, else by its
+    place: the authors number pictures in the order of their lists, so the n-th smallest id then goes to the n-th
+    picture of the shards. Rows of an array are found by `node`.
 
     Raises:
         UserError: the file fits none of these, or its vectors differ in width.
     """
-    vectors = read_dictionary(file, trust_pickle)
-    widths = {len(vector) for vector in vectors.values()}
-    if len(widths) != 1:
-        raise UserError(f"{file}: its vectors have {len(widths)} different widths, from {min(widths)} to {max(widths)}")
+    vectors = open_vectors(file, modality, trust_pickle)
+    if isinstance(vectors, Dictionary) and len(splits) != 1:
+        raise UserError(f"{file} is a dictionary, which has the pictures of one split; name that one by --splits")
+    for split in splits:
+        _import_split(vectors, data, FeaturePaths(out, split, modality), overwrite)
+
+
+def _import_split(vectors: Dictionary | NodeArray, data: Path, paths: FeaturePaths, overwrite: bool) -> None:
     split = find_split(data, paths.split)
-    pictures = [
-        (sample.image_id, sample.name)
-        for shard in tqdm(split.shards, desc=f"ids of {paths.split}", unit="shard")
-        for sample in read_tar(data / shard.path)
-    ]
-    keys = _keys(file, vectors, pictures)
-    header = Header(f"{FROM_NPY}{file}", "image", widths.pop(), len(pictures), data_identity(split))
+    shards = tqdm(split.shards, desc=f"ids of {paths.split}", unit="shard")
+    items = [item for shard in shards for item in _items(data / shard.path, paths.modality)]
+    keys = vectors.keys(items)
+    header = Header(f"{FROM_NPY}{vectors.file}", paths.modality, vectors.width, len(items), data_identity(split))
     with FeatureWriter(paths, header, CHUNK, overwrite) as writer:
         for number in np.flatnonzero(~writer.done):
             start, stop = writer.bounds(int(number))
-            rows = torch.from_numpy(np.stack([vectors[key] for key in keys[start:stop]]).astype(np.float32))
-            writer.write(int(number), [image_id for image_id, _ in pictures[start:stop]], rows, [])
+            rows = torch.from_numpy(vectors.rows(keys[start:stop]).astype(np.float32))
+            writer.write(int(number), [item.id for item in items[start:stop]], rows, [])
     if not writer.complete:
         writer.finish()
     print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows}")
 
 
-def _keys(
-    file: Path, vectors: dict[int | str, np.ndarray], pictures: list[tuple[int, str]]
-) -> list[int] | list[str] | list[int | str]:
-    """The key of each picture."""
-    by_id, by_name = [image_id for image_id, _ in pictures], [name for _, name in pictures]
-    if vectors.keys() >= set(by_id):
-        log.info("%s: pictures are found by their image_id", file)
-        return by_id
-    if vectors.keys() >= set(by_name):
-        log.info("%s: pictures are found by their name", file)
-        return by_name
-    numbers = [key for key in vectors if isinstance(key, int)]
-    if len(numbers) == len(vectors) == len(pictures):
-        log.warning("%s: ids differ, so its n-th smallest id is taken for the n-th picture; check the order", file)
-        return sorted(numbers)
-    raise UserError(
-        f"{file} holds {len(vectors)} vectors (ids such as {next(iter(vectors))!r}), and the shards {len(pictures)} "
-        f"pictures (image_id {by_id[0]}, name {by_name[0]!r}): they don't belong together. Choose other --splits"
-    )
+def _items(path: Path, modality: Modality) -> Iterator[Item]:
+    for sample in read_tar(path):
+        for id_ in sample.caption_ids if modality == "text" else [sample.image_id]:
+            yield Item(id_, sample.name, sample.meta.get("source_id"), sample.meta.get("node"))

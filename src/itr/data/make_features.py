@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from itr.data.dense_texts import DenseTexts
-from itr.data.feature_import import import_dictionary
+from itr.data.feature_import import import_features
 from itr.data.feature_reader import ChunkReader
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
@@ -61,17 +61,19 @@ def make_features(
         max_skipped: pictures that may fail to decode; training skips them too.
         max_pixels: a picture with more is not decoded.
         overwrite: throw away features that are there.
-        from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors.
-        trust_pickle: yes, this .npy comes from somebody you trust (it is read with a whitelist nevertheless).
+        from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors; or, for shards of
+            `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)
+            or MM-Graph's tensor of text and image side by side (clip_feat.pt).
+        trust_pickle: yes, this dictionary comes from somebody you trust (it is read with a whitelist nevertheless).
     """
     folder, target = Path(data).expanduser(), Path(out).expanduser()
     names = [name.strip() for name in splits.split(",") if name.strip()]
     number, world = share(process, of)
     if from_npy is not None:
-        if modality != "image" or len(names) != 1 or model is not None:
-            raise UserError("--from_npy has pictures of one split: give --modality image, one of --splits, no --model")
-        paths = FeaturePaths(target, names[0], modality)
-        import_dictionary(Path(from_npy).expanduser(), folder, paths, trust_pickle, overwrite)
+        if model is not None:
+            raise UserError("--from_npy brings its features; give it without --model")
+        file = Path(from_npy).expanduser()
+        import_features(file, folder, target, names, modality, trust_pickle, overwrite)
         print(_usage(data, out))
         return
     if model is None:

@@ -1,0 +1,59 @@
+"""`itr prepare flickr30k`: Flickr30K from each of the layouts in which it is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from itr.data.entries import RawData
+from itr.data.sources.files import find_folder
+from itr.data.sources.image_folders import ImageFolders
+from itr.data.sources.karpathy import karpathy_layout
+from itr.data.sources.layouts import SPLITS, Collection, read_layout, split_names
+from itr.data.sources.lines import is_ascending, text_layout
+from itr.data.sources.rows import rows_layout
+
+KARPATHY = "dataset_flickr30k.json"
+KNOWN = {"train": 29_000, "val": 1_014, "test": 1_000}
+
+
+def read_flickr30k(
+    root: str,
+    layout: Literal["auto", "karpathy", "text", "rows"] = "auto",
+    image_root: str | None = None,
+    splits: str | None = None,
+    dense: str | None = None,
+) -> RawData:
+    """Flickr30K, from Karpathy's JSON, the text files of VSE-infinity, LAPS and D2S-VSE, or ALBEF's or CUSA's rows.
+
+    Args:
+        root: folder of the caption files; they may also lie in a folder right below it.
+        layout: karpathy is dataset_flickr30k.json; text is {train,dev,test}_caps.txt and _ids.txt with id_mapping.json;
+            rows is flickr30k_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; auto
+            recognises it.
+        image_root: folder of the pictures; by default root, or flickr30k-images or images in it.
+        splits: splits to read, with commas between them; by default all that are there.
+        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line a
+            training image; or join, which joins an image's own captions.
+
+    Raises:
+        UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
+    """
+    folder = find_folder(root)
+    pictures = ImageFolders.under(folder, image_root)
+    wanted = split_names(splits) or list(SPLITS)
+
+    def name_of(id_: str, split: str) -> str | None:
+        return pictures.by_stem.get(id_.rpartition(".")[0] or id_)
+
+    layouts = {
+        "karpathy": karpathy_layout(folder, KARPATHY, pictures),
+        "text": text_layout(
+            folder, "{train,dev,test}_caps.txt, _ids.txt and id_mapping.json", pictures, name_of, wanted
+        ),
+        "rows": rows_layout(folder, "flickr30k", pictures, wanted),
+    }
+    name, entries = read_layout(folder, layouts, layout)
+    # The text files number images by the order of their names, so names that ascend are in the order of train_ids.txt.
+    ordered = name == "text" or is_ascending([entry.image for entry in entries.get("train", [])])
+    found = Collection("flickr30k", pictures.root, entries, KNOWN, {"layout": name}, ordered)
+    return found.finish(splits, dense)

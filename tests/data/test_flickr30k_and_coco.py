@@ -1,0 +1,389 @@
+"""Flickr30K and COCO from each layout, text by text, and what is said of their faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from itr.data.sources.coco import read_coco
+from itr.data.sources.flickr30k import read_flickr30k
+from itr.errors import UserError
+from raw_trees import ODD, captions_of, karpathy, official, picture, squeezed, text_files, write_json
+
+FLICKR = {
+    "train": {"1000.jpg": ODD, "1002.jpg": ["one", "two", "three", "four", "five"]},
+    "val": {"2000.jpg": ["a", "b", "c", "d", "e"]},
+    "test": {"3000.jpg": ["f", "g", "h", "i", "j"]},
+}
+COCO = [
+    {"filename": "COCO_val2014_000000000042.jpg", "filepath": "val2014", "split": "test", "cocoid": 42,
+     "captions": ["a dog", "b", "c", "d", "e", "a sixth"], "sentids": [7, 8, 9, 12, 30, 31]},
+    {"filename": "COCO_val2014_000000000073.jpg", "filepath": "val2014", "split": "restval", "cocoid": 73,
+     "captions": ["a bike ", "two bikes"], "sentids": [1, 2]},
+    {"filename": "COCO_train2014_000000000009.jpg", "filepath": "train2014", "split": "train", "cocoid": 9,
+     "captions": ["food", "more  food", "x"], "sentids": [70, 71, 72]},
+    {"filename": "COCO_val2014_000000000074.jpg", "filepath": "val2014", "split": "val", "cocoid": 74,
+     "captions": ["a cat"], "sentids": [50]},
+]  # fmt: skip
+TRAIN, VAL = "train2014/COCO_train2014_", "val2014/COCO_val2014_"
+
+
+def flickr_pictures(root: Path, folder: str = "flickr30k-images") -> None:
+    for found in FLICKR.values():
+        for name in found:
+            picture(root / folder / name)
+
+
+def expected(folder: str = "flickr30k-images") -> dict[str, dict[str, list[str]]]:
+    return {
+        split: {f"{folder}/{name}": list(map(squeezed, captions)) for name, captions in found.items()}
+        for split, found in FLICKR.items()
+    }
+
+
+def flickr_karpathy(root: Path) -> None:
+    images = [
+        {"filename": name, "split": split, "captions": captions}
+        for split, found in FLICKR.items() for name, captions in found.items()
+    ]  # fmt: skip
+    karpathy(root / "dataset_flickr30k.json", images)
+
+
+def flickr_text(root: Path, end: str = "\n") -> None:
+    ids, mapping = {}, {}
+    for found in FLICKR.values():
+        for name in found:
+            ids[name] = len(ids)
+            mapping[str(ids[name])] = name
+    write_json(root / "id_mapping.json", mapping)
+    for split, found in FLICKR.items():
+        repeat = 1 if split == "train" else 5  # as in the published files
+        text_files(
+            root / "precomp", "dev" if split == "val" else split, [ids[n] for n in found for _ in range(repeat)],
+            [caption for captions in found.values() for caption in captions], end,
+        )  # fmt: skip
+
+
+def flickr_rows(root: Path) -> None:
+    """As ALBEF has them: a caption a row in train, a list in val and test."""
+    for split, found in FLICKR.items():
+        rows = [{"image": f"flickr30k-images/{name}", "caption": texts} for name, texts in found.items()]
+        if split == "train":
+            rows = [{**row, "caption": text, "image_id": 7} for row in rows for text in row["caption"]]
+        write_json(root / f"flickr30k_{split}.json", rows)
+
+
+def all_captions(data) -> dict[str, dict[str, list[str]]]:
+    return {split: captions_of(data, split) for split in data.entries}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("karpathy", flickr_karpathy), ("text", flickr_text), ("rows", flickr_rows)]
+)
+def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, write):
+    flickr_pictures(tmp_path)
+    write(tmp_path)
+    data = read_flickr30k(str(tmp_path))
+    assert all_captions(data) == expected()
+    assert list(data.entries) == ["train", "val", "test"]
+    assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
+    assert data.settings == {"layout": name}
+    said = capsys.readouterr().out
+    assert f"layout {name}" in said
+    assert "train has 2 images here; the published split has 29,000" in said
+    assert all_captions(read_flickr30k(str(tmp_path), layout=name, splits="test")) == {"test": expected()["test"]}
+
+
+def test_windows_line_ends_and_a_mark_at_the_start_are_no_text(tmp_path):
+    flickr_pictures(tmp_path)
+    flickr_text(tmp_path, "\r\n")
+    path = tmp_path / "precomp" / "train_caps.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")  # and an empty line at the end
+    assert all_captions(read_flickr30k(str(tmp_path))) == expected()
+
+
+def test_pictures_are_found_in_a_folder_of_the_users_choice(tmp_path):
+    flickr_karpathy(tmp_path / "captions")
+    flickr_pictures(tmp_path, "elsewhere")
+    data = read_flickr30k(str(tmp_path / "captions"), image_root=str(tmp_path / "elsewhere"))
+    assert set(captions_of(data, "train")) == {"1000.jpg", "1002.jpg"}
+    with pytest.raises(UserError, match=r"no folder .*nowhere; --image_root"):
+        read_flickr30k(str(tmp_path / "captions"), image_root=str(tmp_path / "nowhere"))
+
+
+def test_cusa_rows_keep_uneven_captions_and_ids(tmp_path):
+    rows = [{"image_path": "images/a.jpg", "caption": text, "image_id": 12} for text in ("x", "y", "", "z")]
+    write_json(tmp_path / "new_train.json", [*rows, {"image_path": "images/b.jpg", "caption": "one", "image_id": 3}])
+    data = read_flickr30k(str(tmp_path))
+    assert captions_of(data, "train") == {"images/a.jpg": ["x", "y", "z"], "images/b.jpg": ["one"]}
+    assert [entry.meta["source_id"] for entry in data.entries["train"]] == [12, 3]
+
+
+def coco_tree(root: Path) -> None:
+    for image in COCO:
+        picture(root / image["filepath"] / image["filename"])
+
+
+def official_files(root: Path) -> None:
+    for part in ("train", "val"):
+        images = {}
+        for image in COCO:
+            texts = dict(zip(image["sentids"], image["captions"], strict=True))
+            if image["filepath"] == f"{part}2014":
+                images[image["cocoid"]] = image["filename"], dict(reversed(texts.items()))
+        official(root / "annotations" / f"captions_{part}2014.json", images)
+
+
+COCO_EXPECTED = {
+    "train": {
+        f"{VAL}000000000073.jpg": ["a bike", "two bikes"],
+        f"{TRAIN}000000000009.jpg": ["food", "more food", "x"],
+    },
+    "val": {f"{VAL}000000000074.jpg": ["a cat"]},
+    "test": {f"{VAL}000000000042.jpg": ["a dog", "b", "c", "d", "e", "a sixth"]},
+}
+
+
+@pytest.mark.parametrize("layout", ["karpathy", "official"])
+def test_coco_by_karpathys_split(tmp_path, capsys, layout):
+    coco_tree(tmp_path)
+    karpathy(tmp_path / "dataset_coco.json", COCO)
+    if layout == "official":
+        official_files(tmp_path)
+    data = read_coco(str(tmp_path))
+    assert all_captions(data) == COCO_EXPECTED
+    assert data.settings == {"layout": layout, "restval": True}
+    test = data.entries["test"][0]
+    assert test.meta == {"source_id": 42, "coco_caption_ids": [7, 8, 9, 12, 30, 31], "standard": 5}
+    said = capsys.readouterr().out
+    assert "loading annotations" not in said
+    assert "test has 1 images here; the published split has 5,000" in said
+    assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
+    without = read_coco(str(tmp_path), restval=False)
+    assert set(captions_of(without, "train")) == {f"{TRAIN}000000000009.jpg"}
+
+
+def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
+    coco_tree(tmp_path)
+    official_files(tmp_path)
+    own = read_coco(str(tmp_path))
+    assert {split: len(found) for split, found in own.entries.items()} == {"train": 1, "val": 3}
+    assert own.settings["split"] == "official"
+    assert "no Karpathy split" in capsys.readouterr().out
+    lists = tmp_path / "precomp"
+    for name, ids in (("train", [73, 9, 555]), ("dev", [74]), ("testall", [42] * 5)):
+        text_files(lists, name, ids, [])
+        (lists / f"{name}_caps.txt").unlink()
+    data = read_coco(str(tmp_path), split_file=str(lists))
+    assert all_captions(data) == COCO_EXPECTED
+    assert "images of precomp that the captions files don't have, left out: 1 (555)" in capsys.readouterr().out
+    assert all_captions(read_coco(str(tmp_path))) == COCO_EXPECTED
+    assert read_coco(str(tmp_path), split_file="official").entries.keys() == {"train", "val"}
+
+
+def test_coco_text_files_without_a_mapping_find_pictures_by_number(tmp_path):
+    for image in COCO:
+        picture(tmp_path / "images" / image["filepath"] / image["filename"])
+    text_files(tmp_path, "train", [73, 9], [f"t{i}" for i in range(10)])
+    text_files(tmp_path, "dev", [74] * 3, ["x", "y", "z"])
+    text_files(tmp_path, "test", [42] * 5, list("vwxyz"))
+    data = read_coco(str(tmp_path))
+    assert captions_of(data, "train") == {
+        f"images/{VAL}000000000073.jpg": [f"t{i}" for i in range(5)],
+        f"images/{TRAIN}000000000009.jpg": [f"t{i}" for i in range(5, 10)],
+    }
+    assert captions_of(data, "val") == {f"images/{VAL}000000000074.jpg": ["x", "y", "z"]}
+    text_files(tmp_path, "testall", [42] * 5 + [999] * 5, list("abcdefghij"))
+    assert list(captions_of(read_coco(str(tmp_path)), "test")) == [
+        f"images/{VAL}000000000042.jpg", f"{VAL}000000000999.jpg",
+    ]  # fmt: skip
+
+
+def test_coco_rows(tmp_path):
+    rows = [{"image": image["filename"], "caption": image["captions"], "image_id": image["cocoid"]} for image in COCO]
+    write_json(tmp_path / "coco_karpathy_test.json", rows[:1])
+    write_json(tmp_path / "coco_train.json", rows[1:3])
+    coco_tree(tmp_path)
+    data = read_coco(str(tmp_path))
+    assert all_captions(data) == {split: COCO_EXPECTED[split] for split in ("train", "test")}
+
+
+def fault(root: Path, match: str, reader=read_flickr30k, **options) -> None:
+    with pytest.raises(UserError, match=match):
+        reader(str(root), **options)
+
+
+def test_lines_that_do_not_fit_the_ids(tmp_path):
+    flickr_pictures(tmp_path)
+    flickr_text(tmp_path)
+    path = tmp_path / "precomp" / "train_caps.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join(lines[:8]) + "\n", encoding="utf-8")
+    fault(tmp_path, r"train_caps.txt has 8 captions and .*train_ids.txt 2 ids, .* needs 2 or 10 captions")
+    path.write_text("\n".join(["more", *lines]), encoding="utf-8")
+    fault(tmp_path, r"has 11 captions and .*train_ids.txt 2 ids")
+    text_files(tmp_path / "precomp", "train", [0, 0], ["x"] * 10)
+    fault(tmp_path, r"10 captions and .* 2 ids \(id 0 stands there more than once\)")
+
+
+def test_an_empty_caption_line_is_told_and_the_others_keep_their_images(tmp_path, capsys):
+    write_json(tmp_path / "id_mapping.json", {"0": "a.jpg", "1": "b.jpg"})
+    text_files(tmp_path, "train", [0, 1], ["a1", " \x00", "a3", "a4", "a5", "b1", "b2", "b3", "b4", ""])
+    data = read_flickr30k(str(tmp_path))
+    assert captions_of(data, "train") == {"a.jpg": ["a1", "a3", "a4", "a5"], "b.jpg": ["b1", "b2", "b3", "b4"]}
+    assert "train_caps.txt: empty lines left out: 2 (line 2, line 10)" in capsys.readouterr().out
+
+
+def test_half_a_pair_unknown_ids_and_other_encodings(tmp_path):
+    flickr_pictures(tmp_path)
+    flickr_text(tmp_path)
+    (tmp_path / "precomp" / "test_caps.txt").unlink()
+    fault(tmp_path, r"test_ids.txt is there but test_caps.txt is not; .*--splits")
+    assert set(read_flickr30k(str(tmp_path), splits="train,val").entries) == {"train", "val"}
+    write_json(tmp_path / "id_mapping.json", {"0": "1000.jpg"})
+    fault(tmp_path, r"train_ids.txt: 1 ids are not in id_mapping.json \(first 1\)", splits="train")
+    (tmp_path / "id_mapping.json").unlink()
+    fault(tmp_path, r"2 ids have no picture, and there is no id_mapping.json", splits="train")
+    (tmp_path / "precomp" / "train_caps.txt").write_bytes(b"good\nna\xefve\n")
+    fault(tmp_path, r"train_caps.txt, line 2, is not in UTF-8", splits="train")
+
+
+def test_an_unknown_layout_and_several(tmp_path):
+    fault(tmp_path, r"none of the known layouts.*\n.*karpathy: dataset_flickr30k.json\n.*text: .*\n.*rows: flickr30k_")
+    fault(tmp_path / "nowhere", "there is no folder")
+    flickr_karpathy(tmp_path)
+    fault(tmp_path, "has no text files", layout="text")
+    flickr_rows(tmp_path)
+    fault(tmp_path, r"several layouts: karpathy \(.*\), rows .*--layout karpathy or rows")
+    assert read_flickr30k(str(tmp_path), layout="rows").settings == {"layout": "rows"}
+    flickr_karpathy(tmp_path / "other")
+    assert read_flickr30k(str(tmp_path), layout="karpathy").entries
+    (tmp_path / "dataset_flickr30k.json").unlink()
+    flickr_karpathy(tmp_path / "copy")
+    fault(tmp_path, "are both there", layout="karpathy")
+    fault(tmp_path, "--splits has 'dev'", layout="rows", splits="dev")
+
+
+def test_an_image_in_two_splits_or_twice_in_one_is_refused(tmp_path):
+    images = [{"filename": "a.jpg", "split": split, "captions": ["x"]} for split in ("train", "test")]
+    karpathy(tmp_path / "dataset_flickr30k.json", images)
+    fault(tmp_path, "a.jpg stands in train and in test")
+    karpathy(tmp_path / "dataset_flickr30k.json", [images[0], images[0]])
+    fault(tmp_path, r"a.jpg stands (twice|2 times) in train")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dataset_flickr30k.json", "{", "can't be read as JSON"),
+        ("dataset_flickr30k.json", "[1]", "no list `images`"),
+        (
+            "dataset_flickr30k.json",
+            '{"images": [{"filename": "x.jpg"}]}',
+            "image 0 of `images` has no split, sentences",
+        ),
+        ("dataset_flickr30k.json", '{"images": [3]}', "image 0 of `images` has no filename"),
+        ("dataset_flickr30k.json", '{"images": [{"filename": "x", "split": "dev", "sentences": []}]}', "split 'dev'"),
+        (
+            "dataset_flickr30k.json",
+            '{"images": [{"filename": "x", "split": "val", "sentences": [1]}]}',
+            "no text `raw`",
+        ),
+        ("dataset_flickr30k.json", '{"images": []}', "no image with a caption"),
+        ("train.json", "{}", "no list of rows"),
+        ("train.json", '[{"image": "x.jpg"}]', "row 0: it needs a path"),
+        ("train.json", '[{"caption": "x"}]', "row 0: it needs a path"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    fault(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "no captions file of COCO"),
+        (
+            {"images": [{"id": 1, "file_name": "x"}], "annotations": [{"id": 2, "image_id": 5, "caption": "x"}]},
+            "image 5",
+        ),
+        ({"images": [{"id": 1, "file_name": "x"}], "annotations": [{"id": 2, "image_id": 1}]}, "has no 'caption'"),
+        ({"images": [{"id": 1}], "annotations": []}, "file_name"),
+    ],
+)
+def test_damaged_captions_of_coco_are_named(tmp_path, value, message):
+    write_json(tmp_path / "captions_train2014.json", value)
+    fault(tmp_path, message, read_coco)
+
+
+def test_a_split_that_is_of_other_images(tmp_path):
+    official_files(tmp_path)
+    karpathy(tmp_path / "dataset_coco.json", [{**COCO[0], "cocoid": 1}])
+    fault(tmp_path, "names none of the images", read_coco)
+    fault(tmp_path, "there is no .*nothing.json; --split_file", read_coco, split_file=str(tmp_path / "nothing.json"))
+
+
+def test_a_path_that_leads_out_stays_as_it_is(tmp_path):
+    picture(tmp_path / "images" / "a.jpg")
+    write_json(tmp_path / "train.json", [{"image": "../x/a.jpg", "caption": "x"}, {"image": "/a.jpg", "caption": "x"}])
+    assert set(captions_of(read_flickr30k(str(tmp_path)), "train")) == {"../x/a.jpg", "/a.jpg"}
+
+
+# The real files.
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def test_the_real_flickr30k_files(shared):
+    folder, sample = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample"
+    data = read_flickr30k(str(folder), image_root=str(sample))
+    assert {split: len(found) for split, found in data.entries.items()} == {"train": 29000, "val": 1014, "test": 1000}
+    assert sum(len(entry.captions) for found in data.entries.values() for entry in found) == 155_070
+    for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
+        raw = [squeezed(line) for line in lines(folder / f"{name}_caps.txt")]
+        assert [caption for entry in data.entries[split] for caption in entry.captions] == raw
+    names = {Path(entry.image).name: split for split, found in data.entries.items() for entry in found}
+    there = {entry.image for found in data.entries.values() for entry in found if "/" in entry.image}
+    assert there == {f"images/{path.name}" for path in (sample / "images").iterdir()}
+    for split in ("train", "val"):
+        for row in map(json.loads, lines(sample / f"{split}.jsonl")):
+            assert names[Path(row["image"]).name] == split
+
+
+def test_the_real_coco_files(shared):
+    folder = shared / "data" / "captions" / "coco"
+    fault(folder, "train_ids.txt is there but train_caps.txt is not", read_coco)
+    data = read_coco(str(folder), splits="val,test")
+    assert {split: len(found) for split, found in data.entries.items()} == {"val": 1000, "test": 5000}
+    assert all(len(entry.captions) == 5 == entry.meta["standard"] for entry in data.entries["test"])
+    raw = [squeezed(line) for line in lines(folder / "testall_caps.txt")]
+    assert [caption for entry in data.entries["test"] for caption in entry.captions] == raw
+    assert data.entries["test"][0].image == "val2014/COCO_val2014_000000391895.jpg"
+
+
+def test_coco_made_of_the_real_sample(shared, tmp_path):
+    sample, wanted, expected = shared / "data" / "coco-sample", [], {}
+    for split in ("train", "val"):
+        images = {}
+        for row in map(json.loads, lines(sample / f"{split}.jsonl")):
+            name, number = Path(row["image"]).name, int(row["image"][-16:-4])
+            texts = row["captions"]
+            images[number] = (name, {number * 10 + at: text for at, text in enumerate(texts)})
+            wanted.append({"filename": name, "filepath": "images", "split": split, "cocoid": number, "captions": texts})
+            expected[row["image"]] = [squeezed(text) for text in texts]
+        official(tmp_path / "annotations" / f"captions_{split}2014.json", images)
+    own = read_coco(str(tmp_path), image_root=str(sample))
+    assert {split: len(found) for split, found in own.entries.items()} == {"train": 600, "val": 201}
+    assert captions_of(own, "train") | captions_of(own, "val") == expected
+    assert {len(captions) for captions in expected.values()} >= {2, 5, 6}
+    karpathy(tmp_path / "dataset_coco.json", wanted)
+    for layout in ("official", "karpathy"):
+        data = read_coco(str(tmp_path), layout=layout, image_root=str(sample))
+        assert {split: captions_of(data, split) for split in ("train", "val")} == {
+            split: captions_of(own, split) for split in ("train", "val")
+        }
