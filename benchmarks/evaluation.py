@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from itr.evaluation.cosine import Cosine
-from itr.evaluation.ranks import rank
+from itr.evaluation.ranks import Matches, rank
 
 
 def embeddings(num_images: int, num_texts: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,7 +68,7 @@ def coco_5k(rounds: int, width: int) -> dict[str, float]:
     scores = image @ text.T
     ways: dict[str, Callable[[], object]] = {
         "matrix product": lambda: image @ text.T,
-        "itr": lambda: rank(Cosine(image, text), 5000, own),
+        "itr": lambda: rank(Cosine(image, text), Matches.own(own, 5000)),
         "argsort loop": lambda: argsort_loop((image @ text.T).numpy(), own.numpy()),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -87,7 +87,7 @@ def large(width: int, num_images: int, num_texts: int, share: int) -> dict[str, 
     image, text, own = embeddings(num_images, num_texts // share, width)
     bare = share * seconds(lambda: [image[i : i + 1024] @ text.T for i in range(0, 10240, 1024)]) * num_images / 10240
     first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    ours = share * seconds(lambda: rank(Cosine(image, text), num_images, own))
+    ours = share * seconds(lambda: rank(Cosine(image, text), Matches.own(own, num_images)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rest = (num_texts - num_texts // share) * width * 4 * 2 / 2**30  # the other captions and their normalised copy
     return {

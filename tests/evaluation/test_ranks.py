@@ -9,7 +9,7 @@ import torch
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
-from itr.evaluation.ranks import precision_over_all, rank
+from itr.evaluation.ranks import Matches, precision_over_all, rank
 from itr.evaluation.retrieval import evaluate, recalls, table
 from itr.types import Encoded
 
@@ -44,21 +44,21 @@ def test_ranks_equal_a_naive_sort(seed, levels, tile):
     if not len(own):
         own = torch.tensor([0])
     scores = torch.from_numpy(rng.integers(levels, size=(num_images, len(own))).astype(np.float32))
-    found = rank(lambda rows, columns: scores[rows, columns], num_images, own, tile)
+    found = rank(lambda rows, columns: scores[rows, columns], Matches.own(own, num_images), tile)
     expected = naive_ranks(scores.numpy(), own.numpy())
     assert (found.image_to_text.tolist(), found.text_to_image.tolist()) == expected
 
 
 def test_collapsed_embeddings_do_not_look_perfect():
     own = torch.arange(10)
-    found = rank(Cosine(torch.ones(10, 4), torch.ones(10, 4)), 10, own)
+    found = rank(Cosine(torch.ones(10, 4), torch.ones(10, 4)), Matches.own(own, 10))
     assert found.image_to_text.tolist() == found.text_to_image.tolist() == [9] * 10
 
 
 def test_embeddings_that_are_not_numbers_are_last():
     image, text = torch.eye(4), torch.eye(4)
     text[1] = torch.nan
-    found = rank(Cosine(image, text), 4, torch.arange(4))
+    found = rank(Cosine(image, text), Matches.own(torch.arange(4), 4))
     assert found.text_to_image.tolist() == [0, 3, 0, 0]
     assert found.image_to_text.tolist() == [1, 3, 1, 1]
 
@@ -70,7 +70,7 @@ def test_equal_embeddings_tie_whatever_the_tile(dtype):
     text = torch.randn(120, 33, generator=generator).to(dtype)
     text[60:] = text[:60]  # each caption stands twice, with different images
     own = torch.arange(120) % 40
-    found = [rank(Cosine(image, text), 40, own, tile) for tile in (1, 7, 64, 500)]
+    found = [rank(Cosine(image, text), Matches.own(own, 40), tile) for tile in (1, 7, 64, 500)]
     for other in found[1:]:
         assert torch.equal(found[0].image_to_text, other.image_to_text)
         assert torch.equal(found[0].text_to_image, other.text_to_image)
@@ -95,10 +95,32 @@ def test_the_fast_way_gives_the_ranks_of_the_exact_cosines(kind, tile):
         image, text = image.double(), text.double()
     score = Cosine(image, text)
     assert score.slack() < 1e-4
-    found = rank(score, 90, own, tile)
+    found = rank(score, Matches.own(own, 90), tile)
     exact = score(slice(0, 90), slice(0, 300))
     assert (found.image_to_text.tolist(), found.text_to_image.tolist()) == naive_ranks(exact.numpy(), own.numpy())
     assert (score.nearly(slice(0, 90), slice(0, 300)) - exact).abs().max() < score.slack()
+
+
+@pytest.mark.parametrize("levels", [3, 10**6])
+@pytest.mark.parametrize("exactly", [True, False])
+def test_ranks_with_any_number_of_true_matches_on_both_sides(levels, exactly):
+    rng = np.random.default_rng(levels)
+    if exactly:
+        scores = torch.from_numpy(rng.integers(levels, size=(23, 31)).astype(np.float32))
+        score = lambda rows, columns: scores[rows, columns]  # noqa: E731
+    else:
+        sides = [torch.from_numpy(rng.integers(-levels, levels, size=(n, 6)).astype(np.float32)) for n in (23, 31)]
+        score = Cosine(*sides)
+        scores = score(slice(0, 23), slice(0, 31))
+    true = torch.from_numpy(rng.random((23, 31)) < 0.07)
+    found = rank(score, Matches(*true.nonzero().T, 23, 31), tile=8)
+    for side, values, right in ((found.image_to_text, scores, true), (found.text_to_image, scores.T, true.T)):
+        expected = []
+        for row, own in zip(values.tolist(), right.tolist(), strict=True):
+            if any(own):
+                best = max(value for value, is_own in zip(row, own, strict=True) if is_own)
+                expected.append(sum(v >= best and not is_own for v, is_own in zip(row, own, strict=True)))
+        assert side.tolist() == expected
 
 
 def test_recalls_and_ranks_of_a_known_case():

@@ -17,16 +17,42 @@ Score = Callable[[slice, slice], Tensor]
 
 @dataclass
 class Ranks:
-    """Ranks from 0, the best.
+    """Ranks from 0, the best, of the queries that have a true match.
 
     Attributes:
-        image_to_text: for each image that has captions, how many wrong captions score at least as high as the best of
-            its own [Q].
-        text_to_image: for each caption, how many wrong images score at least as high as its own [M].
+        image_to_text: for each image with a true match, how many wrong captions score at least as high as the best of
+            the true ones [Q].
+        text_to_image: for each caption with a true match, the same of images [M].
     """
 
     image_to_text: Tensor
     text_to_image: Tensor
+
+
+@dataclass
+class Matches:
+    """True matches as pairs of rows: caption `text[p]` holds for image `image[p]` [P], int64.
+
+    Attributes:
+        num_images: N.
+        num_texts: M.
+    """
+
+    image: Tensor
+    text: Tensor
+    num_images: int
+    num_texts: int
+
+    @classmethod
+    def own(cls, own_image: Tensor, num_images: int) -> Matches:
+        """Each caption with the image that it belongs to [M], any number of captions an image."""
+        texts = torch.arange(len(own_image), device=own_image.device)
+        return cls(own_image, texts, num_images, len(own_image))
+
+    @property
+    def sides(self) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
+        """The pairs' rows on each side, and how many queries there are."""
+        return (self.image, self.num_images), (self.text, self.num_texts)
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:
@@ -34,7 +60,7 @@ def tiles(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def rank(score: Score, num_images: int, own_image: Tensor, tile: int = 4096) -> Ranks:
+def rank(score: Score, matches: Matches, tile: int = 4096) -> Ranks:
     """Ranks of both directions.
 
     A wrong candidate that ties with the right one is counted before it. Scores that are NaN count as the worst for the
@@ -43,84 +69,83 @@ def rank(score: Score, num_images: int, own_image: Tensor, tile: int = 4096) -> 
     Args:
         score: the similarity, asked for tile by tile. On a CPU a `Cosine` is multiplied in float32, and only what comes
             closer to the right one than its error is looked at exactly: the ranks are the same.
-        num_images: N.
-        own_image: row of the image that each caption belongs to [M], any number of captions an image; on the device
-            that `score` works on.
+        matches: the true matches, on the device that `score` works on.
         tile: images and captions of a tile; memory grows with its square.
     """
-    slack = score.slack() if isinstance(score, Cosine) and own_image.device.type == "cpu" else None
-    if slack is not None:
-        assert isinstance(score, Cosine)
-        found = _rank_nearly(score, slack, num_images, own_image, tile)
+    slack = score.slack() if isinstance(score, Cosine) and matches.image.device.type == "cpu" else None
+    if slack is None:
+        own = _scores_of_pairs(score, matches, tile)
+        best = _best(own.nan_to_num(nan=-torch.inf), matches)
+        at_least = _count(score, best, matches, tile)
     else:
-        found = _rank_exactly(score, num_images, own_image, tile)
-    has_captions = torch.bincount(own_image, minlength=num_images) > 0
-    return Ranks(found.image_to_text[has_captions], found.text_to_image)
+        assert isinstance(score, Cosine)
+        own = score.pairs(matches.image, matches.text)
+        best = _best(own, matches)
+        at_least = _count_nearly(score, slack, best, matches, tile)
+    found = []
+    for (queries, number), limit, count in zip(matches.sides, best, at_least, strict=True):
+        right = (own.nan_to_num(nan=torch.inf) >= limit[queries]).long()  # true matches are no wrong candidates
+        found.append((count - torch.zeros_like(count).index_add_(0, queries, right))[_has_any(queries, number)])
+    return Ranks(*found)
 
 
-def _rank_exactly(score: Score, num_images: int, own_image: Tensor, tile: int) -> Ranks:
-    device = own_image.device
-    text_best, image_best = _own_scores(score, num_images, own_image, tile)
-    found = _zeros(num_images, own_image)
-    for rows in tiles(num_images, tile):
-        for columns in tiles(len(own_image), tile):
-            scores = _replace_nan(score(rows, columns), torch.inf)
-            wrong = own_image[columns][None, :] != torch.arange(rows.start, rows.stop, device=device)[:, None]
-            found.image_to_text[rows] += ((scores >= image_best[rows, None]) & wrong).sum(dim=1)
-            found.text_to_image[columns] += ((scores >= text_best[None, columns]) & wrong).sum(dim=0)
+def _has_any(queries: Tensor, number: int) -> Tensor:
+    return torch.bincount(queries, minlength=number) > 0
+
+
+def _best(own: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
+    """The best score among the true matches of each image [N] and of each caption [M]."""
+    first, second = (
+        torch.full((number,), -torch.inf, device=own.device).scatter_reduce_(0, queries, own, reduce="amax")
+        for queries, number in matches.sides
+    )
+    return first, second
+
+
+def _scores_of_pairs(score: Score, matches: Matches, tile: int) -> Tensor:
+    """The score of each true match [P]."""
+    own = torch.full((len(matches.image),), torch.nan, device=matches.image.device)
+    for rows in tiles(matches.num_images, tile):
+        here = ((matches.image >= rows.start) & (matches.image < rows.stop)).nonzero()[:, 0]
+        for columns in tiles(matches.num_texts, tile):
+            texts = matches.text[here]
+            some = here[(texts >= columns.start) & (texts < columns.stop)]
+            if len(some):
+                own[some] = score(rows, columns)[matches.image[some] - rows.start, matches.text[some] - columns.start]
+    return own
+
+
+def _count(score: Score, best: tuple[Tensor, Tensor], matches: Matches, tile: int) -> tuple[Tensor, Tensor]:
+    """How many captions score at least `best` of each image [N], and images of each caption [M]."""
+    found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
+    for rows in tiles(matches.num_images, tile):
+        for columns in tiles(matches.num_texts, tile):
+            scores = score(rows, columns).nan_to_num(nan=torch.inf)
+            found[0][rows] += (scores >= best[0][rows, None]).sum(dim=1)
+            found[1][columns] += (scores >= best[1][None, columns]).sum(dim=0)
     return found
 
 
-def _rank_nearly(score: Cosine, slack: float, num_images: int, own_image: Tensor, tile: int) -> Ranks:
-    text_best = score.pairs(own_image, torch.arange(len(own_image)))
-    image_best = _best_of_each_image(text_best, num_images, own_image)
-    found = _zeros(num_images, own_image)
-    counts = found.text_to_image, found.image_to_text
-    for rows in tiles(num_images, min(tile, IN_CACHE // 2)):
-        for columns in tiles(len(own_image), min(tile, IN_CACHE)):
+def _count_nearly(
+    score: Cosine, slack: float, best: tuple[Tensor, Tensor], matches: Matches, tile: int
+) -> tuple[Tensor, Tensor]:
+    """The same from products in float32, looking exactly at what they can't decide."""
+    found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
+    for rows in tiles(matches.num_images, min(tile, IN_CACHE // 2)):
+        for columns in tiles(matches.num_texts, min(tile, IN_CACHE)):
             scores = score.nearly(rows, columns)
-            for count, best, of in zip(counts, (text_best[None, columns], image_best[rows, None]), (1, 0), strict=True):
-                queries = (rows, columns)[of]
-                above = scores > best + slack
-                near = (scores >= best - slack) ^ above
-                count[queries] += above.sum(dim=1 - of)
-                pairs = near.nonzero()
-                if len(pairs) > near.numel() // 16:  # collapsed embeddings: all are near
+            for side, limit in enumerate((best[0][rows, None], best[1][None, columns])):
+                count = found[side][(rows, columns)[side]]
+                above = scores > limit + slack
+                count += above.sum(dim=1 - side)
+                pairs = ((scores >= limit - slack) ^ above).nonzero()
+                if len(pairs) > scores.numel() // 16:  # collapsed embeddings: all are near
                     exact = score(rows, columns)[pairs[:, 0], pairs[:, 1]]
                 else:
                     exact = score.pairs(pairs[:, 0] + rows.start, pairs[:, 1] + columns.start)
-                wrong = own_image[columns][pairs[:, 1]] != pairs[:, 0] + rows.start
-                ahead = wrong & (exact >= best.expand_as(near)[pairs[:, 0], pairs[:, 1]])
-                count[queries].index_add_(0, pairs[:, of], ahead.long())
+                ahead = exact >= limit.flatten()[pairs[:, side]]
+                count.index_add_(0, pairs[:, side], ahead.long())
     return found
-
-
-def _zeros(num_images: int, own_image: Tensor) -> Ranks:
-    return Ranks(*(torch.zeros(n, dtype=torch.int64, device=own_image.device) for n in (num_images, len(own_image))))
-
-
-def _own_scores(score: Score, num_images: int, own_image: Tensor, tile: int) -> tuple[Tensor, Tensor]:
-    """Each caption's score with its own image [M], and each image's best among its own captions [N]."""
-    text_best = torch.full((len(own_image),), -torch.inf, device=own_image.device)
-    for rows in tiles(num_images, tile):
-        for columns in tiles(len(own_image), tile):
-            own = own_image[columns]
-            here = torch.nonzero((own >= rows.start) & (own < rows.stop))[:, 0]
-            if len(here):
-                scores = score(rows, columns)
-                text_best[columns.start + here] = scores[own[here] - rows.start, here]
-    text_best = _replace_nan(text_best, -torch.inf)
-    return text_best, _best_of_each_image(text_best, num_images, own_image)
-
-
-def _best_of_each_image(text_best: Tensor, num_images: int, own_image: Tensor) -> Tensor:
-    """The best of each image's own captions' scores [M] -> [N]."""
-    best = torch.full((num_images,), -torch.inf, device=own_image.device)
-    return best.scatter_reduce_(0, own_image, text_best, reduce="amax")
-
-
-def _replace_nan(values: Tensor, by: float) -> Tensor:
-    return values.masked_fill(values.isnan(), by)
 
 
 def precision_over_all(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
-from itr.evaluation.ranks import Score, precision_over_all, rank, tiles
+from itr.evaluation.ranks import Matches, Score, precision_over_all, rank, tiles
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
@@ -28,7 +28,7 @@ def evaluate(
         device: where to score.
     """
     score = score or Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
-    ranks = rank(score, len(gallery.image_id), gallery.own_image().to(device))
+    ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
     metrics = {
         **_named("i2t", recalls(ranks.image_to_text)),
         **_named("t2i", recalls(ranks.text_to_image)),
