@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 
-.PHONY: help install demo test test-slow test-all lint format type clean
+.PHONY: help install demo test test-slow test-all bench-prepare lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
@@ -30,6 +30,9 @@ test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-all: test test-slow  ## all tests
+
+bench-prepare: $(READY)  ## images a second of `itr prepare`, beside cp and a bare loop of Pillow
+	$(BIN)/python benchmarks/prepare.py
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from itr.errors import UserError
 VERBS = {
     "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
     "prepare": ("itr.data.prepare", "turn pictures and captions into shards"),
+    "data": ("itr.data.inspect", "check shards, or look at what they hold"),
     "densify": ("itr.data.densify", "have a vision-language model write dense captions of shards once"),
     "features": ("itr.data.make_features", "run a frozen teacher over shards once and keep its features"),
     "fit": ("itr.training_cli", "train a model, or go on with one"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.resources import files
 from inspect import isabstract, signature
@@ -88,7 +88,7 @@ class FriendlyParser(ArgumentParser):
             near = difflib.get_close_matches(option[2], init_parameters(option[1]), n=2)
         elif name := re.search(r"Expected a dot import path string: (\w+)", text):
             near = difflib.get_close_matches(name[1], component_names(), n=2)
-        elif unknown := re.search(r"(?:--|[Kk]ey ['\"])([\w.]+)", text):
+        elif unknown := re.search(r"(?:--|[Kk]ey ['\"])([\w.-]+)", text):
             options = self.known_options()
             if unknown[1] not in options:
                 near = ["--" + name for name in difflib.get_close_matches(unknown[1], options, n=3, cutoff=0.7)]
@@ -117,7 +117,20 @@ def run_verb(arguments: list[str], function: Callable[..., None]) -> None:
 def run_function(
     arguments: list[str], functions: dict[str, Callable[..., None]], what: str, description: str, positional: str = ""
 ) -> None:
-    """Parse `itr VERB NAME [options]` and call the function of that name.
+    """Parse `itr VERB NAME [options]` as `parse_function` does, and call the function of that name."""
+    name, values = parse_function(arguments, functions, what, description, positional)
+    functions[name](**values)
+
+
+def parse_function(
+    arguments: list[str],
+    functions: Mapping[str, Callable[..., object]],
+    what: str,
+    description: str,
+    positional: str = "",
+    common: Mapping[str, type] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Parse `itr VERB NAME [options]` to a name and the values of its options.
 
     Args:
         arguments: the command line, the verb first.
@@ -125,6 +138,7 @@ def run_function(
         what: what a name stands for, in capitals in the help.
         description: of the verb.
         positional: an argument that is given without its name.
+        common: by name, a class whose arguments are options too, beside those of the function.
     """
     verb = arguments[0]
     parser = FriendlyParser(prog="itr", description=description)
@@ -137,10 +151,15 @@ def run_function(
         options = FriendlyParser(description=line)
         if positional:
             options.add_argument(positional, type=str)
-        options.add_function_arguments(function, skip={positional} if positional else set())
+        shared = (common or {}).get(name)
+        skip: set[str | int] = {positional} if positional else set()
+        skip.update(signature(shared).parameters if shared else ())
+        options.add_function_arguments(function, skip=skip)
+        if shared:
+            options.add_class_arguments(shared)
         choices.add_subcommand(name, options, help=line)
     chosen = parser.parse_args(arguments)[verb]
-    functions[chosen[what]](**chosen[chosen[what]].as_dict())
+    return chosen[what], chosen[chosen[what]].as_dict()
 
 
 def component_names() -> list[str]:

@@ -9,12 +9,10 @@ import pytest
 
 from itr.cli import main
 from itr.data.pipeline import read_tar
-from itr.data.prepare import SOURCES
 from itr.data.schema import Manifest, Sample
 from raw_trees import ele_fashion, magb, official, picture, squeezed, write_json
 from tiny import TINY_CLIP
 
-pytestmark = pytest.mark.skipif("flickr30k" not in SOURCES, reason="itr prepare does not know these sources yet")
 FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 

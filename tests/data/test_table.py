@@ -11,7 +11,8 @@ from PIL import Image
 
 from itr.data.pipeline import read_tar
 from itr.data.schema import Manifest
-from itr.data.sources.table import prepare_table
+from itr.data.sources.table import read_table
+from itr.data.writing import Writing, write_shards
 from itr.errors import UserError
 
 ROWS = [
@@ -19,6 +20,10 @@ ROWS = [
     {"image": "images/b.png", "captions": ["three", "", "four", "five"]},
     {"image": "images/sub dir/c.jpg", "captions": ["six", "ünï 🎈"]},
 ]
+
+
+def prepare_table(root: str, out: str, bad_images: str = "refuse", **options) -> None:
+    write_shards(read_table(root, **options), Writing(out, bad_images=bad_images, num_workers=1))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,24 @@ class RawData:
 
 
 def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
-    """Refuse an image that stands in two splits."""
+    """Refuse an image that stands in two splits, or twice in one; `./a.jpg` is `a.jpg`.
+
+    Raises:
+        UserError: with the first names and how many there are.
+    """
     seen: dict[str, str] = {}
+    problems = []
     for split, found in entries.items():
         for entry in found:
-            other = seen.setdefault(entry.image, split)
+            other = seen.setdefault(os.path.normpath(entry.image), split)
             if other != split:
-                raise UserError(f"image {entry.image} stands in {other} and in {split}; a split must not leak")
+                problems.append(f"image {entry.image} stands in {other} and in {split}; a split must not leak")
+        problems += _twice(found, split)
+    if problems:
+        more = f" ({len(problems) - 3} more such images)" if len(problems) > 3 else ""
+        raise UserError("\n".join(problems[:3]) + more)
+
+
+def _twice(entries: list[Entry], split: str) -> list[str]:
+    counts = Counter(os.path.normpath(entry.image) for entry in entries)
+    return [f"image {name} stands {n} times in {split}; each must be there once" for name, n in counts.items() if n > 1]

@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
-import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from itr.backbones.base import ImageSpec
-
-
-class BadImageError(ValueError):
-    """A picture that can't be decoded."""
+from itr.data.pictures import BadImageError as BadImageError
+from itr.data.pictures import decode_pixels
 
 
 def decode(data: bytes, max_pixels: int) -> Tensor:
-    """Decode to RGB [3, H, W], uint8.
-
-    JPEG takes a fast path; whatever that refuses, and every other type, goes through Pillow. Transparent pictures lie
-    on white; of an animation the first frame counts; EXIF rotation is not applied, as in the published preprocessing
-    of CLIP.
+    """Decode to RGB [3, H, W], uint8, as `decode_pixels` does.
 
     Raises:
         BadImageError: if the bytes are no whole picture, or their header announces more than `max_pixels`.
     """
-    try:
-        if data[:3] == b"\xff\xd8\xff":
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_pixels(height * width, max_pixels)
-            if colours in ("RGB", "Gray", "YCbCr", "GRAY"):
-                return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
-        with Image.open(io.BytesIO(data)) as picture:
-            _check_pixels(picture.width * picture.height, max_pixels)
-            return torch.from_numpy(np.array(_to_rgb(picture))).permute(2, 0, 1)
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise BadImageError(str(error) or type(error).__name__) from None
-
-
-def _check_pixels(pixels: int, max_pixels: int) -> None:
-    if not 0 < pixels <= max_pixels:
-        raise BadImageError(f"its header says {pixels:,} pixels, more than data.max_pixels = {max_pixels:,}")
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more a pixel: to 8 by their top byte
-        values = np.asarray(picture, dtype=np.float64)
-        deep = values.max(initial=0) > 255
-        return Image.fromarray((values / 257 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    return torch.from_numpy(decode_pixels(data, max_pixels)).permute(2, 0, 1)
 
 
 @dataclass

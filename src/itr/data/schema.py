@@ -18,6 +18,7 @@ from itr.errors import UserError
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
+STAGING = ".preparing"  # folder inside the shard folder where shards are made until all are whole
 FORMAT = "itr-shards/1"
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 

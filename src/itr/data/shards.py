@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
 
-from itr.data.schema import IMAGE_TYPES, MANIFEST, POSITIVES, Manifest, Shard, Split
+from itr.data.captions import join_surrogates
+from itr.data.schema import IMAGE_TYPES, MANIFEST, POSITIVES, STAGING, Manifest, Shard, Split
 from itr.errors import UserError
 
 
@@ -36,6 +39,65 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+class ShardWriter:
+    """Writes one tar, sample by sample; it gets its name only when it is whole.
+
+    The same records give the same bytes. Used as a context, it leaves nothing behind when it fails.
+    """
+
+    def __init__(self, folder: Path, split: str, number: int) -> None:
+        self.shard = Shard(f"{split}/{number:06d}.tar", 0, 0)
+        self.path = folder / self.shard.path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # With the number of the process: one that was killed and lingers can't spoil the file of the next.
+        self.temporary = self.path.with_suffix(f".tar.{os.getpid()}.tmp")
+        self.checksum = hashlib.sha256()
+        self.stream = self.temporary.open("wb", buffering=1 << 20)
+
+    def add(self, record: Record, image_id: int, first_caption_id: int) -> None:
+        """Append an image and its captions; their ids count up from `first_caption_id`."""
+        num_captions = len(record.captions)
+        caption_ids = list(range(first_caption_id, first_caption_id + num_captions))
+        text = {"image_id": image_id, "captions": record.captions, "caption_ids": caption_ids, "name": record.name}
+        if clash := text.keys() & record.meta.keys():
+            raise ValueError(f"the meta of {record.name} can't hold {', '.join(sorted(clash))}: shards use these names")
+        encoded = join_surrogates(json.dumps({**text, **record.meta}, ensure_ascii=False)).encode()
+        for extension, data in sorted({record.extension: record.image, "json": encoded}.items()):
+            self._member(f"{image_id:09d}.{extension}", data)
+        self.shard.images += 1
+        self.shard.captions += num_captions
+
+    def _member(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        # A fixed time and owner: the same records give the same bytes.
+        member.size, member.mode, member.mtime, member.uname, member.gname = len(data), 0o444, 0, "itr", "itr"
+        self._write(member.tobuf(tarfile.USTAR_FORMAT))
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+
+    def _write(self, data: bytes) -> None:
+        self.stream.write(data)
+        self.checksum.update(data)
+        self.shard.bytes += len(data)
+
+    def finish(self) -> Shard:
+        """End the tar and name it."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.shard.bytes % tarfile.RECORDSIZE))
+        self.stream.close()
+        self.shard.sha256 = self.checksum.hexdigest()
+        self.temporary.replace(self.path)
+        return self.shard
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffer once more
+            self.stream.close()
+        self.temporary.unlink(missing_ok=True)
+
+
 def write_split(records: Iterable[Record], folder: Path, split: str, shard_size: int) -> Split:
     """Write the records of one split into tars of `shard_size` images, numbering images and captions as they come.
 
@@ -43,44 +105,16 @@ def write_split(records: Iterable[Record], folder: Path, split: str, shard_size:
     """
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be 1 or more")
-    target = folder / split
-    target.mkdir(parents=True, exist_ok=True)
-    for leftover in [*target.glob("*.tar"), *target.glob("*.tar.tmp"), *target.glob(POSITIVES)]:
-        leftover.unlink()
     result = Split()
-    pending: list[dict[str, Any]] = []
+    source = iter(records)
     num_images = num_captions = 0
-    for record in records:
-        caption_ids = list(range(num_captions, num_captions + len(record.captions)))
-        pending.append(_members(record, num_images, caption_ids))
-        num_images, num_captions = num_images + 1, num_captions + len(record.captions)
-        if len(pending) == shard_size:
-            result.shards.append(_write_tar(pending, folder, split, len(result.shards)))
-            pending = []
-    if pending:
-        result.shards.append(_write_tar(pending, folder, split, len(result.shards)))
+    while (first := next(source, None)) is not None:
+        with ShardWriter(folder, split, len(result.shards)) as writer:
+            for record in chain([first], islice(source, shard_size - 1)):
+                writer.add(record, num_images, num_captions)
+                num_images, num_captions = num_images + 1, num_captions + len(record.captions)
+            result.shards.append(writer.finish())
     return result
-
-
-def _members(record: Record, image_id: int, caption_ids: list[int]) -> dict[str, Any]:
-    text = {"image_id": image_id, "captions": record.captions, "caption_ids": caption_ids, "name": record.name}
-    meta = json.dumps({**text, **record.meta}, ensure_ascii=False).encode("utf-8", errors="replace")
-    return {"__key__": f"{image_id:09d}", record.extension: record.image, "json": meta, "captions": len(caption_ids)}
-
-
-def _write_tar(samples: list[dict[str, Any]], folder: Path, split: str, number: int) -> Shard:
-    path = folder / split / f"{number:06d}.tar"
-    temporary = path.with_suffix(".tar.tmp")
-    captions = sum(sample.pop("captions") for sample in samples)
-    # A fixed time and owner: the same records give the same bytes.
-    with wds.TarWriter(str(temporary), encoder=False, mtime=0, user="itr", group="itr") as tar:
-        for sample in samples:
-            tar.write(sample)
-    with temporary.open("rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    size = temporary.stat().st_size
-    temporary.replace(path)
-    return Shard(f"{split}/{path.name}", len(samples), captions, size, checksum)
 
 
 def write_positives(folder: Path, split: str, image_id: np.ndarray, caption_id: np.ndarray) -> None:
@@ -111,6 +145,8 @@ def find_split(folder: Path, split: str) -> Split:
         for shard in found.shards:
             if not (folder / shard.path).is_file():
                 raise UserError(f"shard {folder / shard.path} of the manifest is missing; prepare the shards again")
+    elif (folder / STAGING).is_dir():
+        raise UserError(f"{folder} is not finished; give the `itr prepare` command again, it goes on where it was")
     else:
         paths = sorted((folder / split).glob("*.tar"))
         found = Split([count(path, folder) for path in paths])

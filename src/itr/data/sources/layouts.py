@@ -87,7 +87,6 @@ class Collection:
         data = RawData(self.source, self.image_root, {n: e for n, e in found.items() if not wanted or n in wanted})
         if not data.entries:
             raise UserError(f"{self.source}: there is no image with a caption in {splits or 'any split'}")
-        check_images_stand_once(data.entries)
         check_splits_are_apart(data.entries)
         data.settings = dict(self.settings)
         attach_dense(data, dense, self.published_order)
@@ -112,13 +111,3 @@ def split_names(splits: str | None) -> list[str]:
         if name not in SPLITS:
             raise UserError(f"--splits has {name!r}; known are {', '.join(SPLITS)}")
     return names
-
-
-def check_images_stand_once(entries: dict[str, list[Entry]]) -> None:
-    """Refuse a split that lists a file twice."""
-    for split, found in entries.items():
-        seen: set[str] = set()
-        for entry in found:
-            if entry.image in seen:
-                raise UserError(f"image {entry.image} stands twice in {split}; leave one of the two in its list")
-            seen.add(entry.image)

@@ -13,6 +13,7 @@ import numpy as np
 from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth
 from itr.data.schema import Manifest, Split
 from itr.data.shards import Record, write_positives, write_split
+from itr.data.staging import Staging, writing
 from itr.errors import UserError
 
 
@@ -40,17 +41,23 @@ def prepare_scenes(
         seed: picture i of a split is the same for the same seed, whatever the number of pictures.
         shard_size: pictures in a shard.
     """
-    folder = Path(out)
     try:
         settings = SceneSettings(difficulty, captions, image_size)
     except ValueError as error:
         raise UserError(str(error)) from None
     splits: dict[str, Split] = {}
-    for name, number in (("train", train), ("val", val), ("test", test)):
-        if number > 0:
-            splits[name] = _write(folder, name, number, seed, settings, shard_size, with_truth=name != "train")
-            print(f"{name}: {splits[name].images} pictures, {splits[name].captions} captions")
-    Manifest("scenes", ["image", "captions", "dense"], splits, {"seed": seed, **asdict(settings)}).write(folder)
+    folder = Path(out).expanduser()
+    with Staging(folder) as staging, writing(folder):
+        staging.refuse_strangers(["train", "val", "test"])
+        staging.clear(keep=set())
+        for name, number in (("train", train), ("val", val), ("test", test)):
+            if number > 0:
+                splits[name] = _write(
+                    staging.path, name, number, seed, settings, shard_size, with_truth=name != "train"
+                )
+                print(f"{name}: {splits[name].images} pictures, {splits[name].captions} captions")
+        manifest = Manifest("scenes", ["image", "captions", "dense"], splits, {"seed": seed, **asdict(settings)})
+        staging.publish(manifest)
     print(f"written to {folder}")
 
 

@@ -6,17 +6,12 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from itr.data.entries import Entry, check_splits_are_apart
-from itr.data.schema import IMAGE_TYPES, Manifest, Split
-from itr.data.shards import Record, write_split
+from itr.data.entries import Entry, RawData
 from itr.errors import UserError
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -28,64 +23,37 @@ IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "filename", "fi
 CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentences", "description", "title")
 
 
-def prepare_table(
+def read_table(
     root: str,
-    out: str,
     image_root: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     holdout: float = 0.1,
-    bad_images: Literal["refuse", "skip"] = "refuse",
     seed: int = 0,
-    shard_size: int = 1000,
-) -> None:
-    """Turn tables of image paths and captions into shards; pictures are copied byte for byte.
+) -> RawData:
+    """Turn tables of image paths and captions into shards.
 
     Args:
         root: a table, or a folder with `train`, `val` and `test` tables, or with one table. One table is split by its
             column `split` where it has one; otherwise images are drawn for `val` and `test`.
-        out: folder to write the shards to.
         image_root: folder that the image paths start from; by default that of the table.
         image_column: column of the image path; by default one of image, image_path, filepath, filename, file, path.
         caption_column: column of the caption or captions; by default one of captions, caption, text, sentences, title.
         holdout: share of the images drawn for `val`, and again for `test`, where the table does not say.
-        bad_images: what to do when a picture is missing or no picture.
-        seed: of the draw and of the order of the training images.
-        shard_size: pictures in a shard.
+        seed: of the draw.
     """
     if not 0 <= holdout < 0.5:
         raise UserError(f"holdout is {holdout}; it must be from 0 to below 0.5")
     tables = find_tables(Path(root).expanduser())
     columns = (image_column, caption_column)
     entries = {split: read_entries(path, columns) for split, path in tables.items() if split}
+    settings = {}
     if None in tables:
-        entries = split_entries(tables[None], columns, holdout, seed)
+        entries, drawn = split_entries(tables[None], columns, holdout, seed)
+        settings = {"holdout": holdout} if drawn else {}
     entries = {split: entries[split] for split in ("train", "val", "test") if split in entries}
     folder = next(iter(tables.values())).parent
-    images = Images(Path(image_root).expanduser() if image_root else folder, bad_images)
-    check_splits_are_apart(entries)
-    for split, found in entries.items():
-        images.check(split, found)
-    if "train" in entries:
-        order = np.random.default_rng(seed).permutation(len(entries["train"]))
-        entries["train"] = [entries["train"][i] for i in order]
-    write(Path(out), entries, images, shard_size)
-
-
-def write(folder: Path, entries: dict[str, list[Entry]], images: Images, shard_size: int) -> None:
-    """Write all splits and their manifest."""
-    splits: dict[str, Split] = {}
-    fields = ["image", "captions"]
-    for split, found in entries.items():
-        if found:
-            splits[split] = write_split(images.records(split, found), folder, split, shard_size)
-            print(f"{split}: {splits[split].images} images, {splits[split].captions} captions")
-    if all(entry.dense for found in entries.values() for entry in found):
-        fields.append("dense")
-    if not splits:
-        raise UserError("the tables hold no image with a caption")
-    Manifest("table", fields, splits).write(folder)
-    print(f"written to {folder}")
+    return RawData("table", Path(image_root).expanduser() if image_root else folder, entries, settings)
 
 
 def find_tables(root: Path) -> dict[str | None, Path]:
@@ -159,8 +127,8 @@ def read_entries(path: Path, columns: tuple[str | None, str | None]) -> list[Ent
 
 def split_entries(
     path: Path, columns: tuple[str | None, str | None], holdout: float, seed: int
-) -> dict[str, list[Entry]]:
-    """Split one table by its `split` column, or by drawing images."""
+) -> tuple[dict[str, list[Entry]], bool]:
+    """Split one table by its `split` column, or by drawing images; whether they were drawn."""
     rows = list(read_rows(path))
     if rows and "split" in rows[0]:
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -169,13 +137,13 @@ def split_entries(
             if name not in SPLIT_NAMES:
                 raise UserError(f"{path} has the split {row['split']!r}; known are {', '.join(SPLIT_NAMES)}")
             groups.setdefault(SPLIT_NAMES[name], []).append(row)
-        return {name: list(_join(group, path, columns).values()) for name, group in groups.items()}
+        return {name: list(_join(group, path, columns).values()) for name, group in groups.items()}, False
     entries = list(_join(rows, path, columns).values())
     order = np.random.default_rng(seed).permutation(len(entries))
     held = round(holdout * len(entries))
     parts = {"val": order[:held], "test": order[held : 2 * held], "train": order[2 * held :]}
     print(f"{path.name} names no splits: {held} images each are drawn for val and test (--holdout {holdout})")
-    return {name: [entries[i] for i in sorted(part)] for name, part in parts.items()}
+    return {name: [entries[i] for i in sorted(part)] for name, part in parts.items()}, True
 
 
 def _join(rows: Any, path: Path, columns: tuple[str | None, str | None]) -> dict[str, Entry]:
@@ -216,51 +184,3 @@ def _texts(value: Any) -> list[str]:
             value = json.loads(value)
     texts = value if isinstance(value, (list, tuple)) else [value]
     return [" ".join(str(text).split()) for text in texts if isinstance(text, str) and text.strip()]
-
-
-@dataclass
-class Images:
-    """The folder of pictures that a table's paths start from."""
-
-    root: Path
-    bad: Literal["refuse", "skip"]
-
-    def check(self, split: str, entries: list[Entry]) -> None:
-        """Look at the header of every picture; drop or refuse those that are missing or no picture."""
-        problems = {}
-        for entry in tqdm(entries, f"looking at {split}", unit=" images", disable=None):
-            problem = self._problem(entry.image)
-            if problem:
-                problems[entry.image] = problem
-        if not problems:
-            return
-        listed = "".join(f"\n  {image}: {problem}" for image, problem in list(problems.items())[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        message = f"{len(problems)} of {len(entries)} images of {split} can't be used (from {self.root}):{listed}{more}"
-        if self.bad == "refuse":
-            raise UserError(f"{message}\nMend them, see --image_root, or leave them out by --bad_images skip")
-        print(f"left out: {message}")
-        entries[:] = [entry for entry in entries if entry.image not in problems]
-
-    def records(self, split: str, entries: list[Entry]) -> Iterator[Record]:
-        """The pictures as they are, with their captions."""
-        for entry in tqdm(entries, f"writing {split}", unit=" images", disable=None):
-            path = self.root / entry.image
-            extension = path.suffix.lower().lstrip(".")
-            meta = {"dense": entry.dense} if entry.dense else {}
-            yield Record(path.read_bytes(), extension, entry.captions, entry.image, meta)
-
-    def _problem(self, name: str) -> str | None:
-        path = self.root / name
-        if ".." in Path(name).parts or not path.is_relative_to(self.root):
-            return "leads out of the image folder"
-        if path.suffix.lower().lstrip(".") not in IMAGE_TYPES:
-            return f"is not one of {', '.join(IMAGE_TYPES)}"
-        try:
-            with Image.open(path) as picture:
-                picture.size  # noqa: B018  the header has been read
-        except FileNotFoundError:
-            return "is not there"
-        except Exception as error:  # Pillow raises many kinds on what is no picture
-            return f"is no picture ({error})"
-        return None

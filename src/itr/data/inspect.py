@@ -1,0 +1,16 @@
+"""`itr data verify|show SHARDS`: check shards, and look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from itr.data.show import show
+from itr.data.verify import verify
+from itr.parsing import run_function
+
+ACTIONS: dict[str, Callable[..., None]] = {"verify": verify, "show": show}
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line and run one action."""
+    run_function(arguments, ACTIONS, "action", "Check shards, or look at them.", positional="shards")

@@ -1,0 +1,114 @@
+"""Encoded pictures: their size, their pixels, and smaller ones. It does without torch, so that writers start at once.
+
+One rule holds everywhere: pixels are taken as they lie in the file. EXIF rotation and colour profiles are not applied,
+as in the published preprocessing of CLIP.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+JPEG = b"\xff\xd8\xff"
+
+
+class BadImageError(ValueError):
+    """A picture that can't be decoded."""
+
+
+def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
+    """Decode to RGB [H, W, 3], uint8.
+
+    JPEG takes a fast path; whatever that refuses, and every other type, goes through Pillow. Transparent pictures lie
+    on white; of an animation the first frame counts.
+
+    Raises:
+        BadImageError: if the bytes are no whole picture, or their header announces more than `max_pixels`.
+    """
+    try:
+        if data[:3] == JPEG:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(height * width, max_pixels)
+            if colours in ("RGB", "Gray", "YCbCr", "GRAY"):
+                return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        with Image.open(io.BytesIO(data)) as picture:
+            _check_pixels(picture.width * picture.height, max_pixels)
+            return np.array(to_rgb(picture))
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged bytes
+        raise BadImageError(str(error) or type(error).__name__) from None
+
+
+def _check_pixels(pixels: int, max_pixels: int) -> None:
+    if not 0 < pixels <= max_pixels:
+        raise BadImageError(f"its header says {pixels:,} pixels, more than data.max_pixels = {max_pixels:,}")
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB; what is transparent becomes white."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits and more a pixel: to 8 by their top byte
+        values = np.asarray(picture, dtype=np.float64)
+        deep = values.max(initial=0) > 255
+        return Image.fromarray((values / 257 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # converting would copy
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone.
+
+    Raises:
+        BadImageError: if there is no header of a picture.
+    """
+    if data[:3] == JPEG:
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            return width, height
+        except ValueError:
+            pass  # Pillow knows more kinds, and tells what is wrong
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.size
+    except Exception as error:
+        raise BadImageError(_reason(error)) from None
+
+
+def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
+    """A JPEG whose short side has `short_side` pixels, or None where the picture's has no more than that already.
+
+    Large JPEGs are decoded at a half, quarter or eighth, yet at no less than twice the wanted size; the rest is one
+    antialiased bicubic step. The result carries no EXIF, profile or comment.
+
+    Raises:
+        BadImageError: if the bytes are no whole picture, or one of more pixels than Pillow takes for harmless.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                if min(picture.size) <= short_side:
+                    return None
+                scale = short_side / min(picture.size)
+                width, height = (max(1, round(side * scale)) for side in picture.size)
+                picture.draft(None, (2 * width, 2 * height))  # type: ignore[arg-type]
+                small = to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality, comment=b"")
+        return buffer.getvalue()
+    except Exception as error:
+        raise BadImageError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return "its header is damaged or of an unknown kind" if "cannot identify image file" in text else text
