@@ -125,7 +125,11 @@ def test_ranks_with_any_number_of_true_matches_on_both_sides(levels, exactly):
 
 def test_recalls_and_ranks_of_a_known_case():
     found = recalls(torch.tensor([0, 0, 3, 9, 10, 100]))
-    assert found == {"r1": 200 / 6, "r5": 50.0, "r10": 400 / 6, "medr": 7, "meanr": pytest.approx(122 / 6 + 1)}
+    mrr = 100 * (1 + 1 + 1 / 4 + 1 / 10 + 1 / 11 + 1 / 101) / 6
+    assert found == {
+        "r1": 200 / 6, "r5": 50.0, "r10": 400 / 6, "medr": 7, "meanr": pytest.approx(122 / 6 + 1),
+        "mrr": pytest.approx(mrr),
+    }  # fmt: skip
 
 
 def naive_precision(scores, positives):

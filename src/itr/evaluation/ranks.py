@@ -148,7 +148,7 @@ def _count_nearly(
     return found
 
 
-def precision_over_all(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+def precision_over_all(scores: Tensor, positives: Tensor, totals: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """mAP@R and R-Precision of queries with any number of true matches, as defined for ECCV Caption.
 
     With R true matches of a query and hits h_k at rank k: R-P = 1/R sum_{k<=R} h_k, and
@@ -158,6 +158,7 @@ def precision_over_all(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tenso
     Args:
         scores: of queries and candidates [Q, K].
         positives: the true matches [Q, K], bool; queries without any are left out.
+        totals: R of each query [Q], where it has true matches that are no candidates.
 
     Returns:
         AP@R and R-Precision of each remaining query [Q'].
@@ -167,7 +168,7 @@ def precision_over_all(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tenso
     wrong_first = torch.argsort(positives.to(torch.uint8), dim=1, stable=True)
     order = torch.argsort(scores.gather(1, wrong_first), dim=1, descending=True, stable=True)
     hits = positives.gather(1, wrong_first).gather(1, order).double()
-    total = hits.sum(dim=1)
+    total = hits.sum(dim=1) if totals is None else totals[has_any].double()
     position = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     hits = hits * (position[None, :] <= total[:, None])
     average_precision = (hits * hits.cumsum(dim=1) / position).sum(dim=1) / total

@@ -29,21 +29,27 @@ def evaluate(
     """
     score = score or Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
     ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
-    metrics = {
-        **_named("i2t", recalls(ranks.image_to_text)),
-        **_named("t2i", recalls(ranks.text_to_image)),
-    }
-    metrics["rsum"] = sum(metrics[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))
+    metrics = with_rsum({"i2t": recalls(ranks.image_to_text), "t2i": recalls(ranks.text_to_image)})
     if positives is not None:
         metrics |= {f"all/{name}": value for name, value in over_all_positives(gallery, score, positives).items()}
     return metrics
 
 
 def recalls(ranks: Tensor) -> dict[str, float]:
-    """R@1, R@5 and R@10 in percent, median and mean rank, of ranks [Q] that count from 0."""
+    """R@1, R@5, R@10 and mean reciprocal rank in percent, median and mean rank, of ranks [Q] that count from 0.
+
+    With one true match a query, R@K is also called Hits@K.
+    """
     found = {f"r{k}": 100 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
     middle = ranks.sort().values[[(len(ranks) - 1) // 2, len(ranks) // 2]]
-    return found | {"medr": int(middle.sum()) // 2 + 1, "meanr": ranks.double().mean().item() + 1}
+    reciprocal = 100 * (1 / (ranks.double() + 1)).mean().item()
+    return found | {"medr": int(middle.sum()) // 2 + 1, "meanr": ranks.double().mean().item() + 1, "mrr": reciprocal}
+
+
+def with_rsum(ways: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The figures of both directions under one roof, and the sum of their six recalls."""
+    metrics = {f"{way}_{name}": value for way, values in ways.items() for name, value in values.items()}
+    return metrics | {"rsum": sum(metrics[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
 
 
 def over_all_positives(gallery: Gallery, score: Score, positives: Positives, tile: int = 512) -> dict[str, float]:
