@@ -37,6 +37,16 @@ def choose_device(wanted: str, process: int = 0) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', process)) % torch.cuda.device_count()}"
 
 
+def process_number() -> int:
+    """Which of the processes that train together this is."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def stack(value: Tensor, device: torch.device) -> Tensor:
+    """The value [...] of each process [processes, ...], on the CPU; the processes talk over `device`."""
+    return gather(value[None].to(device)).cpu()
+
+
 def gather(rows: Tensor) -> Tensor:
     """Stack the rows of all processes in rank order [N, ...] -> [world x N, ...]; each must bring the same N.
 
@@ -62,7 +72,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        return total.chunk(world_size())[dist.get_rank()]
+        return total.chunk(world_size())[process_number()]
 
 
 def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:

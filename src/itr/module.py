@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
+from itr import random_state
 from itr.backbones import Backbone
 from itr.component import plain
 from itr.distributed import gather, gather_encoded
@@ -56,6 +57,7 @@ class RetrievalModule(pl.LightningModule):
         self.methods = nn.ModuleDict({method.name: method.build(self.backbone) for method in methods})
         self.loss_weights = {method.name: method.weights for method in methods}
         self._gallery: Gallery | None = None
+        self._random_state: dict[str, Tensor] | None = None
         self.metrics: dict[str, float] = {}
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
 
@@ -137,6 +139,12 @@ class RetrievalModule(pl.LightningModule):
             values |= {f"{method}/{name}": value for name, value in module.scalars().items()}
         for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=size)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Go on with the random numbers of the run that is resumed, now that nothing else will draw."""
+        if self._random_state is not None:
+            random_state.restore(self._random_state, self.device)
+            self._random_state = None
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Keep learnable values in their bounds: after the step, so that forward and backward see the same value."""
@@ -248,6 +256,11 @@ class RetrievalModule(pl.LightningModule):
             **self.describe(),
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
+        checkpoint["random_state"] = random_state.collect(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random numbers until training is about to go on."""
+        self._random_state = checkpoint.get("random_state")
 
     def describe(self) -> dict[str, Any]:
         """The arguments of an equal module, as plain types."""

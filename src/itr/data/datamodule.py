@@ -206,4 +206,5 @@ class ShardData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # its own: beginning an epoch must not move the run's random numbers
         )
