@@ -10,20 +10,13 @@ import pytest
 from itr.cli import main
 from itr.data.pipeline import read_tar
 from itr.data.shards import find_split
-from itr.training_cli import TrainingCLI, quieten
-from tiny import TINY_VSE
+from tiny import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model with heads for search within a modality."""
-    quieten()
-    folder = tmp_path_factory.mktemp("run")
-    options = [f"--data.root={scenes}", "--model.methods+=CUSA", f"--trainer.default_root_dir={folder}"]
-    cli = TrainingCLI([*TINY_VSE, *options, "--trainer.accelerator=cpu", "--trainer.logger=false"], run=False)
-    cli.trainer.strategy.connect(cli.model)
-    cli.trainer.save_checkpoint(folder / "model.ckpt")
-    return str(folder / "model.ckpt")
+    return save_checkpoint(tmp_path_factory.mktemp("run"), scenes, "--model.methods+=CUSA")
 
 
 def embed(checkpoint: str, out: Path, *options: str) -> dict[str, np.ndarray]:

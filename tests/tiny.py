@@ -1,4 +1,10 @@
-"""Options that make a backbone small enough for a test."""
+"""Options that make a backbone small enough for a test, and a checkpoint of such a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from itr.training_cli import TrainingCLI, quieten
 
 TINY_VSE = [
     "--model.backbone=VSE",
@@ -15,3 +21,13 @@ TINY_CLIP = [
     "vision_cfg: {image_size: 32, layers: 1, width: 32, head_width: 16, patch_size: 16}, "
     "text_cfg: {context_length: 32, vocab_size: 49408, width: 16, heads: 2, layers: 1}}",
 ]
+
+
+def save_checkpoint(folder: Path, shards: Path, *options: str) -> str:
+    """A checkpoint with random weights, of a tiny VSE and whatever else `options` say."""
+    quieten()
+    where = [f"--data.root={shards}", f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
+    cli = TrainingCLI([*TINY_VSE, *options, *where, "--trainer.logger=false", "--seed_everything=1"], run=False)
+    cli.trainer.strategy.connect(cli.model)
+    cli.trainer.save_checkpoint(folder / "model.ckpt")
+    return str(folder / "model.ckpt")

@@ -23,6 +23,7 @@ VERBS = {
     "validate": ("itr.training_cli", "measure a model on the validation split"),
     "test": ("itr.training_cli", "measure a model on the test split and write metrics.json"),
     "predict": ("itr.training_cli", "embed a split and write embeddings.npz"),
+    "evaluate": ("itr.evaluation.command", "measure a checkpoint or a named encoder by a published protocol"),
     "embed": ("itr.embed", "embed shards, a folder of pictures or lines of text by a checkpoint"),
     "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }

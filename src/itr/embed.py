@@ -8,20 +8,18 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
-from itr.data.images import BadImageError, EvaluationTransform, decode
 from itr.data.schema import IMAGE_TYPES
+from itr.data.teachers import Precision
 from itr.distributed import choose_device
 from itr.errors import UserError
+from itr.evaluation.encoder import Embedder, of_module
 from itr.module import RetrievalModule
 from itr.parsing import run_verb
 from itr.training_cli import quieten
-from itr.types import Encoded
 
 
 def embed(
@@ -59,18 +57,18 @@ def embed(
         raise UserError(f"--out is {out}; give a name that ends in .npz")
     if (data is None) == (images is None and texts is None):
         raise UserError("give --data SHARDS, or --images FOLDER and --texts FILE, or one of these two")
-    module, where = open_checkpoint(ckpt_path), torch.device(choose_device(device))
+    module = open_checkpoint(ckpt_path)
+    arrays: dict[str, np.ndarray] = {}
     if data is not None:
         shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split)
-        arrays = embed_shards(module, shards, where, precision)
+        arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
     else:
-        arrays = {}
-        with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=precision != "32"):
-            module.to(where)
-            if images is not None:
-                arrays |= embed_folder(module, Path(images).expanduser(), batch_size, num_workers)
-            if texts is not None:
-                arrays |= embed_lines(module, Path(texts).expanduser(), batch_size)
+        towers: Precision = "32" if precision == "32" else "bf16"
+        embedder = of_module(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
+        if images is not None:
+            arrays |= embed_folder(embedder, Path(images).expanduser())
+        if texts is not None:
+            arrays |= embed_lines(embedder, Path(texts).expanduser())
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez(target, allow_pickle=False, **arrays)
     shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
@@ -89,47 +87,21 @@ def embed_shards(
     return module.last_gallery.arrays()
 
 
-class PictureFiles(Dataset[tuple[int, Tensor | str]]):
-    """Pictures of a folder, as the backbone takes them; the reason as text where one can't be decoded."""
-
-    def __init__(self, paths: list[Path], transform: EvaluationTransform) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        try:
-            return index, self.transform(decode(self.paths[index].read_bytes(), 10**9))
-        except (BadImageError, OSError) as error:
-            return index, str(error)
-
-
-def embed_folder(module: RetrievalModule, folder: Path, batch_size: int, num_workers: int) -> dict[str, np.ndarray]:
+def embed_folder(embedder: Embedder, folder: Path) -> dict[str, np.ndarray]:
     """The pictures below a folder, in the order of their names; what can't be decoded is told and left out."""
     if not folder.is_dir():
         raise UserError(f"--images: there is no folder {folder}")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_TYPES)
-    files = PictureFiles(paths, EvaluationTransform(module.backbone.image_spec))
-    loader = DataLoader(files, batch_size, num_workers=min(num_workers, len(paths)), collate_fn=list)
-    kept: list[int] = []
-    parts: list[Encoded] = []
-    for rows in tqdm(loader, "pictures", unit=" batches", disable=None):
-        good = [(index, picture) for index, picture in rows if isinstance(picture, Tensor)]
-        for index, reason in rows:
-            if isinstance(reason, str):
-                tqdm.write(f"left out {paths[index]}: {reason}")
-        if good:
-            kept += [index for index, _ in good]
-            pictures = torch.stack([picture for _, picture in good]).to(module.device)
-            parts.append(module.encode_image(pictures).without_tokens().map(Tensor.cpu))
-    if not parts:
-        raise UserError(f"{folder} holds no picture that can be decoded ({', '.join(IMAGE_TYPES)})")
-    names = np.array([str(paths[index].relative_to(folder)) for index in kept])
-    return {**Encoded.concatenate(parts).arrays("image"), "image_id": np.array(kept), "image_name": names}
+    if not paths:
+        raise UserError(f"--images: {folder} holds no picture ({', '.join(IMAGE_TYPES)})")
+    found = embedder.pictures(paths)
+    for number, reason in found.failed.items():
+        tqdm.write(f"left out {paths[number]}: {reason}")
+    names = np.array([str(paths[number].relative_to(folder)) for number in found.index])
+    return {**found.encoded.arrays("image"), "image_id": np.array(found.index), "image_name": names}
 
 
-def embed_lines(module: RetrievalModule, file: Path, batch_size: int) -> dict[str, np.ndarray]:
+def embed_lines(embedder: Embedder, file: Path) -> dict[str, np.ndarray]:
     """The captions of a file, one a line; empty lines are left out."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
@@ -138,13 +110,8 @@ def embed_lines(module: RetrievalModule, file: Path, batch_size: int) -> dict[st
     numbers = [number for number, line in enumerate(lines) if line]
     if not numbers:
         raise UserError(f"--texts: {file} holds no caption")
-
     captions = [lines[number] for number in numbers]
-    parts = []
-    for start in tqdm(range(0, len(captions), batch_size), "captions", unit=" batches", disable=None):
-        encoded = module.encode_text(captions[start : start + batch_size])
-        parts.append(encoded.without_tokens().map(Tensor.cpu))
-    arrays = Encoded.concatenate(parts).arrays("text")
+    arrays = embedder.texts(captions, "captions").arrays("text")
     return {**arrays, "caption_id": np.array(numbers), "caption": np.array(captions)}
 
 

@@ -1,0 +1,65 @@
+"""How well similarities follow people's judgements: rank correlation, over all pairs and as CxC samples them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from itr.errors import UserError
+
+
+def pair_cosines(first: Tensor, second: Tensor) -> np.ndarray:
+    """Cosines of the rows of two matrices [N, D], of any precision, to [N], float32.
+
+    Products are taken in float64 and rounded to float32, so that pairs of equal texts tie.
+    """
+    products = F.normalize(first.double(), dim=-1) * F.normalize(second.double(), dim=-1)
+    return products.sum(dim=-1).float().cpu().numpy()
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, the smallest [N]; equal values share the mean of their ranks."""
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = count.cumsum()
+    ranks: np.ndarray = (last - (count - 1) / 2)[group]
+    return ranks
+
+
+def correlation(similarity: np.ndarray, gold: np.ndarray) -> float:
+    """Spearman's rank correlation of similarities and judgements [N]: Pearson's, of their average ranks.
+
+    Raises:
+        UserError: it is not defined, as all values of one side are equal, or some are not finite.
+    """
+    for name, values in (("similarities", similarity), ("judgements", gold)):
+        if not np.isfinite(values).all():
+            raise UserError(f"{int((~np.isfinite(values)).sum())} of {len(values)} {name} are not finite numbers")
+        if len(values) < 2 or (values == values[0]).all():
+            raise UserError(f"all {len(values)} {name} are equal, so they have no rank correlation")
+    return float(np.corrcoef(average_ranks(similarity), average_ranks(gold))[0, 1])
+
+
+def bootstrap_correlation(
+    similarity: np.ndarray, gold: np.ndarray, query: np.ndarray, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Mean and standard deviation of `correlation` over samples of pairs that do not share a query.
+
+    The judged pairs of one query depend on each other, so Crisscrossed Captions draws half of the queries, and one
+    judged item of each, a thousand times (https://arxiv.org/abs/2004.15020).
+
+    Args:
+        similarity: the model's score of each pair [N].
+        gold: the judgement of each pair [N].
+        query: which query a pair belongs to [N], numbers or names.
+        samples: how often to draw.
+        seed: of the draws.
+    """
+    _, group, count = np.unique(query, return_inverse=True, return_counts=True)
+    by_query, start = np.argsort(group, kind="stable"), count.cumsum() - count
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(samples):
+        queries = draw.permutation(len(count))[: max(2, len(count) // 2)]
+        pairs = by_query[start[queries] + draw.integers(count[queries])]
+        found.append(correlation(similarity[pairs], gold[pairs]))
+    return float(np.mean(found)), float(np.std(found))

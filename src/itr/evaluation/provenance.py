@@ -1,0 +1,94 @@
+"""Where a figure comes from: model, data, versions and protocol, written beside it in bytes that repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itr.errors import UserError
+
+
+def about(protocol: str, model: Mapping[str, Any], data: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """What a file of figures says of them: equal runs give equal bytes, so there is no date and no path in it.
+
+    Args:
+        protocol: what was measured and how, in a sentence or two.
+        model: what identifies the model, such as `checkpoint_identity`.
+        data: what identifies the data: hash and counts.
+        settings: whatever else the figures depend on, such as the precision.
+    """
+    return {"protocol": protocol, "model": dict(model), "data": dict(data), **settings, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of itr, torch, transformers and Python."""
+    found = {name: _version(name) for name in ("itr", "transformers")}
+    return {**found, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def file_digest(path: Path) -> str:
+    """A blake2b hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """One hash of many files, given as the hash of each by its name; their order does not matter."""
+    lines = "".join(f"{digests[name]} {name}\n" for name in sorted(digests))
+    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+
+
+def checkpoint_identity(path: Path) -> dict[str, str]:
+    """Name and hash of a checkpoint."""
+    return {"checkpoint": path.name, "blake2b": file_digest(path)}
+
+
+def encoder_name(name: str) -> str:
+    """The name of an encoder, without the folders before it where it is a path."""
+    kind, colon, rest = name.rpartition(":")
+    path = Path(rest).expanduser()
+    return f"{kind}{colon}{path.resolve().name}" if path.exists() else name
+
+
+def figures_file(out: str) -> Path:
+    """Where figures are to be written; asked before anything is computed.
+
+    Raises:
+        UserError: it is no name of a JSON file, or can't be made.
+    """
+    target = Path(out).expanduser()
+    if target.suffix != ".json":
+        raise UserError(f"--out is {out}; give a name that ends in .json")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out is {out}, and its folder can't be made: {error}") from None
+    return target
+
+
+def write_figures(target: Path, figures: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
+    """Write flat figures and, under `about`, where they come from; whole or not at all."""
+    text = json.dumps({**figures, "about": provenance}, indent=1, allow_nan=False)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(target)
+
+
+def table(figures: Mapping[str, float]) -> str:
+    """Figures as lines of text."""
+    width = max(map(len, figures))
+    return "\n".join(f"{name:{width}} {value:8.2f}" for name, value in figures.items())

@@ -1,0 +1,210 @@
+"""The pairs of STS12-16, STS-B and SICK-R as their users have them: one table a file, or the layout of SentEval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from itr.errors import UserError
+
+# Judged pairs of each file of each test set, as SentEval and MTEB have them. STS13 has no SMT: its licence forbids it.
+COUNTS = {
+    "STS12": {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "OnWN": 750, "SMTnews": 399},
+    "STS13": {"FNWN": 189, "headlines": 750, "OnWN": 561},
+    "STS14": {"deft-forum": 450, "deft-news": 300, "headlines": 750, "images": 750, "OnWN": 750, "tweet-news": 750},
+    "STS15": {"answers-forums": 375, "answers-students": 750, "belief": 375, "headlines": 750, "images": 750},
+    "STS16": {"answer-answer": 254, "headlines": 249, "plagiarism": 230, "postediting": 244, "question-question": 209},
+    "STSBenchmark": {"": 1379},
+    "SICKRelatedness": {"": 4927},
+}
+SICK_PARTS = {"SICK_train.txt": 4500, "SICK_trial.txt": 500, "SICK_test_annotated.txt": 4927}
+MSRVID_ROWS = ("main-captions", "MSRvid", "2012test")  # genre, file and year of STS12's MSRvid in STS-B
+
+
+@dataclass
+class JudgedPairs:
+    """Pairs of texts and how alike people found them: 0 to 5, for SICK 1 to 5."""
+
+    first: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def add(self, score: str, first: str, second: str) -> None:
+        """Add a pair; one without a score is nobody's judgement and is left out."""
+        if score.strip():
+            self.score.append(float(score))
+            self.first.append(first)
+            self.second.append(second)
+
+
+@dataclass
+class StsData:
+    """What a folder holds of the seven test sets.
+
+    Attributes:
+        sets: the pairs by test set and file; one without files is not there.
+        further: pairs that are in none of the sets, by the name of their figure.
+        incomplete: what is missing of a set, by its name.
+        notes: what a reader of the figures should know.
+        files: everything that was read, by its path below the folder.
+    """
+
+    sets: dict[str, dict[str, JudgedPairs]] = field(default_factory=dict)
+    further: dict[str, JudgedPairs] = field(default_factory=dict)
+    incomplete: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads the files of a folder in either layout and remembers which.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folders = [folder for folder in (root, root / "downstream", root / "data/downstream") if folder.is_dir()]
+        self.files: dict[str, Path] = {}
+
+    def find(self, *names: str) -> Path | None:
+        """The first of some files that is there."""
+        candidates = (folder / name for name in names for folder in self.folders)
+        return next((path for path in candidates if path.is_file()), None)
+
+    def lines(self, path: Path) -> list[str]:
+        """The lines of a file; only line feeds end one.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} can't be read: {error}") from None
+        self.files[path.relative_to(self.root).as_posix()] = path
+        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+    def rows(self, path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+        """Number and columns of each line; quotes are part of the text, and there may be further columns."""
+        for number, line in enumerate(self.lines(path), 1):
+            row = line.split("\t")
+            if len(row) < columns:
+                raise UserError(
+                    f"{path}, line {number}: {len(row)} columns between tabs, at least {columns} are wanted"
+                )
+            yield number, row
+
+    def pairs(self, path: Path, columns: tuple[int, int, int], start: int = 1) -> JudgedPairs:
+        """The pairs of a table; `columns` say where score, first and second text stand, `start` the first line."""
+        pairs = JudgedPairs()
+        for number, row in self.rows(path, max(columns) + 1):
+            if number >= start:
+                _add(pairs, path, number, [row[column] for column in columns])
+        return pairs
+
+    def parted(self, texts: Path, scores: Path) -> JudgedPairs:
+        """The pairs of SentEval's files: texts in one, the score of each line in another."""
+        pairs, judged = JudgedPairs(), self.lines(scores)
+        rows = list(self.rows(texts, 2))
+        if len(rows) != len(judged):
+            raise UserError(f"{texts} has {len(rows)} lines, and {scores} has {len(judged)}")
+        for (number, row), score in zip(rows, judged, strict=True):
+            _add(pairs, scores, number, [score, *row[:2]])
+        return pairs
+
+
+def _add(pairs: JudgedPairs, path: Path, number: int, row: list[str]) -> None:
+    try:
+        pairs.add(*row)
+    except ValueError:
+        raise UserError(f"{path}, line {number}: the score {row[0]!r} is not a number") from None
+
+
+def read_sts(root: Path) -> StsData:
+    """Read all test sets that a folder holds.
+
+    Raises:
+        UserError: there is none of them, or a file is damaged.
+    """
+    reader, data = Reader(root), StsData()
+    for name, counts in COUNTS.items():
+        found = {part: pairs for part in counts if (pairs := _read(reader, name, part)) is not None}
+        if not found:
+            continue
+        if name == "STS12" and "MSRvid" not in found and (pairs := msrvid_of_benchmark(reader)) is not None:
+            found["MSRvid"] = pairs
+            data.notes.append("STS12: there is no file of MSRvid; its pairs are those that STS-B took from it")
+        data.sets[name] = {part: found[part] for part in counts if part in found}
+        wrong = [_shortage(part, found.get(part), count) for part, count in counts.items()]
+        if any(wrong):
+            data.incomplete[name] = ", ".join(filter(None, wrong))
+    if not data.sets:
+        raise UserError(
+            f"{root} holds no STS data; looked for semeval-sts/2012/MSRpar.test.tsv and the like, stsbenchmark/sts-test"
+            ".csv, sick2014/SICK_test_annotated.txt, and SentEval's STS/STS12-en-test, STS/STSBenchmark and SICK"
+        )
+    if (sick := all_of_sick(reader)) is not None:
+        data.further["SICKRelatedness/all"] = sick
+    data.files = reader.files
+    return data
+
+
+def _shortage(part: str, pairs: JudgedPairs | None, count: int) -> str:
+    found = 0 if pairs is None else len(pairs)
+    return "" if found == count else f"{part} {found:,} of {count:,} pairs".strip()
+
+
+def _read(reader: Reader, name: str, part: str) -> JudgedPairs | None:
+    if name == "STSBenchmark":
+        path = reader.find("stsbenchmark/sts-test.csv", "STS/STSBenchmark/sts-test.csv")
+        return None if path is None else reader.pairs(path, (4, 5, 6))
+    if name == "SICKRelatedness":
+        path = reader.find("sick2014/SICK_test_annotated.txt", "SICK/SICK_test_annotated.txt")
+        return None if path is None else reader.pairs(path, (3, 1, 2), start=2)
+    path = reader.find(f"semeval-sts/20{name[3:]}/{part}.test.tsv")
+    if path is not None:
+        return reader.pairs(path, (0, 1, 2))
+    folder = f"STS/{name}-en-test/STS"
+    texts = reader.find(f"{folder}.input.{part}.txt", f"{folder}.input.surprise.{part}.txt")
+    if texts is None:
+        return None
+    scores = texts.with_name(texts.name.replace(".input.", ".gs.", 1))
+    if not scores.is_file():
+        raise UserError(f"{texts} has no scores: there is no {scores}")
+    return reader.parted(texts, scores)
+
+
+def msrvid_of_benchmark(reader: Reader) -> JudgedPairs | None:
+    """STS12's MSRvid out of the three files of STS-B, which took in all of it; None where there is none of it."""
+    rows: dict[int, list[str]] = {}
+    for split in ("train", "dev", "test"):
+        path = reader.find(f"stsbenchmark/sts-{split}.csv", f"STS/STSBenchmark/sts-{split}.csv")
+        for number, row in reader.rows(path, 7) if path else ():
+            if tuple(row[:3]) == MSRVID_ROWS and row[4].strip():
+                if not row[3].isdecimal():
+                    raise UserError(f"{path}, line {number}: the pair's number {row[3]!r} is not a number")
+                rows[int(row[3])] = row[4:7]
+    pairs = JudgedPairs()
+    for number in sorted(rows):
+        pairs.add(*rows[number])
+    return pairs if rows else None
+
+
+def all_of_sick(reader: Reader) -> JudgedPairs | None:
+    """SICK's three parts in one, which is what MTEB calls SICK-R; None where they are not all there and whole."""
+    together = JudgedPairs()
+    for name, count in SICK_PARTS.items():
+        path = reader.find(f"sick2014/{name}", f"SICK/{name}")
+        pairs = None if path is None else reader.pairs(path, (3, 1, 2), start=2)
+        if pairs is None or len(pairs) != count:
+            return None
+        together.score += pairs.score
+        together.first += pairs.first
+        together.second += pairs.second
+    return together
