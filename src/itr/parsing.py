@@ -153,7 +153,9 @@ def parse_function(
             options.add_argument(positional, type=str)
         shared = (common or {}).get(name)
         skip: set[str | int] = {positional} if positional else set()
-        skip.update(signature(shared).parameters if shared else ())
+        if shared:  # its arguments stand for themselves, and for a parameter that takes it whole
+            skip.update(signature(shared).parameters)
+            skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
         options.add_function_arguments(function, skip=skip)
         if shared:
             options.add_class_arguments(shared)

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 
+from itr.evaluation.crossmodal import evaluate_coco, evaluate_cxc, evaluate_eccv, evaluate_transfer
 from itr.evaluation.images import evaluate_images
+from itr.evaluation.scored import Scored
 from itr.evaluation.sts import evaluate_sts
-from itr.parsing import run_function
+from itr.parsing import parse_function
 
-PROTOCOLS: dict[str, Callable[..., None]] = {"sts": evaluate_sts, "images": evaluate_images}
+PROTOCOLS: dict[str, Callable[..., None]] = {
+    "coco": evaluate_coco,
+    "eccv": evaluate_eccv,
+    "cxc": evaluate_cxc,
+    "transfer": evaluate_transfer,
+    "sts": evaluate_sts,
+    "images": evaluate_images,
+}
+OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score pictures against captions, from wherever `Scored` has them
 
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and measure."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_function(arguments, PROTOCOLS, "protocol", "Measure a checkpoint or a named encoder by a published protocol.")
+    description = "Measure a checkpoint, a named encoder or ready embeddings by a published protocol."
+    common = dict.fromkeys(OF_PAIRS, Scored)
+    name, values = parse_function(arguments, PROTOCOLS, "protocol", description, common=common)
+    if name in OF_PAIRS:
+        values = {"scored": Scored(**{f.name: values.pop(f.name) for f in fields(Scored)}), **values}
+    PROTOCOLS[name](**values)

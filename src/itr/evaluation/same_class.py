@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itr.evaluation.ranks import Score, cosine_score, tiles
+from itr.evaluation.cosine import Cosine
+from itr.evaluation.ranks import Score, tiles
 
 DEPTH = 10  # the largest K of R@K
 
@@ -55,7 +56,7 @@ def search_same_class(
     queries, gallery = (everything if rows is None else rows.to(label.device) for rows in (queries, gallery))
     matches = true_matches(label, queries, gallery)
     queries, matches = queries[matches > 0], matches[matches > 0]
-    score = cosine_score(embedding[queries], embedding[gallery])
+    score = Cosine(embedding[queries], embedding[gallery])
     most = int(matches.max()) if len(matches) else 0
     wrong = max(most, DEPTH)
     step = min(tile, max(1, tile * tile // (tile + 2 * (most + wrong))))

@@ -17,8 +17,8 @@ from itr.evaluation.sts_data import COUNTS, JudgedPairs, StsData, read_sts
 
 PROTOCOL = (
     "100 x Spearman's rank correlation of the cosine of two texts with their gold score; all pairs of a test set in "
-    "one list, whatever file they are in; STS13 without SMT, the test parts of STS-B and SICK; avg is the mean of all "
-    "seven; SICKRelatedness/all is over train, trial and test, as MTEB has it"
+    "one list, whatever file they are in; STS13 without SMT, the test part of STS-B, all three parts of SICK as MTEB "
+    "has it; avg is the mean of the seven; avg_senteval takes SICK's test part alone, as SentEval and CUSA do"
 )
 
 
@@ -35,8 +35,9 @@ def evaluate_sts(
     """Measure text similarity on STS12-16, STS-B and SICK-R.
 
     The file gets `sts/STS12` ... `sts/STS16`, `sts/STSBenchmark`, `sts/SICKRelatedness`, their mean `sts/avg`, and each
-    part, such as `sts/STS12/MSRpar`; `sts/SICKRelatedness/all` is what MTEB calls SICK-R. The figure of a set that
-    lacks pairs is called `sts/STS12_incomplete`, and there is no mean then.
+    part, such as `sts/STS12/MSRpar`. SICK is all of its pairs, as MTEB has it; SentEval and CUSA take its test part,
+    which is `sts/SICKRelatedness/test` and goes into `sts/avg_senteval`. The figure of a set that lacks pairs is called
+    `sts/STS12_incomplete`, and there is no mean then.
 
     Args:
         root: folder with semeval-sts, stsbenchmark and sick2014, or with SentEval's STS and SICK.
@@ -70,7 +71,7 @@ def evaluate_sts(
 
 def all_pairs(data: StsData) -> list[JudgedPairs]:
     """The pairs of every file."""
-    return [*(pairs for parts in data.sets.values() for pairs in parts.values()), *data.further.values()]
+    return [pairs for parts in data.sets.values() for pairs in parts.values()]
 
 
 def sts_figures(data: StsData, texts: list[str], rows: Tensor) -> dict[str, float]:
@@ -93,8 +94,6 @@ def sts_figures(data: StsData, texts: list[str], rows: Tensor) -> dict[str, floa
         named = {f"{name}/{part}": pairs for part, pairs in parts.items() if part}
         for part, pairs in named.items():
             figures[part] = _spearman(part, [similarity(pairs)], [pairs.score])
-    for name, pairs in data.further.items():
-        figures[name] = _spearman(name, [similarity(pairs)], [pairs.score])
     return figures | mean_of_sets(figures)
 
 
@@ -106,9 +105,13 @@ def _spearman(name: str, similarity: list[np.ndarray], gold: list[list[float]]) 
 
 
 def mean_of_sets(figures: Mapping[str, float]) -> dict[str, float]:
-    """`avg` over the seven sets, where all of them are whole."""
-    whole = [figures[name] for name in COUNTS if name in figures]
-    return {"avg": sum(whole) / len(whole)} if len(whole) == len(COUNTS) else {}
+    """`avg` over the seven sets, where all of them are whole; `avg_senteval` with the test part of SICK alone."""
+    found = {}
+    for mean, sick in (("avg", "SICKRelatedness"), ("avg_senteval", "SICKRelatedness/test")):
+        names = [*(name for name in COUNTS if name != "SICKRelatedness"), sick]
+        if all(name in figures for name in names):
+            found[mean] = sum(figures[name] for name in names) / len(names)
+    return found
 
 
 def warnings_of(data: StsData) -> list[str]:

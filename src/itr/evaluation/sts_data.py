@@ -16,9 +16,8 @@ COUNTS = {
     "STS15": {"answers-forums": 375, "answers-students": 750, "belief": 375, "headlines": 750, "images": 750},
     "STS16": {"answer-answer": 254, "headlines": 249, "plagiarism": 230, "postediting": 244, "question-question": 209},
     "STSBenchmark": {"": 1379},
-    "SICKRelatedness": {"": 4927},
+    "SICKRelatedness": {"train": 4500, "trial": 500, "test": 4927},
 }
-SICK_PARTS = {"SICK_train.txt": 4500, "SICK_trial.txt": 500, "SICK_test_annotated.txt": 4927}
 MSRVID_ROWS = ("main-captions", "MSRvid", "2012test")  # genre, file and year of STS12's MSRvid in STS-B
 
 
@@ -47,14 +46,12 @@ class StsData:
 
     Attributes:
         sets: the pairs by test set and file; one without files is not there.
-        further: pairs that are in none of the sets, by the name of their figure.
         incomplete: what is missing of a set, by its name.
         notes: what a reader of the figures should know.
         files: everything that was read, by its path below the folder.
     """
 
     sets: dict[str, dict[str, JudgedPairs]] = field(default_factory=dict)
-    further: dict[str, JudgedPairs] = field(default_factory=dict)
     incomplete: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
@@ -149,8 +146,6 @@ def read_sts(root: Path) -> StsData:
             f"{root} holds no STS data; looked for semeval-sts/2012/MSRpar.test.tsv and the like, stsbenchmark/sts-test"
             ".csv, sick2014/SICK_test_annotated.txt, and SentEval's STS/STS12-en-test, STS/STSBenchmark and SICK"
         )
-    if (sick := all_of_sick(reader)) is not None:
-        data.further["SICKRelatedness/all"] = sick
     data.files = reader.files
     return data
 
@@ -165,7 +160,8 @@ def _read(reader: Reader, name: str, part: str) -> JudgedPairs | None:
         path = reader.find("stsbenchmark/sts-test.csv", "STS/STSBenchmark/sts-test.csv")
         return None if path is None else reader.pairs(path, (4, 5, 6))
     if name == "SICKRelatedness":
-        path = reader.find("sick2014/SICK_test_annotated.txt", "SICK/SICK_test_annotated.txt")
+        file = {"test": "SICK_test_annotated.txt"}.get(part, f"SICK_{part}.txt")
+        path = reader.find(f"sick2014/{file}", f"SICK/{file}")
         return None if path is None else reader.pairs(path, (3, 1, 2), start=2)
     path = reader.find(f"semeval-sts/20{name[3:]}/{part}.test.tsv")
     if path is not None:
@@ -194,17 +190,3 @@ def msrvid_of_benchmark(reader: Reader) -> JudgedPairs | None:
     for number in sorted(rows):
         pairs.add(*rows[number])
     return pairs if rows else None
-
-
-def all_of_sick(reader: Reader) -> JudgedPairs | None:
-    """SICK's three parts in one, which is what MTEB calls SICK-R; None where they are not all there and whole."""
-    together = JudgedPairs()
-    for name, count in SICK_PARTS.items():
-        path = reader.find(f"sick2014/{name}", f"SICK/{name}")
-        pairs = None if path is None else reader.pairs(path, (3, 1, 2), start=2)
-        if pairs is None or len(pairs) != count:
-            return None
-        together.score += pairs.score
-        together.first += pairs.first
-        together.second += pairs.second
-    return together
