@@ -35,6 +35,7 @@ def embed(
     num_workers: int = 2,
     device: str = "auto",
     precision: Literal["32", "bf16-mixed"] = "32",
+    cache: str | None = None,
 ) -> None:
     """Embed shards, a folder of pictures, or lines of text.
 
@@ -45,7 +46,7 @@ def embed(
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
-        data: folder of shards; give this, or images and texts.
+        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
         split: which of its splits.
         images: folder of pictures, searched with its subfolders.
         texts: file with one caption a line.
@@ -53,6 +54,7 @@ def embed(
         num_workers: processes that decode.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers.
+        cache: folder that keeps shards which come from a URL.
     """
     target = Path(out).expanduser()
     if target.suffix != ".npz":
@@ -61,7 +63,7 @@ def embed(
         raise UserError("give --data SHARDS, or --images FOLDER and --texts FILE, or one of these two")
     module, where = open_checkpoint(ckpt_path), torch.device(choose_device(device))
     if data is not None:
-        shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split)
+        shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split, cache=cache)
         arrays = embed_shards(module, shards, where, precision)
     else:
         arrays = {}

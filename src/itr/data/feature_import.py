@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FROM_NPY, FeaturePaths, Header, data_identity
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.schema import Split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ def _vector(value: Any) -> np.ndarray:
     return array.reshape(-1)
 
 
-def import_dictionary(file: Path, data: Path, paths: FeaturePaths, trust_pickle: bool, overwrite: bool) -> None:
-    """Write the vectors of `file` as features of the pictures in the shards at `data`.
+def import_dictionary(file: Path, split: Split, paths: FeaturePaths, trust_pickle: bool, overwrite: bool) -> None:
+    """Write the vectors of `file` as features of the pictures of a split.
 
     A picture is found by its `image_id`, else by its name in the source, else by its place: the authors number
     pictures in the order of their lists, so the n-th smallest id then goes to the n-th picture of the shards.
@@ -134,11 +134,10 @@ def import_dictionary(file: Path, data: Path, paths: FeaturePaths, trust_pickle:
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
         raise UserError(f"{file}: its vectors have {len(widths)} different widths, from {min(widths)} to {max(widths)}")
-    split = find_split(data, paths.split)
     pictures = [
         (sample.image_id, sample.name)
         for shard in tqdm(split.shards, desc=f"ids of {paths.split}", unit="shard")
-        for sample in read_tar(data / shard.path)
+        for sample in read_tar(shard.place)
     ]
     keys = _keys(file, vectors, pictures)
     header = Header(f"{FROM_NPY}{file}", "image", widths.pop(), len(pictures), data_identity(split))

@@ -12,7 +12,7 @@ from itr.data.feature_import import import_dictionary
 from itr.data.feature_reader import ChunkReader
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
-from itr.data.shards import find_split
+from itr.data.locations import find_split, names_tars
 from itr.data.teachers import Output, Precision, Teacher, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
@@ -37,13 +37,15 @@ def make_features(
     overwrite: bool = False,
     from_npy: str | None = None,
     trust_pickle: bool = False,
+    cache: str | None = None,
 ) -> None:
     """Encode the pictures or captions of shards with a frozen teacher, once.
 
     A run that was interrupted goes on when the same command is given again.
 
     Args:
-        data: folder of the shards.
+        data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
+            which is one split whatever --splits calls it.
         modality: what to encode: pictures (image), captions (text), or the dense caption of each picture (dense).
         out: folder to write to; all modalities and all splits go into the same.
         model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
@@ -62,15 +64,19 @@ def make_features(
         overwrite: throw away features that are there.
         from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors.
         trust_pickle: yes, this .npy comes from somebody you trust (it is read with a whitelist nevertheless).
+        cache: folder that keeps shards which come from a URL.
     """
-    folder, target = Path(data).expanduser(), Path(out).expanduser()
+    target = Path(out).expanduser()
     names = [name.strip() for name in splits.split(",") if name.strip()]
+    if names_tars(data) and len(names) != 1:
+        raise UserError(f"--data {data} lists tars, which are one split; give one name for it by --splits")
     number, world = _share(process, of)
     if from_npy is not None:
         if modality != "image" or len(names) != 1 or model is not None:
             raise UserError("--from_npy has pictures of one split: give --modality image, one of --splits, no --model")
         paths = FeaturePaths(target, names[0], modality)
-        import_dictionary(Path(from_npy).expanduser(), folder, paths, trust_pickle, overwrite)
+        split = find_split(data, names[0], cache)
+        import_dictionary(Path(from_npy).expanduser(), split, paths, trust_pickle, overwrite)
         print(_usage(data, out))
         return
     if model is None:
@@ -79,7 +85,7 @@ def make_features(
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
     if overwrite and world > 1:
         raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
-    found = {name: find_split(folder, name) for name in names}
+    found = {name: find_split(data, name, cache) for name in names}
     teacher = load_teacher(modality, model, output, choose_device(device, number), precision)
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
@@ -88,7 +94,7 @@ def make_features(
         header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
-        reader = ChunkReader(folder, split, modality, batch_size, todo, teacher.transform, max_pixels)
+        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 
