@@ -24,9 +24,9 @@ from torch.nn.functional import normalize
 
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, data_identity
-from itr.data.pipeline import read_tar
+from itr.data.locations import find_split
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.module import RetrievalModule
 
 CUSA = ["--model.methods+=CUSA"]
@@ -75,7 +75,7 @@ def truth_vectors(shards: Path, split: str) -> dict[str, tuple[np.ndarray, np.nd
     """Ids and description vectors of the pictures and of the captions of a split."""
     images, texts = [], []
     for shard in find_split(shards, split).shards:
-        for sample in read_tar(shards / shard.path):
+        for sample in read_tar(shard.place):
             scene = sample.meta["scene"]
             images.append((sample.image_id, description(scene["objects"], scene["background"])))
             for number, claim in zip(sample.caption_ids, sample.meta["claims"], strict=True):
@@ -127,7 +127,7 @@ def within_modalities(folder: Path, shards: Path) -> dict[str, float]:
     """How well similarities within a modality agree with the truth's: mean Spearman correlation a query, times 100."""
     module = RetrievalModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
     truth = truth_vectors(shards, "test")
-    samples = [s for shard in find_split(shards, "test").shards for s in read_tar(shards / shard.path)]
+    samples = [s for shard in find_split(shards, "test").shards for s in read_tar(shard.place)]
     from itr.data.images import EvaluationTransform, decode
 
     transform = EvaluationTransform(module.backbone.image_spec)

@@ -62,7 +62,7 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
     with np.load(tmp_path / "embeddings.npz") as arrays:
         assert arrays["image"].shape == (17, 32)
         assert len(arrays["text"]) == len(arrays["caption_id"]) == len(arrays["caption_image_id"])
-        from itr.data.pipeline import read_tar
+        from itr.data.tars import read_tar
 
         samples = [s for path in sorted((scenes / "test").glob("*.tar")) for s in read_tar(path)]
         captions = {i: c for s in samples for i, c in zip(s.caption_ids, s.captions, strict=True)}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from itr.cli import main
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.locations import find_split
+from itr.data.tars import read_tar
 from tiny import save_checkpoint
 
 
@@ -28,7 +28,7 @@ def embed(checkpoint: str, out: Path, *options: str) -> dict[str, np.ndarray]:
 
 def test_the_same_things_get_the_same_embeddings(scenes, checkpoint, tmp_path):
     shards = embed(checkpoint, tmp_path / "a.npz", "--data", str(scenes), "--split", "val", "--batch_size", "5")
-    samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(scenes / shard.path)]
+    samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
     pictures = tmp_path / "pictures" / "below"
     pictures.mkdir(parents=True)
     for sample in samples:

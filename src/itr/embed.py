@@ -33,6 +33,7 @@ def embed(
     num_workers: int = 2,
     device: str = "auto",
     precision: Literal["32", "bf16-mixed"] = "32",
+    cache: str | None = None,
 ) -> None:
     """Embed shards, a folder of pictures, or lines of text.
 
@@ -43,7 +44,7 @@ def embed(
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
-        data: folder of shards; give this, or images and texts.
+        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
         split: which of its splits.
         images: folder of pictures, searched with its subfolders.
         texts: file with one caption a line.
@@ -51,6 +52,7 @@ def embed(
         num_workers: processes that decode.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers.
+        cache: folder that keeps shards which come from a URL.
     """
     target = Path(out).expanduser()
     if target.suffix != ".npz":
@@ -60,7 +62,7 @@ def embed(
     module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
     if data is not None:
-        shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split)
+        shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split, cache=cache)
         arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
     else:
         towers: Precision = "32" if precision == "32" else "bf16"

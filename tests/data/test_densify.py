@@ -24,8 +24,8 @@ from itr.data import densify as module
 from itr.data.dense_texts import DenseTexts, DenseWriter
 from itr.data.densify import densify
 from itr.data.features import data_identity
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.locations import find_split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from tiny import TINY_VSE
 
@@ -68,7 +68,7 @@ def shards(scenes: Path, tmp_path: Path) -> Path:
 
     splits = {}
     for split in ("train", "val"):
-        samples = [s for shard in find_split(scenes, split).shards for s in read_tar(scenes / shard.path)]
+        samples = [s for shard in find_split(scenes, split).shards for s in read_tar(shard.place)]
         records = (Record(s.image, "png", s.captions, s.name) for s in samples)
         splits[split] = write_split(records, tmp_path / "shards", split, 16)
     Manifest("test", ["image", "captions"], splits).write(tmp_path / "shards")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from itr.data.features import FeatureFile, data_identity
+from itr.data.locations import find_split
 from itr.data.make_features import make_features
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from raw_trees import picture
 
@@ -45,7 +45,7 @@ def graph(tmp_path) -> Path:
 
 def rows(folder: Path, out: Path, modality: str, split: str) -> torch.Tensor:
     found = find_split(folder, split)
-    samples = [sample for shard in found.shards for sample in read_tar(folder / shard.path)]
+    samples = [sample for shard in found.shards for sample in read_tar(shard.place)]
     ids = [sample.image_id for sample in samples] if modality == "image" else [s.caption_ids[0] for s in samples]
     return FeatureFile.open(out, split, modality, data_identity(found), folder).rows(ids)
 

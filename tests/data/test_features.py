@@ -25,10 +25,11 @@ from itr.data.datamodule import ShardData
 from itr.data.feature_import import read_dictionary
 from itr.data.features import FeatureFile, FeaturePaths, Header, TeacherFeatures, data_identity, weights_identity
 from itr.data.images import EvaluationTransform, decode
+from itr.data.locations import find_split
 from itr.data.make_features import main, make_features
-from itr.data.pipeline import Reading, ShardStream, read_tar
+from itr.data.pipeline import Reading, ShardStream
 from itr.data.schema import Shard, Split
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.data.teachers import Teacher, load_teacher
 from itr.data.unicom import Unicom
 from itr.errors import UserError
@@ -50,7 +51,7 @@ def image_model(tmp_path_factory) -> str:
 
 
 def samples(folder: Path, split: str = "train") -> list:
-    return [s for shard in find_split(folder, split).shards for s in read_tar(folder / shard.path)]
+    return [s for shard in find_split(folder, split).shards for s in read_tar(shard.place)]
 
 
 def run(scenes: Path, modality: str, model: str | None, out: Path, **options) -> None:
@@ -163,7 +164,7 @@ def test_rows_are_put_in_the_order_of_their_ids(scenes, text_model, made, tmp_pa
 def test_a_batch_carries_the_rows_of_its_pictures_and_captions(scenes, made):
     files = {modality: opened(made, modality, scenes) for modality in ("image", "text")}
     fields = [pickle.loads(pickle.dumps(TeacherFeatures(file))) for file in files.values()]
-    reading = Reading(scenes, find_split(scenes, "train"), 2, 4, 0, 10, 10**6, 3)
+    reading = Reading(find_split(scenes, "train"), 2, 4, 0, 10, 10**6, 3)
     transform = EvaluationTransform(ImageSpec(16, (0, 0, 0), (1, 1, 1)))
     batches = list(ShardStream(reading, True, transform, BPETokenizer(), 0, 1, fields))
     assert len(batches) == 11

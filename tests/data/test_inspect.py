@@ -14,8 +14,9 @@ from PIL import Image
 from data.raw import make_raw, save_picture
 from itr.cli import main
 from itr.data.entries import Entry, RawData
+from itr.data.locations import read_positives
 from itr.data.schema import Manifest
-from itr.data.shards import Record, ShardWriter, read_positives, write_positives
+from itr.data.shards import Record, ShardWriter, write_positives
 from itr.data.verify import read_members
 from itr.data.writing import Writing, write_shards
 

@@ -16,9 +16,11 @@ from PIL import Image
 
 from itr.backbones import VSE
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
+from itr.data.locations import find_split
 from itr.data.pipeline import Reading, ShardLoader, ShardStream
-from itr.data.shards import Record, find_split, write_split
+from itr.data.shards import Record, write_split
 from itr.errors import UserError
+from web import Web
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def backbone() -> VSE:
 def make_loader(
     folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, start_method=None, **settings
 ):
-    reading = Reading(folder, find_split(folder, split), **{
+    reading = Reading(find_split(folder, split), **{
         "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
         **settings,
     })  # fmt: skip
@@ -82,6 +84,18 @@ def test_a_resumed_epoch_goes_on_with_the_next_batch(scenes, backbone, workers):
     rest = list(make_loader(scenes, "train", backbone, True, (5, 3), workers=workers))
     assert len(rest) == len(whole) - 3
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_shards_behind_a_url_give_the_same_batches(scenes, backbone):
+    here = list(make_loader(scenes, "train", backbone, True, workers=2))
+    with Web(scenes, fail_every=7) as web:
+        there = list(make_loader(web.url, "train", backbone, True, workers=2))
+        rest = list(make_loader(web.url, "train", backbone, True, (0, 5), workers=2))
+        found = list(make_loader(web.url, "test", backbone, False, rank=1, world=3, workers=2))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert all(same(a, b) for a, b in zip(here[5:], rest, strict=True))
+    wanted = make_loader(scenes, "test", backbone, False, rank=1, world=3, workers=2)
+    assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
 
 
 def test_every_caption_is_drawn_in_time(scenes, backbone):

@@ -20,8 +20,8 @@ from PIL import Image
 from data.raw import as_table, make_raw, tree
 from itr.cli import main
 from itr.data.pictures import picture_size
-from itr.data.pipeline import read_tar
 from itr.data.schema import Manifest
+from itr.data.tars import read_tar
 
 ITR = [sys.executable, "-m", "itr"]
 SOURCES = str(Path(__file__).parents[2] / "src")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from itr.cli import main
-from itr.data.pipeline import read_tar
 from itr.data.schema import Manifest, Sample
+from itr.data.tars import read_tar
 from raw_trees import ele_fashion, magb, official, picture, squeezed, write_json
 from tiny import TINY_CLIP
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from itr.data.pipeline import read_tar
 from itr.data.schema import Manifest
 from itr.data.sources.table import read_table
+from itr.data.tars import read_tar
 from itr.data.writing import Writing, write_shards
 from itr.errors import UserError
 

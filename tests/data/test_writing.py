@@ -15,11 +15,11 @@ from PIL import Image
 from data.raw import make_raw, save_picture, tree
 from itr.data.entries import Entry, RawData
 from itr.data.images import decode
+from itr.data.locations import find_split
 from itr.data.pictures import decode_pixels, picture_size
-from itr.data.pipeline import read_tar
 from itr.data.schema import Manifest
-from itr.data.shards import find_split
 from itr.data.staging import Staging
+from itr.data.tars import read_tar
 from itr.data.verify import verify
 from itr.data.writing import Writing, write_shards
 from itr.errors import UserError

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from itr.data.locations import find_split
 from itr.data.make_features import make_features
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.training_cli import TrainingCLI, quieten
 from tiny import TINY_VSE
@@ -21,7 +21,7 @@ from tiny_teachers import save_image_teacher, save_text_teacher
 def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two teachers, and the features that they give."""
     folder = tmp_path_factory.mktemp("teachers")
-    samples = [s for shard in find_split(scenes, "train").shards for s in read_tar(scenes / shard.path)]
+    samples = [s for shard in find_split(scenes, "train").shards for s in read_tar(shard.place)]
     text = save_text_teacher(folder / "text", [caption for s in samples for caption in s.captions])
     image = save_image_teacher(folder / "image")
     for modality, model in (("text", text), ("image", image)):

@@ -12,9 +12,9 @@ import torch
 from itr.cli import main
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.locations import find_split
 from itr.data.make_features import make_features
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.methods import CUSA, D2S
 from itr.module import RetrievalModule
@@ -59,7 +59,7 @@ def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For the training split of the scenes: features of made-up teachers, teachers to run, and a first stage."""
     folder = tmp_path_factory.mktemp("features")
     split = find_split(scenes, "train")
-    samples = [sample for shard in split.shards for sample in read_tar(scenes / shard.path)]
+    samples = [sample for shard in split.shards for sample in read_tar(shard.place)]
     ids = {"image": [s.image_id for s in samples], "text": [i for s in samples for i in s.caption_ids]}
     for modality, width in (("image", 6), ("text", 5)):
         rows = torch.from_numpy(np.random.default_rng(width).normal(size=(len(ids[modality]), width)))

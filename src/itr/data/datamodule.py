@@ -16,9 +16,10 @@ from itr.data.dense_texts import DenseTexts
 from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
 from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
+from itr.data.locations import find_split, locate, names_tars, read_positives, resolve
 from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
+from itr.data.remote import is_url
 from itr.data.schema import Split
-from itr.data.shards import find_split, read_positives
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
 
@@ -32,8 +33,13 @@ class ShardData(pl.LightningDataModule):
     the backbone does. Order, captions and augmentation depend on seed and epoch alone; every process gets the same
     number of batches; in evaluation every image is read once, with all its captions.
 
+    Shards of others need no conversion: tars of pictures with `.txt` or `.json` beside them, as img2dataset writes
+    them. Where this says a list of tars, it is `{00000..00041}.tar`, `*.tar`, `s3://bucket/a.tar`, or several of these
+    with commas between them; URLs are http(s), s3, gs, hf, az and what else `itr.data.remote` names.
+
     Args:
-        root: folder that `itr prepare` wrote, or with tars in `train`, `val` and `test`.
+        root: folder, or its URL, that `itr prepare` wrote, or with tars in `train`, `val` and `test`; or a list of
+            tars, which are one split.
         batch_size: pairs of a training batch, on each process.
         eval_batch_size: images of an evaluation batch, on each process.
         num_workers: processes that decode, for each training process; 0 decodes in the training process.
@@ -46,11 +52,12 @@ class ShardData(pl.LightningDataModule):
         max_skipped: training pictures that may fail to decode in an epoch before the run stops; evaluation refuses
             the first.
         max_pixels: larger pictures are refused before they are decoded.
-        train_split: split to train on.
-        val_split: split that chooses the best checkpoint; null trains without validation.
-        test_split: split of `itr test`.
-        predict_split: split of `itr predict`.
+        train_split: split to train on, or a list of tars: relative to `root`, by URL or from /.
+        val_split: split that chooses the best checkpoint, or a list of tars; null trains without validation.
+        test_split: split of `itr test`, or a list of tars.
+        predict_split: split of `itr predict`, or a list of tars.
         features: folder that `itr features` wrote, for methods that learn from uni-modal teachers.
+        cache: folder that keeps shards which come from a URL, for all processes of a machine; null reads them through.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class ShardData(pl.LightningDataModule):
         test_split: str = "test",
         predict_split: str = "test",
         features: str | None = None,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -78,7 +86,7 @@ class ShardData(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {value}; it must be 1 or more")
         if captions != "all" and (captions < 1 or batch_size % captions):
             raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
-        self.root = Path(root).expanduser()
+        self.root, self.cache = locate(root), cache
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augmentation = augmentation
         self.captions: Captions = captions
@@ -139,6 +147,15 @@ class ShardData(pl.LightningDataModule):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if trainer.fit_loop.restarting else 0
         return trainer.current_epoch, done
 
+    def _find(self, stage: Stage) -> Split:
+        split = self.splits[stage]
+        if stage == "val" and names_tars(self.root) and not (names_tars(split) or is_url(split)):
+            raise UserError(
+                f"data.root {self.root} lists tars, which are one split: training and validation would see the same "
+                "pictures. Give --data.val_split tars of its own, or null to train without validation"
+            )
+        return find_split(self.root, split, self.cache)
+
     def _stream(self, stage: Stage) -> ShardStream:
         trainer, training = self._trainer, stage == "train"
         backbone = trainer.lightning_module.backbone
@@ -146,10 +163,9 @@ class ShardData(pl.LightningDataModule):
         places = self.eval_batch_size
         if training:
             places = self.batch_size if self.captions == "all" else self.batch_size // self.captions
-        split = find_split(self.root, self.splits[stage])
+        split = self._find(stage)
         kept = DenseTexts.open(self.root, self.splits[stage], data_identity(split)) if training else None
         reading = Reading(
-            folder=self.root,
             split=split,
             captions=self.captions,
             batch_items=places,
@@ -185,17 +201,17 @@ class ShardData(pl.LightningDataModule):
         return fields
 
     def _teacher(self, modality: Modality, split: Split, needs: list[str]) -> Field:
-        name = self.splits["train"]
+        root, name = resolve(self.root, self.splits["train"], "train")
         if modality == "text" and self.texts == "dense":
             raise UserError("features of a text teacher are those of sparse captions; leave data.texts = dense away")
         if self.features is None:
             modalities: list[Modality] = [m for m in MODALITIES if f"teacher_{m}" in needs]
-            commands = [features_command(self.root, name, m, "features") for m in modalities]
+            commands = [features_command(root, name, m, "features") for m in modalities]
             raise UserError(
                 "a method needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
                 "and give --data.features features. `itr features --help` tells which teachers there are"
             )
-        return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(split), self.root))
+        return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(split), root))
 
     def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
         workers = min(self.num_workers, len(stream))

@@ -34,18 +34,18 @@ class DenseTexts:
         self.path, self.ids, self.offsets = path, ids, offsets
 
     @classmethod
-    def open(cls, folder: Path, split: str, identity: str) -> DenseTexts | None:
+    def open(cls, folder: str | Path, split: str, identity: str) -> DenseTexts | None:
         """The dense captions of a split, None where nobody made any.
 
         Args:
-            folder: the shard folder.
+            folder: the shard folder; shards from elsewhere have none beside them.
             split: name of the split.
             identity: `data_identity` of its shards.
 
         Raises:
             UserError: they were made of other shards, or the file is damaged.
         """
-        path = folder / split / "dense.jsonl"
+        path = Path(folder).expanduser() / split / "dense.jsonl"
         if not path.with_suffix(".json").is_file():
             return None
         try:

@@ -17,9 +17,9 @@ from itr.data.dense_texts import DenseWriter
 from itr.data.feature_reader import Chunk, ChunkReader
 from itr.data.features import data_identity
 from itr.data.images import BadImageError, decode
+from itr.data.locations import find_split
 from itr.data.make_features import chunks_of, share
 from itr.data.schema import Sample, stable_id
-from itr.data.shards import find_split
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.parsing import run_verb
@@ -89,7 +89,7 @@ def densify(
             continue
         todo = [chunk for chunk in chunks_of(chunks, number, world) if chunk not in kept.done]
         writer = writer or Describer(model, choose_device(device, number), precision, settings)
-        reader = PictureReader(folder, split, "image", batch_size, todo, None, max_pixels)
+        reader = PictureReader(split, "image", batch_size, todo, None, max_pixels)
         describe(writer, reader, kept, name, num_workers, max_skipped)
         state = "written to" if kept.finish() else f"process {number} of {world} is done; the last one writes"
         print(f"{name}: {state} {folder / name / 'dense.jsonl'}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tqdm import tqdm
 from itr.data.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FROM_NPY, FeaturePaths, Header, Modality, data_identity
-from itr.data.pipeline import read_tar
-from itr.data.shards import find_split
+from itr.data.schema import Shard, Split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -188,9 +188,9 @@ def _half(file: Path, modality: Modality) -> np.ndarray:
 
 
 def import_features(
-    file: Path, data: Path, out: Path, splits: Sequence[str], modality: Modality, trust_pickle: bool, overwrite: bool
+    file: Path, splits: Mapping[str, Split], out: Path, modality: Modality, trust_pickle: bool, overwrite: bool
 ) -> None:
-    """Write the vectors of `file` as features of the pictures or captions in the shards at `data`.
+    """Write the vectors of `file` as features of the pictures or captions of splits, by their names.
 
     A picture of a dictionary is found by its id in the source, else by its `image_id`, else by its name, else by its
     place: the authors number pictures in the order of their lists, so the n-th smallest id then goes to the n-th
@@ -202,14 +202,13 @@ def import_features(
     vectors = open_vectors(file, modality, trust_pickle)
     if isinstance(vectors, Dictionary) and len(splits) != 1:
         raise UserError(f"{file} is a dictionary, which has the pictures of one split; name that one by --splits")
-    for split in splits:
-        _import_split(vectors, data, FeaturePaths(out, split, modality), overwrite)
+    for name, split in splits.items():
+        _import_split(vectors, split, FeaturePaths(out, name, modality), overwrite)
 
 
-def _import_split(vectors: Dictionary | NodeArray, data: Path, paths: FeaturePaths, overwrite: bool) -> None:
-    split = find_split(data, paths.split)
+def _import_split(vectors: Dictionary | NodeArray, split: Split, paths: FeaturePaths, overwrite: bool) -> None:
     shards = tqdm(split.shards, desc=f"ids of {paths.split}", unit="shard")
-    items = [item for shard in shards for item in _items(data / shard.path, paths.modality)]
+    items = [item for shard in shards for item in _items(shard, paths.modality)]
     keys = vectors.keys(items)
     header = Header(f"{FROM_NPY}{vectors.file}", paths.modality, vectors.width, len(items), data_identity(split))
     with FeatureWriter(paths, header, CHUNK, overwrite) as writer:
@@ -222,7 +221,7 @@ def _import_split(vectors: Dictionary | NodeArray, data: Path, paths: FeaturePat
     print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows}")
 
 
-def _items(path: Path, modality: Modality) -> Iterator[Item]:
-    for sample in read_tar(path):
+def _items(shard: Shard, modality: Modality) -> Iterator[Item]:
+    for sample in read_tar(shard.place):
         for id_ in sample.caption_ids if modality == "text" else [sample.image_id]:
             yield Item(id_, sample.name, sample.meta.get("source_id"), sample.meta.get("node"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,8 +44,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
     """Reads chunks of shards in order; each worker takes a stretch of them.
 
     Args:
-        folder: the shard folder.
-        split: its shards.
+        split: the shards.
         modality: whether items are pictures, captions, or the dense caption of each picture.
         size: items of a chunk.
         todo: numbers of the chunks to read, ascending.
@@ -57,7 +55,6 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
 
     def __init__(
         self,
-        folder: Path,
         split: Split,
         modality: Modality,
         size: int,
@@ -66,7 +63,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         max_pixels: int,
         texts: DenseTexts | None = None,
     ) -> None:
-        self.folder, self.split, self.modality, self.size, self.todo = folder, split, modality, size, todo
+        self.split, self.modality, self.size, self.todo = split, modality, size, todo
         self.transform, self.max_pixels, self.texts = transform, max_pixels, texts
         self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
 
@@ -82,13 +79,12 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
             yield error
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Sample, int]]:
-        shards = [self.folder / shard.path for shard in self.split.shards]
-        order = list(range(len(shards)))
+        shards = self.split.shards
 
         def places(sample: Sample) -> list[tuple[Sample, int]]:
             return [(sample, place) for place in range(len(sample.captions) if self.modality == "text" else 1)]
 
-        return read_items(shards, self.counts, order, start, stop, places)
+        return read_items(shards, self.counts, list(range(len(shards))), start, stop, places)
 
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         if self.modality == "text":

@@ -13,7 +13,7 @@ from itr.data.feature_import import import_features
 from itr.data.feature_reader import ChunkReader
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
-from itr.data.shards import find_split
+from itr.data.locations import find_split, names_tars
 from itr.data.teachers import Output, Precision, Teacher, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
@@ -38,13 +38,15 @@ def make_features(
     overwrite: bool = False,
     from_npy: str | None = None,
     trust_pickle: bool = False,
+    cache: str | None = None,
 ) -> None:
     """Encode the pictures or captions of shards with a frozen teacher, once.
 
     A run that was interrupted goes on when the same command is given again.
 
     Args:
-        data: folder of the shards.
+        data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
+            which is one split whatever --splits calls it.
         modality: what to encode: pictures (image), captions (text), or the dense caption of each picture (dense).
         out: folder to write to; all modalities and all splits go into the same.
         model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
@@ -65,15 +67,19 @@ def make_features(
             `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)
             or MM-Graph's tensor of text and image side by side (clip_feat.pt).
         trust_pickle: yes, this dictionary comes from somebody you trust (it is read with a whitelist nevertheless).
+        cache: folder that keeps shards which come from a URL.
     """
-    folder, target = Path(data).expanduser(), Path(out).expanduser()
+    target = Path(out).expanduser()
     names = [name.strip() for name in splits.split(",") if name.strip()]
+    if names_tars(data) and len(names) != 1:
+        raise UserError(f"--data {data} lists tars, which are one split; give one name for it by --splits")
     number, world = share(process, of)
     if from_npy is not None:
         if model is not None:
             raise UserError("--from_npy brings its features; give it without --model")
         file = Path(from_npy).expanduser()
-        import_features(file, folder, target, names, modality, trust_pickle, overwrite)
+        found = {name: find_split(data, name, cache) for name in names}
+        import_features(file, found, target, modality, trust_pickle, overwrite)
         print(_usage(data, out))
         return
     if model is None:
@@ -82,7 +88,7 @@ def make_features(
         raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
     if overwrite and world > 1:
         raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
-    found = {name: find_split(folder, name) for name in names}
+    found = {name: find_split(data, name, cache) for name in names}
     teacher = load_teacher(modality, model, output, choose_device(device, number), precision)
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
@@ -91,8 +97,8 @@ def make_features(
         header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
-        texts = DenseTexts.open(folder, name, header.data) if modality == "dense" else None
-        reader = ChunkReader(folder, split, modality, batch_size, todo, teacher.transform, max_pixels, texts)
+        texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
+        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 

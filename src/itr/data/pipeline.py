@@ -6,21 +6,21 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from itr.backbones.base import Tokenizer
 from itr.data import plan
 from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
-from itr.data.schema import Sample, Split, parse_sample, stable_id
+from itr.data.remote import shown
+from itr.data.schema import Sample, Shard, Split, stable_id
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.types import Batch
 
@@ -44,8 +44,7 @@ class Reading:
     """How items are read.
 
     Attributes:
-        folder: the shard folder.
-        split: its shards.
+        split: the shards.
         captions: how many captions an image brings to a place in a batch; `all` makes each caption a place of its own
             in training.
         batch_items: places in a batch.
@@ -57,7 +56,6 @@ class Reading:
         max_skipped: training pictures that may fail to decode, in one epoch of a process.
     """
 
-    folder: Path
     split: Split
     captions: Captions
     batch_items: int
@@ -143,12 +141,10 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return shuffle(items, self.reading.shuffle_buffer, np.random.default_rng([seed, epoch, 2, worker_key]))
 
     def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
-        shards = [self.reading.folder / shard.path for shard in self.reading.split.shards]
-
         def places(sample: Sample) -> list[Item]:
             return self._places(self._with_texts(sample))
 
-        return read_items(shards, self.counts, order, start, stop, places)
+        return read_items(self.reading.split.shards, self.counts, order, start, stop, places)
 
     def _with_texts(self, sample: Sample) -> Sample:
         if self.reading.texts == "captions":
@@ -225,7 +221,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
 
 
 def read_items(
-    shards: Sequence[Path],
+    shards: Sequence[Shard],
     counts: list[int],
     order: list[int],
     start: int,
@@ -243,36 +239,26 @@ def read_items(
         items_of: the items of a sample.
 
     Raises:
-        UserError: if a shard holds fewer items than its count.
+        UserError: if a shard holds fewer items than its count, or more.
     """
     for span in plan.spans(counts, order, start, stop):
-        path = shards[span.shard]
-        items = (item for sample in read_tar(path) for item in items_of(sample))
+        shard, count = shards[span.shard], counts[span.shard]
+        skip = span.skip if count == shard.images else 0  # one item a sample: those that are left out need no look
+        items = (item for sample in read_tar(shard.place, skip) for item in items_of(sample))
         read = 0
-        for item in islice(items, span.skip, span.skip + span.take):
+        for item in islice(items, span.skip - skip, span.skip - skip + span.take):
             read += 1
             yield item
         if read < span.take:
             raise UserError(
-                f"shard {path} holds fewer samples than the manifest says "
-                f"({span.skip + read} of {counts[span.shard]}); prepare the shards again"
+                f"shard {shown(shard.place.location)} holds fewer samples than was counted "
+                f"({span.skip + read} of {count}); prepare or fetch it again"
             )
-
-
-def read_tar(path: Path) -> Iterator[Sample]:
-    """The samples of a tar in order."""
-    try:
-        with path.open("rb") as stream:
-            for raw in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
-                yield parse_sample(raw)
-    except UserError:
-        raise
-    except Exception as error:  # tarfile and webdataset raise many kinds
-        raise UserError(f"shard {path} can't be read: {_first(error)}; prepare it again") from None
-
-
-def _first(error: Exception) -> str:
-    return str(error.args[0]) if error.args else type(error).__name__
+        if span.skip + span.take == count and next(items, None) is not None:
+            raise UserError(
+                f"shard {shown(shard.place.location)} holds more samples than the {count} that were counted; "
+                "prepare or fetch it again"
+            )
 
 
 def shuffle(items: Iterator[T], buffer: int, rng: np.random.Generator) -> Iterator[T]:

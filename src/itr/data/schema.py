@@ -23,15 +23,39 @@ FORMAT = "itr-shards/1"
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tar lies.
+
+    Attributes:
+        location: path or URL.
+        folder: what tells its folder from the others of its split; empty where there is one. Samples of two folders
+            may have the same keys, so it is part of their ids.
+        version: changes with the content of a URL.
+        cache: folder that keeps a copy of a URL; empty for none.
+    """
+
+    location: str
+    folder: str = ""
+    version: str = ""
+    cache: str = ""
+
+
 @dataclass
 class Shard:
-    """One tar: its path relative to the shard folder, counts, size in bytes and checksum."""
+    """One tar: its path relative to the shard folder, counts, size in bytes and checksum.
+
+    Its `place` is no part of the manifest: `itr.data.locations.find_split` sets it.
+    """
 
     path: str
     images: int
     captions: int
     bytes: int = 0
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        self.place = Place(self.path)
 
 
 @dataclass
@@ -74,16 +98,19 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read `manifest.json`."""
+        return cls.parse((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Manifest:
+        """Read what a `manifest.json` holds; `where` it lies is for messages."""
         try:
-            raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            raw = json.loads(text)
             splits = {n: Split([Shard(**shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
             if raw["format"] != FORMAT:
-                raise UserError(f"{folder / MANIFEST} has format {raw['format']!r}; this version reads {FORMAT!r}")
+                raise UserError(f"{where} has format {raw['format']!r}; this version reads {FORMAT!r}")
             return cls(raw["source"], raw["fields"], splits, raw.get("settings", {}))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{folder / MANIFEST} is not a manifest of shards ({error!r}); prepare them again"
-            ) from None
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{where} is not a manifest of shards ({error!r}); prepare them again") from None
 
 
 @dataclass
@@ -110,10 +137,11 @@ class Sample:
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample:
-    """A sample from the members that webdataset grouped under one key.
+    """A sample from the members that lie under one key of a tar.
 
     Shards that `itr prepare` wrote carry ids; those of other tools (`.jpg` with `.txt` or a `.json` that holds
-    `caption`) get them from a hash of shard and key, so that they are the same in every run.
+    `caption`) get them from a hash of shard and key, so that they are the same in every run. Where a split has shards
+    in several folders, all ids are hashed with the folder, since each may count from 0.
     """
     where = f"{raw['__url__']}:{raw['__key__']}"
     try:
@@ -128,10 +156,13 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
         raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
     image_id = meta.get("image_id")
     if not isinstance(image_id, int):
-        image_id = stable_id(raw["__key__"], Path(raw["__url__"]).name)
+        image_id = stable_id(raw["__key__"], raw["__shard__"])
     caption_ids = meta.get("caption_ids") or [stable_id(image_id, i) for i in range(len(captions))]
     if len(caption_ids) != len(captions):
         raise UserError(f"{where} has {len(captions)} captions but {len(caption_ids)} caption_ids")
+    if folder := raw["__folder__"]:
+        image_id = stable_id(folder, image_id)
+        caption_ids = [stable_id(folder, "caption", caption_id) for caption_id in caption_ids]
     return Sample(where, str(meta.get("name", raw["__key__"])), image, image_id, captions, caption_ids, meta)
 
 

@@ -1,4 +1,4 @@
-"""Writing shards, and finding those that are there."""
+"""Writing shards; `itr.data.locations` finds those that are there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from itr.data.captions import join_surrogates
-from itr.data.schema import IMAGE_TYPES, MANIFEST, POSITIVES, STAGING, Manifest, Shard, Split
+from itr.data.schema import POSITIVES, Shard, Split
 from itr.errors import UserError
 
 
@@ -121,52 +121,3 @@ def write_positives(folder: Path, split: str, image_id: np.ndarray, caption_id: 
     """Keep every true match of a split: caption `caption_id[p]` holds for image `image_id[p]` [P], int."""
     arrays = {"image_id": image_id.astype(np.int64), "caption_id": caption_id.astype(np.int64)}
     np.savez_compressed(folder / split / POSITIVES, allow_pickle=False, **arrays)
-
-
-def read_positives(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The true matches of a split as `write_positives` keeps them, or None where there are none."""
-    path = folder / split / POSITIVES
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["image_id"], arrays["caption_id"]
-
-
-def find_split(folder: Path, split: str) -> Split:
-    """The shards of a split: from the manifest, or by counting what lies in `folder/split` (or `folder` itself)."""
-    if not folder.is_dir():
-        raise UserError(f"there is no shard folder {folder}; `itr prepare --help` tells how to make one")
-    if (folder / MANIFEST).is_file():
-        splits = Manifest.read(folder).splits
-        if split not in splits:
-            known = ", ".join(sorted(splits)) or "none"
-            raise UserError(f"{folder} has no split {split!r} (it has: {known}); see --data.{split}_split")
-        found = splits[split]
-        for shard in found.shards:
-            if not (folder / shard.path).is_file():
-                raise UserError(f"shard {folder / shard.path} of the manifest is missing; prepare the shards again")
-    elif (folder / STAGING).is_dir():
-        raise UserError(f"{folder} is not finished; give the `itr prepare` command again, it goes on where it was")
-    else:
-        paths = sorted((folder / split).glob("*.tar"))
-        found = Split([count(path, folder) for path in paths])
-    if not found.images:
-        raise UserError(f"no shards match {folder / split / '*.tar'}; `itr prepare --help` tells how to make them")
-    return found
-
-
-def count(path: Path, folder: Path) -> Shard:
-    """Count images and captions of a tar that came without a manifest, from its headers and texts."""
-    images = captions = 0
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-                images += extension in IMAGE_TYPES
-                if extension == "json":
-                    stream = tar.extractfile(member)
-                    found = json.loads(stream.read()).get("captions") if stream else None
-                    captions += len(found) if isinstance(found, list) else 0
-    except (tarfile.TarError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} can't be read as a shard: {error}") from None
-    return Shard(str(path.relative_to(folder)), images, captions or images, path.stat().st_size)

@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from itr.data.locations import read_positives
 from itr.data.pictures import BadImageError, decode_pixels, picture_size
 from itr.data.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split
-from itr.data.shards import read_positives
 from itr.errors import UserError
 
 Fault = tuple[str, str]  # where (shard, or shard and key), and what

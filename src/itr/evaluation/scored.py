@@ -13,9 +13,9 @@ import torch
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
 from itr.data.features import data_identity
-from itr.data.pipeline import read_tar
+from itr.data.locations import find_split
 from itr.data.schema import Sample
-from itr.data.shards import find_split
+from itr.data.tars import read_tar
 from itr.distributed import choose_device
 from itr.embed import embed_shards
 from itr.errors import UserError
@@ -84,7 +84,7 @@ class Scored:
     def coco_gallery(self) -> Gallery:
         """The embeddings, keyed by COCO's ids of images and annotations."""
         found = self.gallery()
-        return found if self.data is None else by_coco_ids(found, read_split(Path(self.data).expanduser(), self.split))
+        return found if self.data is None else by_coco_ids(found, read_split(self.data, self.split))
 
     def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What says which model and which data were measured."""
@@ -98,14 +98,14 @@ class Scored:
 
 def shards_identity(folder: str, split: str) -> dict[str, Any]:
     """Hash and counts of a split of shards."""
-    found = find_split(Path(folder).expanduser(), split)
+    found = find_split(folder, split)
     return {"split": split, "shards": data_identity(found), "images": found.images, "captions": found.captions}
 
 
-def read_split(folder: Path, split: str) -> Iterator[Sample]:
+def read_split(folder: str, split: str) -> Iterator[Sample]:
     """The samples of a split in order."""
     for shard in find_split(folder, split).shards:
-        yield from read_tar(folder / shard.path)
+        yield from read_tar(shard.place)
 
 
 def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:

@@ -1,0 +1,171 @@
+"""Files behind URLs, by way of fsspec: which kinds are read, what is there, and what to do when the network fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+
+from itr.errors import UserError
+
+# What a URL may begin with, and the package that reads it. Others of fsspec open archives, run programs or follow
+# what a file of a stranger says, and `a::b` chains them: none is accepted.
+PACKAGES = {
+    "http": "aiohttp", "https": "aiohttp", "memory": "fsspec", "hf": "huggingface_hub", "s3": "s3fs", "s3a": "s3fs",
+    "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "oci": "ocifs", "oss": "ossfs",
+    "hdfs": "pyarrow", "webhdfs": "requests", "ftp": "fsspec", "sftp": "paramiko", "ssh": "paramiko",
+}  # fmt: skip
+VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "blob_id", "created")
+WAITS = (0.1, 0.5, 2.0, 8.0)  # seconds before each further try
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, TypeError, ImportError)
+BUSY = (408, 425, 429)  # HTTP: try again
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class AbsentError(UserError):
+    """What a URL names is not there, or not for us: some stores say the one for the other."""
+
+
+def is_url(location: str) -> bool:
+    """Whether it is a URL rather than a path."""
+    return "://" in location
+
+
+def shown(location: str) -> str:
+    """A location for messages: without the password or signature that a URL may carry."""
+    return re.sub(r"(?<=://)[^/@]*@", "", location).partition("?")[0] if is_url(location) else location
+
+
+def check_kind(location: str) -> None:
+    """Refuse what is neither a path nor a URL of a kind that only reads.
+
+    Raises:
+        UserError: `pipe:` and the like, chains, and protocols that are not in `PACKAGES`.
+    """
+    if re.match(r"(pipe|exec|file\+exec):|.*\|\s*$", location):
+        raise UserError(f"{location!r} is to run a program, which itr never does; give the tar's path or its URL")
+    if not is_url(location):
+        return
+    protocol = location.partition("://")[0]
+    if "::" in location:
+        raise UserError(f"{shown(location)} chains protocols; give a plain URL, and --data.cache DIR to keep copies")
+    if protocol not in PACKAGES:
+        raise UserError(f"{shown(location)}: itr does not read {protocol}://, but {', '.join(PACKAGES)}")
+
+
+def connect(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it.
+
+    It is asked for anew each time: fsspec keeps one a thread and process, and what lives in a worker must be its own.
+    """
+    check_kind(url)
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            # A shard is read as fast as training goes, so only silence counts, not the time of the whole.
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+        return url_to_fs(url, **options)  # type: ignore[no-any-return]
+    except ImportError:
+        package = PACKAGES[protocol]
+        raise UserError(f"{shown(url)} needs the package {package}: pip install {package}") from None
+
+
+def persist(url: str, action: Callable[[], T]) -> T:
+    """Do something that may fail for a moment, up to five times.
+
+    Raises:
+        AbsentError: the URL is not there or forbidden.
+        UserError: it can't be read, for a lasting reason or for too long.
+    """
+    tries = 0
+    while True:
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:  # every store has errors of its own
+            cause = _cause(error)
+            if tries == len(WAITS) or not _may_pass(cause):
+                raise _explained(url, cause, tries) from None
+            if tries:  # once is nothing to speak of
+                log.warning("%s: %s; trying again", shown(url), _words(cause))
+            time.sleep(WAITS[tries])
+            tries += 1
+
+
+def _cause(error: Exception) -> Exception:
+    """What lies behind an error: fsspec says 'not found' for whatever an HTTP server refuses."""
+    cause = error.__cause__
+    network = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    return cause if isinstance(cause, Exception) and network else error
+
+
+def _may_pass(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status >= 400:
+        return status >= 500 or status in BUSY
+    return not isinstance(error, PERMANENT) and "Credentials" not in type(error).__name__
+
+
+def _explained(url: str, error: Exception, tries: int) -> UserError:
+    status, name = getattr(error, "status", None), shown(url)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return AbsentError(f"there is no {name}{f' (HTTP {status})' if status else ''}; check the address")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        code = f" (HTTP {status})" if status else ""
+        return AbsentError(f"{name} may not be read{code}; check the address and the rights of your account")
+    again = f" after {tries + 1} tries" if tries else ""
+    return UserError(f"{name} can't be read{again}: {_words(error)}; check the address and the network")
+
+
+def _words(error: Exception) -> str:
+    status = getattr(error, "status", None)
+    lines = str(error).strip().splitlines()
+    return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
+
+
+def facts(url: str) -> tuple[int, str]:
+    """Size in bytes (0 where the store doesn't tell) and version (what changes with the content) of a file."""
+    found: dict[str, Any] = persist(url, lambda: _info(url))
+    return int(found.get("size") or 0), " ".join(str(found[name]) for name in VERSIONS if found.get(name))
+
+
+def _info(url: str) -> dict[str, Any]:
+    system, path = connect(url)
+    return system.info(path)  # type: ignore[no-any-return]
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of a small file."""
+
+    def read() -> bytes:
+        system, path = connect(url)
+        return bytes(system.cat_file(path))
+
+    return persist(url, read)
+
+
+def find(pattern: str) -> list[str]:
+    """The URLs that a pattern with `*` stands for, sorted.
+
+    Raises:
+        AbsentError: there is no such folder, or the server doesn't list it.
+    """
+    folder, _, last = pattern.rpartition("/")
+
+    def search() -> list[str]:
+        system, path = connect(pattern if "*" in folder else f"{folder}/")
+        names = system.glob(path) if "*" in folder else system.ls(path, detail=False)
+        return sorted(system.unstrip_protocol(name) for name in names)
+
+    wanted = re.compile(".*".join(map(re.escape, last.split("*"))))
+    return [url for url in persist(pattern, search) if wanted.fullmatch(url.rstrip("/").rpartition("/")[2])]

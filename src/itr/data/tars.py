@@ -1,0 +1,132 @@
+"""Samples of one tar, wherever it lies: only pictures, `.json` and `.txt` are read, nothing is unpickled or unpacked.
+
+A member's name is a key and a kind, parted at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
+is a name among others in its tar and never a path: one that says `../../x` reads like any other.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from itr.data.remote import is_url, shown
+from itr.data.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
+from itr.data.streams import download, open_stream
+from itr.errors import UserError
+
+KINDS = {*IMAGE_TYPES, "json", "txt"}
+LARGEST = 2**30  # bytes of a member: a compressed tar may be small and yet fill the memory
+PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+
+
+def read_tar(place: Place | Path, skip: int = 0) -> Iterator[Sample]:
+    """The samples of a tar in order, without the first `skip`, whose pictures are not read.
+
+    Raises:
+        UserError: it is no tar, is cut off, can't be fetched, or a sample lacks something.
+    """
+    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, pictures=True):
+        yield parse_sample(raw)
+
+
+def count_tar(place: Place) -> tuple[int, int]:
+    """Images and captions of a tar, from its headers and texts.
+
+    Raises:
+        UserError: as `read_tar`; also where the mark is missing that ends a tar, since what follows may be, too.
+    """
+    captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, pictures=False)]
+    return len(captions), sum(captions)
+
+
+def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
+    """The members of each sample; pictures are left out where only their number is asked for."""
+    name = shown(place.location)
+    start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
+    raw: dict[str, Any] = {}
+    number = -1
+    try:
+        with open_shard(place) as stream, _opened(stream, name) as tar:
+            for member, key, kind in _members(tar):
+                if key != raw.get("__key__"):
+                    if number >= skip:
+                        yield raw
+                    raw, number = {**start, "__key__": key}, number + 1
+                if kind in raw:
+                    raise ValueError(f"it holds {member.name} twice")
+                if member.size > LARGEST:
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, more than any picture")
+                if number >= skip and kind in KINDS:
+                    wanted = pictures or kind in ("json", "txt")
+                    raw[kind] = tar.extractfile(member).read() if wanted else b""  # type: ignore[union-attr]
+            if not pictures and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
+                raise EOFError("the mark at its end is missing, so it was cut off")
+            if number >= skip:
+                yield raw
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many kinds
+        raise UserError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """The files that may belong to a sample, with key and kind. Links and files with holes are passed over."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # it would remember them all
+        folder, slash, last = member.name.rpartition("/")
+        stem, _, kind = last.partition(".")
+        known = stem and kind.lower().rpartition(".")[2] in KINDS
+        if known and member.isreg() and not member.issparse() and not re.match(r"__[^/]*__($|/)", member.name):
+            yield member, folder + slash + stem, kind.lower()
+
+
+@contextmanager
+def open_shard(place: Place) -> Iterator[io.BufferedReader]:
+    """The bytes of a tar: from disk, through its copy in the cache folder, or as they come."""
+    location = place.location
+    if is_url(location) and place.cache:
+        location = str(_copy(place))
+    with open_stream(location) if is_url(location) else open(location, "rb") as stream:
+        yield stream
+
+
+def _copy(place: Place) -> Path:
+    """The local copy of a shard, fetched by whichever process of this machine comes first."""
+    folder = Path(place.cache).expanduser()
+    stem = shown(place.location).rpartition("/")[2].removesuffix(".tar")
+    copy = folder / f"{stem[:80]}-{stable_id(place.location, place.version):016x}.tar"
+    if not copy.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{copy}.lock"):
+                if not copy.is_file():
+                    download(place.location, copy)
+        except OSError as error:
+            raise UserError(f"data.cache: {folder} can't be written: {error.strerror}; choose another") from None
+    return copy
+
+
+def _opened(stream: io.BufferedReader, name: str) -> tarfile.TarFile:
+    start = stream.peek(512)[:512]
+    if start.lstrip().lower().startswith(PAGES):
+        raise UserError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
+    if not start:
+        raise EOFError("it is empty")
+    try:
+        if stream.seekable():
+            return tarfile.open(fileobj=stream, mode="r:*")
+        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20)
+    except tarfile.TarError:
+        raise ValueError(f"it is no tar (it begins with {start[:16]!r})") from None
+
+
+def _first(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or (error.args[0] if error.args else None)
+    return str(reason or type(error).__name__)
