@@ -48,6 +48,12 @@ def test_backbones_and_objectives_swap_on_the_same_shards(scenes, tmp_path, back
     assert fit(tmp_path, scenes, *backbone, f"--model.objective={objective}") == 0
     assert run("test", tmp_path, scenes, "--ckpt_path=best") == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    about = metrics.pop("about")
+    assert about["data"]["images"] == 17
+    assert about["model"]["checkpoint"] == "best.ckpt"
+    assert len(about["model"]["blake2b"]) == 32
+    assert about["config"]["objective"]["class_path"].endswith(objective.partition("=")[2] or objective)
+    assert about["seed"] == 0
     wanted = {f"test/{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")}
     assert wanted | {"test/rsum", "test/all/i2t_map_at_r", "test/all/t2i_r_precision"} <= set(metrics)
     assert all(np.isfinite(value) for value in metrics.values())

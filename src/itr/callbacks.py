@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,14 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
 from itr.evaluation.retrieval import DIRECTIONS, table
 from itr.module import RetrievalModule
+
+PROTOCOL = (
+    "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
+    "ranks from 1; ties count against the true match; all/ counts every true match that the shards know"
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -84,8 +90,23 @@ class Results(pl.Callback):
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         path = self._folder(trainer) / "metrics.json"
-        path.write_text(json.dumps(self._module(pl_module).metrics, indent=1) + "\n", encoding="utf-8")
+        write_figures(path, self._module(pl_module).metrics, self._about(trainer, pl_module))
         print(f"\nwritten to {path}")
+
+    def _about(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Where the figures come from."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        model = checkpoint_identity(checkpoint) if checkpoint and checkpoint.is_file() else {"checkpoint": "none"}
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return about(
+            PROTOCOL,
+            model,
+            data.identity("test"),
+            seed=None if seed is None else int(seed),
+            precision=str(trainer.precision),
+            config=shortened(self._module(pl_module).describe()),
+        )
 
     @staticmethod
     def _module(pl_module: pl.LightningModule) -> RetrievalModule:

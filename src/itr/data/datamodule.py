@@ -13,7 +13,15 @@ import torch
 
 from itr.backbones.base import Backbone
 from itr.data.dense_texts import DenseTexts
-from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
+from itr.data.features import (
+    MODALITIES,
+    FeatureFile,
+    Modality,
+    TeacherFeatures,
+    data_identity,
+    features_command,
+    split_identity,
+)
 from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split, locate, names_tars, read_positives, resolve
@@ -130,6 +138,10 @@ class ShardData(pl.LightningDataModule):
         """All true matches of a split, where its shards tell them (those of made-up scenes do)."""
         pairs = read_positives(self.root, self.splits[stage])
         return None if pairs is None else Positives.from_pairs(*pairs)
+
+    def identity(self, stage: Stage) -> dict[str, Any]:
+        """Hash and counts of a split, which tell it from any other."""
+        return split_identity(self._find(stage), self.splits[stage])
 
     @property
     def skipped(self) -> int:

@@ -114,6 +114,11 @@ def data_identity(split: Split) -> str:
     return hashlib.blake2b("\n".join(shards).encode(), digest_size=16).hexdigest()
 
 
+def split_identity(split: Split, name: str) -> dict[str, Any]:
+    """Name, hash and counts of a split, for the files that hold figures of it."""
+    return {"split": name, "shards": data_identity(split), "images": split.images, "captions": split.captions}
+
+
 def weights_identity(weights: Mapping[str, Tensor]) -> str:
     """A hash of the names and values of weights."""
     digest = hashlib.blake2b(digest_size=16)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
+from itr.data.features import split_identity
+from itr.data.locations import find_split
 from itr.errors import UserError
 from itr.evaluation.coco import coco_recalls, cxc_recalls, eccv_metrics
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import about, figures_file, table, write_figures
 from itr.evaluation.retrieval import evaluate
-from itr.evaluation.scored import Scored, shards_identity
+from itr.evaluation.scored import Scored
 
 COCO = (
     "recall where any caption of an image is a hit, over the 5,000 images and 25,000 captions of COCO's Karpathy test "
@@ -86,7 +88,10 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
     for name, folder in zip(names, folders, strict=True):
         found = evaluate(scored.of_shards(module, folder), device=scored.where)
         figures |= {f"transfer/{name}/{key}": value for key, value in found.items()}
-    data = {name: shards_identity(folder, scored.split) for name, folder in zip(names, folders, strict=True)}
+    data = {
+        name: split_identity(find_split(folder, scored.split), scored.split)
+        for name, folder in zip(names, folders, strict=True)
+    }
     write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, precision=scored.precision))
     print(f"{table(figures)}\nwrote {target}")
 

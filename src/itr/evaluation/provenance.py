@@ -14,6 +14,8 @@ import torch
 
 from itr.errors import UserError
 
+LONGEST = 300  # characters of a setting
+
 
 def about(protocol: str, model: Mapping[str, Any], data: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """What a file of figures says of them: equal runs give equal bytes, so there is no date and no path in it.
@@ -25,6 +27,17 @@ def about(protocol: str, model: Mapping[str, Any], data: Mapping[str, Any], **se
         settings: whatever else the figures depend on, such as the precision.
     """
     return {"protocol": protocol, "model": dict(model), "data": dict(data), **settings, "versions": versions()}
+
+
+def shortened(value: Any) -> Any:
+    """The same settings with a hash for each long text, such as the whole tokenizer that a checkpoint carries."""
+    if isinstance(value, dict):
+        return {key: shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"blake2b:{hashlib.blake2b(value.encode(), digest_size=16).hexdigest()}"
+    return value
 
 
 def versions() -> dict[str, str]:

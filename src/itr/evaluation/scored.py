@@ -12,7 +12,7 @@ import torch
 
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
-from itr.data.features import data_identity
+from itr.data.features import split_identity
 from itr.data.locations import find_split
 from itr.data.schema import Sample
 from itr.data.tars import read_tar
@@ -93,13 +93,9 @@ class Scored:
             return {"embeddings": path.name, "blake2b": file_digest(path)}, {}
         assert self.ckpt_path is not None
         assert self.data is not None
-        return checkpoint_identity(Path(self.ckpt_path).expanduser()), shards_identity(self.data, self.split)
-
-
-def shards_identity(folder: str, split: str) -> dict[str, Any]:
-    """Hash and counts of a split of shards."""
-    found = find_split(folder, split)
-    return {"split": split, "shards": data_identity(found), "images": found.images, "captions": found.captions}
+        return checkpoint_identity(Path(self.ckpt_path).expanduser()), split_identity(
+            find_split(self.data, self.split), self.split
+        )
 
 
 def read_split(folder: str, split: str) -> Iterator[Sample]:
