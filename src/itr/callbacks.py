@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
-from itr.evaluation.retrieval import DIRECTIONS, table
+from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
+from itr.parsing import MADE_WITH, made_with
 
 PROTOCOL = (
     "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
@@ -33,6 +34,27 @@ class SaveConfig(SaveConfigCallback):
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            names = [made_with(str(config)) for config in self.config.get("config") or ()]
+            if names:  # a comment, so that the file stays a config that can be given again
+                path.write_text(f"{MADE_WITH}{', '.join(names)}\n" + path.read_text("utf-8"), encoding="utf-8")
+
+
+class History(pl.Callback):
+    """Logs what is worth a curve besides losses and recalls: `train/lr` and the cosines of pairs in validation."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """The largest learning rate of all groups, as this step takes it."""
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        pl_module.log("train/lr", max(rates))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The mean cosine of a caption with its own image, and with the others."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            assert isinstance(pl_module, RetrievalModule)
+            matched, unmatched = mean_cosines(pl_module.last_gallery)
+            figures = {"val/similarity_matched": matched, "val/similarity_unmatched": unmatched}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step - 1)
 
 
 class ProgressBar(TQDMProgressBar):

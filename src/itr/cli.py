@@ -25,6 +25,7 @@ VERBS = {
     "predict": ("itr.training_cli", "embed a split and write embeddings.npz"),
     "evaluate": ("itr.evaluation.command", "measure a checkpoint or a named encoder by a published protocol"),
     "embed": ("itr.embed", "embed shards, a folder of pictures or lines of text by a checkpoint"),
+    "report": ("itr.report.make", "show a run, or several side by side, on one page that opens without a network"),
     "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }
 

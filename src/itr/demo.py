@@ -11,6 +11,7 @@ from itr.parsing import FriendlyParser
 
 NEXT = """
 What to try next:
+  itr report {run}    (figures, curves and pictures on one page: {run}/report/index.html)
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/clip --model.backbone CLIP
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/triplet --model.objective Triplet
   itr fit --config {run}/config.yaml --ckpt_path last --trainer.max_epochs {epochs}    (go on with this run)

@@ -16,6 +16,8 @@ from jsonargparse import ArgumentParser
 from itr.component import Component
 from itr.errors import UserError
 
+MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it came from
+
 
 def config_folder() -> Path:
     """Where the shipped configs lie: in the package once installed, at the top of the repository before."""
@@ -38,6 +40,13 @@ def find_config(name: str) -> str:
     shipped = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
     near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5) or [path for path in shipped if "/" not in path]
     raise UserError(f"there is no config file {name!r}, here or among the shipped ones; nearest: {', '.join(near)}")
+
+
+def made_with(path: str) -> str:
+    """The names of the configs that a run's `config.yaml` was made with; of any other config its own name."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    said = next((line for line in lines if line.startswith(MADE_WITH)), None)
+    return Path(path).name if said is None else said.removeprefix(MADE_WITH)
 
 
 def resolve_configs(arguments: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
-from itr.callbacks import ProgressBar, Results, SaveConfig
+from itr.callbacks import History, ProgressBar, Results, SaveConfig
 from itr.component import plain
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
@@ -87,7 +87,7 @@ class TrainingCLI(LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training else False
-        own = [Results(), *self._progress_bar(settings), *(self._checkpoints(root) if training else [])]
+        own = [Results(), *self._progress_bar(settings), *([History(), *self._checkpoints(root)] if training else [])]
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]

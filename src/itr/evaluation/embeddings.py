@@ -25,31 +25,49 @@ def load_embeddings(path: Path) -> Gallery:
     Raises:
         UserError: a key is missing, shapes or ids don't fit, or an embedding is not finite or has no length.
     """
-    arrays = _read(path)
+    return gallery_of(_read(path), str(path))
+
+
+def gallery_of(arrays: Mapping[str, Tensor], where: str) -> Gallery:
+    """The gallery of arrays as `load_embeddings` takes them; `where` they are from is told in messages.
+
+    Raises:
+        UserError: as `load_embeddings`.
+    """
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         found = ", ".join(arrays) or "nothing"
-        raise UserError(f"{path} lacks {', '.join(missing)}; it holds {found}. `itr embed --data` writes all of them")
-    image, image_id = _rows(path, arrays, "image", "image_id")
-    text, text_id = _rows(path, arrays, "text", "caption_id")
+        raise UserError(f"{where} lacks {', '.join(missing)}; it holds {found}. `itr embed --data` writes all of them")
+    image, image_id = _rows(where, arrays, "image", "image_id")
+    text, text_id = _rows(where, arrays, "text", "caption_id")
     if image.shape[1] != text.shape[1]:
-        raise UserError(f"{path}: image has width {image.shape[1]} and text {text.shape[1]}; one space is needed")
+        raise UserError(f"{where}: image has width {image.shape[1]} and text {text.shape[1]}; one space is needed")
     owner = arrays["caption_image_id"]
     if owner.shape != text_id.shape or owner.is_floating_point():
-        raise UserError(f"{path}: caption_image_id must be {len(text_id)} whole numbers, one a caption")
+        raise UserError(f"{where}: caption_image_id must be {len(text_id)} whole numbers, one a caption")
     rows, columns = torch.argsort(image_id), torch.argsort(text_id)
-    gallery = Gallery(bare(image[rows]), image_id[rows], bare(text[columns]), text_id[columns], owner.long()[columns])
+    gallery = Gallery(
+        bare(image[rows], _further(arrays, "image_unimodal", rows)),
+        image_id[rows],
+        bare(text[columns], _further(arrays, "text_unimodal", columns)),
+        text_id[columns],
+        owner.long()[columns],
+    )
     try:
         gallery.own_image()
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     return gallery
 
 
-def bare(rows: Tensor) -> Encoded:
+def bare(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
     """Embeddings [N, D] without token-level features."""
     tokens = rows.new_zeros(len(rows), 0, rows.shape[1])
-    return Encoded(rows, tokens, tokens[..., 0].bool())
+    return Encoded(rows, tokens, tokens[..., 0].bool(), unimodal)
+
+
+def _further(arrays: Mapping[str, Tensor], name: str, order: Tensor) -> Tensor | None:
+    return arrays[name][order] if name in arrays else None
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -68,18 +86,18 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} can't be read: {error}") from None
 
 
-def _rows(path: Path, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:
+def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:
     rows, ids = arrays[name], arrays[ids_name]
     if rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
-        raise UserError(f"{path}: {name} has shape {list(rows.shape)} and type {rows.dtype}; [rows, width] is needed")
+        raise UserError(f"{where}: {name} has shape {list(rows.shape)} and type {rows.dtype}; [rows, width] is needed")
     if ids.shape != rows.shape[:1] or ids.is_floating_point():
-        raise UserError(f"{path}: {ids_name} must be {len(rows)} whole numbers, one for each row of {name}")
+        raise UserError(f"{where}: {ids_name} must be {len(rows)} whole numbers, one for each row of {name}")
     ids = ids.long()
-    check_rows(rows, ids, f"{path}: {name}")
+    check_rows(rows, ids, f"{where}: {name}")
     unique, counts = ids.unique(return_counts=True)
     if len(unique) < len(ids):
         twice = unique[counts > 1]
-        raise UserError(f"{path}: {ids_name} {int(twice[0])} stands twice ({len(twice)} such ids); ids must be unique")
+        raise UserError(f"{where}: {ids_name} {int(twice[0])} stands twice ({len(twice)} such ids); ids must be unique")
     return rows, ids
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from itr.evaluation.cosine import Cosine
@@ -70,6 +73,15 @@ def over_all_positives(gallery: Gallery, score: Score, positives: Positives, til
         matches = torch.cat(counts).double().mean().item()
         found |= _named(way, {"map_at_r": 100 * average, "r_precision": 100 * r_precision, "matches": matches})
     return found
+
+
+def mean_cosines(gallery: Gallery) -> tuple[float, float]:
+    """Mean cosine of the captions with their own images, and with all other images (NaN where there is no other)."""
+    image, text = (F.normalize(side.pooled.double(), dim=-1) for side in (gallery.image, gallery.text))
+    own = (image[gallery.own_image()] * text).sum(dim=1)
+    others = len(image) * len(text) - len(own)
+    everything = (image.sum(dim=0) * text.sum(dim=0)).sum()  # of all pairs, without a matrix of them
+    return own.mean().item(), ((everything - own.sum()) / others).item() if others else math.nan
 
 
 def _named(way: str, values: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,165 @@
+"""The verb `report`: read the runs, measure their embeddings, write the page."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from itr.data.features import data_identity
+from itr.data.locations import find_split, read_positives
+from itr.distributed import choose_device
+from itr.errors import UserError
+from itr.evaluation.embeddings import load_embeddings
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.positives import Positives
+from itr.parsing import FriendlyParser
+from itr.report.embeddings import checkpoint_embeddings, file_hash
+from itr.report.entry import Entry, plural
+from itr.report.measure import Measured, measure
+from itr.report.page import page
+from itr.report.published import departures, published
+from itr.report.runs import Run, read_run, run_names
+from itr.report.samples import read_samples
+
+log = logging.getLogger(__name__)
+
+
+def report(
+    runs: list[str],
+    out: str | None = None,
+    split: str = "test",
+    data: str | None = None,
+    embeddings: list[str] | None = None,
+    pictures: int = 24,
+    device: str = "auto",
+) -> None:
+    """Write a page about a run, or about several side by side, that opens without a network.
+
+    Args:
+        runs: run folders, the one to compare the others with first.
+        out: file to write, FILE.html; by default report/index.html in the first run.
+        split: split of the data that is measured and shown.
+        data: folder of shards, where they are no longer at the place that the run's config names.
+        embeddings: ready embeddings, a .npz for each run, instead of those by the run's checkpoint.
+        pictures: queries that the gallery shows in each direction, shared out among the runs; 0 for no gallery.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+    """
+    folders = [Path(run).expanduser() for run in runs]
+    given = embeddings or []
+    if given and len(given) != len(folders):
+        raise UserError(f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}")
+    if pictures < 0:
+        raise UserError(f"--pictures is {pictures}; it must be 0 or more")
+    target = Path(out).expanduser() if out else folders[0] / "report" / "index.html"
+    if target.suffix not in (".html", ".htm"):
+        raise UserError(f"--out is {out}; give a name that ends in .html")
+    root = None if data is None else Path(data).expanduser()
+    if root is not None:
+        find_split(root, split)  # a wrong option is an error, a wrong place in a config a note on the page
+    shown = -(-pictures // len(folders))
+    entries = []
+    for number, (folder, name) in enumerate(zip(folders, run_names(folders), strict=True)):
+        ready = Path(given[number]).expanduser() if given else None
+        entries.append(_entry(read_run(folder, name), split, root, ready, shown, device))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(entries, split), encoding="utf-8", errors="replace")
+    for entry in entries:
+        for note in entry.run.notes:
+            log.info("%s: %s", entry.name, note)
+    print(f"the report is {target} ({target.stat().st_size / 1e6:.1f} MB)")
+
+
+def _entry(run: Run, split: str, data: Path | None, ready: Path | None, shown: int, device: str) -> Entry:
+    entry = Entry(run, published=published(run.config_name), departures=departures(run))
+    entry.facts["checkpoint"] = _checkpoint(run)
+    entry.facts["software"] = ", ".join(_versions())
+    root = data or Path(run.setting("data.root", "shards")).expanduser()
+    try:
+        shards = find_split(root, split)
+        size = f"{plural(shards.images, 'picture')}, {plural(shards.captions, 'caption')}"
+        entry.facts["data"] = f"{root}, split {split}: {size}; identity {data_identity(shards)[:16]}"
+    except UserError as error:
+        run.notes.append(f"no pictures: {error}. Where the shards have moved, give --data")
+        shards = None
+    try:
+        gallery = _gallery(run, root, split, ready, device)
+    except UserError as error:
+        if ready is not None:
+            raise
+        run.notes.append(f"no embeddings, hence neither curves of recall nor a gallery: {error}")
+        return entry
+    if shards and (shards.images, shards.captions) != (len(gallery.image_id), len(gallery.text_id)):
+        run.notes.append(
+            f"no pictures and no true matches: the embeddings are of {plural(len(gallery.image_id), 'picture')} and "
+            f"{plural(len(gallery.text_id), 'caption')}, which are not those of {root}"
+        )
+        shards = None
+    found = read_positives(root, split) if shards else None
+    positives = None if found is None else Positives.from_pairs(*found)
+    log.info("%s: ranking %s", run.name, plural(len(gallery.text_id), "caption"))
+    entry.measured = measure(gallery, positives, shown, torch.device(choose_device(device)))
+    if shards and shown:
+        _add_samples(entry, entry.measured, root, split)
+    return entry
+
+
+def _checkpoint(run: Run) -> str:
+    path = run.checkpoint
+    return f"{path.name}, SHA-256 {file_hash(path)}..." if path else "none"
+
+
+def _versions() -> list[str]:
+    """What this page was made with."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("itr", "torch", "lightning", "transformers", "open_clip_torch"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _gallery(run: Run, root: Path, split: str, ready: Path | None, device: str) -> Gallery:
+    if ready is not None:
+        return load_embeddings(ready)
+    if run.checkpoint is None:
+        raise UserError("there is no checkpoint in checkpoints/")
+    cache = run.folder / "report" / f"embeddings-{split}.npz"
+    return checkpoint_embeddings(run.checkpoint, root, split, cache, device)
+
+
+def _add_samples(entry: Entry, measured: Measured, root: Path, split: str) -> None:
+    """Read what the gallery shows."""
+    images: set[int] = set()
+    captions: set[int] = set()
+    for query in measured.queries:
+        rows = [query.row, *(hit.row for hit in query.hits)]
+        image_rows, text_rows = (rows[:1], rows[1:]) if query.way == "i2t" else (rows[1:], rows[:1])
+        image_rows += [int(measured.own_image[row]) for row in text_rows if query.way == "t2i"]
+        images |= {int(measured.image_id[row]) for row in image_rows}
+        captions |= {int(measured.text_id[row]) for row in text_rows}
+    try:
+        entry.samples = read_samples(root, split, images, captions)
+    except UserError as error:
+        entry.run.notes.append(f"no pictures: {error}")
+        return
+    missing = len(images - set(entry.samples.picture))
+    if missing:
+        entry.run.notes.append(f"{missing} of {len(images)} pictures are not in the shards: other data, or --split")
+
+
+def main(arguments: list[str]) -> None:
+    """Parse `itr report RUN [RUN ...] [options]` and write the page."""
+    line = (report.__doc__ or "").splitlines()[0]
+    parser = FriendlyParser(prog="itr", description=line)
+    verbs = parser.add_subcommands(required=True, metavar="VERB")
+    options = FriendlyParser(description=line)
+    options.add_argument("runs", nargs="+", type=str, help="run folders; the others are compared with the first")
+    options.add_argument("--embeddings", nargs="+", type=str, help="ready embeddings, a .npz for each run")
+    options.add_function_arguments(report, skip={"runs", "embeddings"})
+    verbs.add_subcommand(arguments[0], options)
+    report(**parser.parse_args(arguments)[arguments[0]].as_dict())

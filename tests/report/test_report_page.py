@@ -1,0 +1,221 @@
+"""`itr report` as its users meet it: pages of whole, broken and half runs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import itr.report.embeddings
+from html_page import Page
+from itr.cli import main
+from itr.data.shards import Record, write_split
+
+
+def report(*arguments: str | Path) -> Page:
+    """The page that a command line writes."""
+    words = [str(argument) for argument in arguments]
+    assert main(["report", *words, "--device", "cpu"]) == 0
+    return Page(Path(words[words.index("--out") + 1]) if "--out" in words else Path(words[0]) / "report/index.html")
+
+
+def sections(page: Page) -> list[str | None]:
+    return [attributes.get("id") for attributes in page.all("section")]
+
+
+def test_a_page_of_one_run_is_whole(run):
+    page = report(run)
+    assert sections(page) == ["run", "recall", "ranks", "views", "capacity", "training", "gallery"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    row = next(row for row in page.rows if row[0] == "run" and len(row) > 10)
+    names = [f"test/{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
+    names += ["test/rsum", "test/all/i2t_map_at_r", "test/all/t2i_map_at_r"]
+    assert row[1:] == [f"{metrics[name]:.1f}" for name in names]
+    assert "measured for this page" not in page.text  # the checkpoint gives what metrics.json tells
+    for words in (
+        "demo.yaml",
+        "data.batch_size is 8 instead of 128",
+        "VSE: vit from scratch",
+        "InfoNCE",
+        "Learning rate",
+        "mean cosine",
+        "SHA-256",
+    ):
+        assert words in page.text
+    assert (run / "config.yaml").read_text() in page.text
+    assert "Not on this page" not in page.text
+
+
+def test_a_page_asks_for_nothing_and_its_pictures_decode(run):
+    page = report(run)
+    assert page.loads()
+    assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in page.loads())
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    assert not page.all("script")
+    assert not page.all("link")
+    pictures = page.all("img")
+    assert len(pictures) > 20
+    for attributes in pictures:
+        data = base64.b64decode((attributes["src"] or "").partition(",")[2], validate=True)
+        assert max(Image.open(io.BytesIO(data)).convert("RGB").size) <= 160
+        assert attributes["alt"]
+    assert all(attributes.get("aria-label") for attributes in page.all("svg") if attributes.get("role") == "img")
+    assert all(attributes.get("scope") for attributes in page.all("th"))
+    assert [name for name, _ in page.elements if name in ("h1", "h2", "h3", "h4")][:2] == ["h1", "h2"]
+
+
+def test_runs_side_by_side(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    page = report(run, other, "--out", tmp_path / "two.html")
+    assert "difference" in sections(page)
+    row = next(row for row in page.rows if row[0].strip() == "other" and "p = " in row[1])
+    assert all("p = 1.000" in cell and "+0.0 to +0.0" in cell for cell in row[1:])
+    assert page.text.count("The complete config of") == 2
+    assert (other / "report" / "embeddings-test.npz").is_file()
+
+
+def test_embeddings_are_made_once(run, monkeypatch):
+    first = report(run)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("embedded twice")
+
+    monkeypatch.setattr(itr.report.embeddings, "embed_shards", refuse)
+    assert report(run).source == first.source
+    (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes() + b" ")
+    with pytest.raises(AssertionError, match="embedded twice"):
+        report(run)
+
+
+def test_ready_embeddings_give_the_same_page(run, scenes, tmp_path):
+    file = tmp_path / "embeddings.npz"
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    options = ["--data", str(scenes), "--num_workers", "0", "--device", "cpu", "--out", str(file)]
+    assert main(["embed", "--ckpt_path", str(checkpoint), *options]) == 0
+    first = report(run)
+    with np.load(file) as arrays:
+        order = np.random.default_rng(0).permutation(len(arrays["text"]))
+        kept = {name: arrays[name][order] if name.startswith(("text", "caption")) else arrays[name] for name in arrays}
+    np.savez(file, **kept)
+    assert report(run, "--embeddings", file).rows == first.rows
+
+
+def test_captions_are_text_whatever_they_hold(tmp_path):
+    """Shards of one's own, in which nothing but the captions' own pictures is known to match."""
+    captions = ["<script>alert(1)</script> & \"quoted\" 'too'", "</style><img src=https://a.example/x.png>", "كلب أحمر"]
+    records = []
+    for number in range(12):
+        stream = io.BytesIO()
+        Image.new("RGB", (300, 20), (20 * number, 90, 10)).save(stream, "PNG")
+        records.append(Record(stream.getvalue(), "png", [f"{caption} {number}" for caption in captions], str(number)))
+    write_split(records, tmp_path / "shards", "test", 100)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text('{"test/<b>": 1.0, "about": {"seed": "</pre><script>"}}')
+    rng = np.random.default_rng(0)
+    ids = {"image_id": np.arange(12), "caption_id": np.arange(36), "caption_image_id": np.repeat(np.arange(12), 3)}
+    np.savez(tmp_path / "e.npz", image=rng.normal(size=(12, 8)), text=rng.normal(size=(36, 8)), **ids)
+    page = report(run, "--data", tmp_path / "shards", "--embeddings", tmp_path / "e.npz")
+    assert not page.all("script")
+    assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in page.loads())
+    assert captions[0] in page.text
+    assert captions[1] in "".join(a["alt"] or "" for a in page.all("img")) + page.text
+    assert "كلب" in page.text
+    assert "test/<b>" in page.text
+    assert '"seed": "</pre><script>"' in page.text
+    assert "do not tell which unannotated pairs are true" in page.text
+    assert any(attributes.get("dir") == "auto" for attributes in page.all("p"))
+
+
+def test_shards_that_are_gone_and_found_again(run, scenes, tmp_path):
+    config = (run / "config.yaml").read_text().replace(str(scenes), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(config)
+    page = report(run)
+    assert sections(page) == ["run", "recall", "training"]
+    assert "no pictures" in page.text
+    assert "give --data" in page.text
+    assert "gallery" in sections(report(run, "--data", scenes))
+
+
+def test_embeddings_of_other_data_are_shown_without_its_pictures(run, tmp_path):
+    rng = np.random.default_rng(0)
+    ids = {"image_id": np.arange(5), "caption_id": np.arange(9), "caption_image_id": np.arange(9) % 4}
+    np.savez(tmp_path / "e.npz", image=rng.normal(size=(5, 8)), text=rng.normal(size=(9, 8)), **ids)
+    page = report(run, "--embeddings", tmp_path / "e.npz")
+    assert "which are not those of" in page.text
+    assert not page.all("img")
+    assert "gallery" in sections(page)
+
+
+def damage(run: Path, name: str) -> None:
+    (run / name).write_text("{[ no")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["checkpoints"], "there is no checkpoint"),
+        (["metrics.json"], "no metrics.json"),
+        (["logs"], "no training curves"),
+        (["config.yaml", "logs", "metrics.json"], "no config.yaml"),
+    ],
+)
+def test_a_page_says_what_is_missing(run, scenes, names, said):
+    for name in names:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert said in report(run, "--data", scenes).text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "checkpoints/best.ckpt", "report/embeddings-test.npz"])
+def test_a_page_survives_damaged_files(run, scenes, name):
+    report(run)
+    damage(run, name)
+    page = report(run, "--data", scenes)
+    assert ("there is no file" in page.text or "is no checkpoint" in page.text) == (not name.startswith("report"))
+
+
+def test_mistakes_are_named(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "half.npz", image=np.ones((2, 3)))
+    ids = {"image_id": np.arange(2), "caption_id": np.arange(2), "caption_image_id": np.arange(2)}
+    good = {"image": np.ones((2, 3)), "text": np.ones((2, 3)), **ids}
+    for name, change in {
+        "nan": {"text": np.array([[1, np.nan, 1], [1, 1, 1]])},
+        "zero": {"image": np.array([[0.0, 0, 0], [1, 1, 1]])},
+        "twice": {"caption_id": np.zeros(2, dtype=int)},
+        "orphan": {"caption_image_id": np.array([0, 7])},
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", **{**good, **change})
+    for arguments, said in [
+        ([tmp_path / "nowhere"], "there is no run folder"),
+        ([tmp_path / "empty"], "is no run"),
+        ([run, run], "given twice"),
+        ([run, "--out", "a.pdf"], "ends in .html"),
+        ([run, "--pictures", "-1"], "0 or more"),
+        ([run, "--data", tmp_path / "nowhere"], "no shard folder"),
+        ([run, "--embeddings", "a", "b"], "2 files for 1 run"),
+        ([run, "--embeddings", tmp_path / "nowhere.npz"], "there is no file"),
+        ([run, "--embeddings", tmp_path / "half.npz"], "lacks text, image_id"),
+        ([run, "--embeddings", tmp_path / "nan.npz"], "1 of 2 rows of text are not finite"),
+        ([run, "--embeddings", tmp_path / "zero.npz"], "1 of 2 rows of image are zero"),
+        ([run, "--embeddings", tmp_path / "twice.npz"], "the same id twice"),
+        ([run, "--embeddings", tmp_path / "orphan.npz"], "images that are not in the gallery"),
+    ]:
+        assert main(["report", *map(str, arguments)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_the_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--out", "--split", "--data", "--embeddings", "--pictures"))
