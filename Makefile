@@ -49,6 +49,11 @@ test-all: test test-slow  ## all tests
 bench-prepare: $(READY)  ## images a second of `itr prepare`, beside cp and a bare loop of Pillow
 	$(BIN)/python benchmarks/prepare.py
 
+bench-eval: $(READY)  ## exact ranks of COCO's 5K test and of a large gallery, beside a bare product and others' ways
+	$(BIN)/python benchmarks/evaluation.py
+
+bench: bench-prepare bench-eval  ## all benchmarks that run anywhere
+
 lint: $(READY)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -51,6 +51,14 @@ def test_coco_and_eccv_of_embeddings(embeddings, tmp_path, capsys):
         "about"
     }
     assert "wrote" in capsys.readouterr().out
+    some = {str(i): [int(n) for n in judged("original", "i2t")[i]] for i in sorted(judged("original", "i2t"))[:40]}
+    (tmp_path / "pm_image_to_caption.json").write_text(json.dumps(some))
+    few = {str(n): [int(i)] for i, numbers in some.items() for n in numbers}
+    (tmp_path / "pm_caption_to_image.json").write_text(json.dumps(few))
+    found = run("eccv", tmp_path / "d.json", "--embeddings", str(embeddings), "--plausible", str(tmp_path))
+    assert 0 <= found["pmrp/i2t"] < 5
+    assert main(["evaluate", "eccv", "--embeddings", str(embeddings), "--out", "e.json", "--plausible", "/none"]) == 1
+    assert "pm_image_to_caption.json can't be read" in capsys.readouterr().err
 
 
 def test_cxc_with_its_judgements(embeddings, tmp_path, capsys):

@@ -8,7 +8,7 @@ our own ranks and not by its functions, which need full rankings for the folds a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,31 +113,40 @@ def _folds(gallery: Gallery) -> list[Gallery]:
     return found
 
 
-def judged_recalls(gallery: Gallery, judge: Judge, device: torch.device | str = "cpu") -> dict[str, float]:
+Truth = Mapping[str, Mapping[int, Sequence[int]]]
+"""The true matches of each query by COCO's ids: of images under `i2t`, of captions under `t2i`."""
+
+
+def truth_of(judge: Judge) -> Truth:
+    """What a judge found true, both ways."""
+    return {"i2t": judged(judge, "i2t"), "t2i": judged(judge, "t2i")}
+
+
+def judged_recalls(gallery: Gallery, truth: Truth, device: torch.device | str = "cpu") -> dict[str, float]:
     """R@K where any caption, or image, that the judges found true is a hit."""
-    ranks = {way: _judged_ranks(gallery, judge, way, device) for way in DIRECTIONS}
-    return with_rsum({way: recalls(found) for way, found in ranks.items()})
+    return with_rsum({way: recalls(_judged_ranks(gallery, truth[way], way, device)) for way in DIRECTIONS})
 
 
-def _judged_ranks(gallery: Gallery, judge: Judge, way: str, device: torch.device | str) -> Tensor:
-    image, text = _sides(gallery, judge, way, device)
-    pairs = _pairs(gallery, judge, way)
+def _judged_ranks(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str) -> Tensor:
+    image, text = _sides(gallery, truth, way, device)
+    pairs = _pairs(gallery, truth, way)
     ranks = rank(Cosine(image, text), Matches(pairs[0].to(device), pairs[1].to(device), len(image), len(text)))
     return ranks.image_to_text if way == "i2t" else ranks.text_to_image
 
 
-def _sides(gallery: Gallery, judge: Judge, way: str, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _sides(
+    gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Embeddings of both sides, the queries being those that were judged."""
-    queries = torch.tensor(sorted(judged(judge, way)))  # type: ignore[arg-type]
+    queries = torch.tensor(sorted(truth))
     image, text = gallery.image.pooled.to(device), gallery.text.pooled.to(device)
     if way == "i2t":
         return image[torch.searchsorted(gallery.image_id, queries).to(device)], text
     return image, text[torch.searchsorted(gallery.text_id, queries).to(device)]
 
 
-def _pairs(gallery: Gallery, judge: Judge, way: str) -> Tensor:
+def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Tensor:
     """Rows of image and caption of each true match [2, P], queries counted among those that were judged."""
-    truth: Mapping[int, list[int]] = judged(judge, way)  # type: ignore[arg-type]
     candidates = gallery.text_id if way == "i2t" else gallery.image_id
     flat = [(row, match) for row, query in enumerate(sorted(truth)) for match in truth[query]]
     rows, matches = torch.tensor(flat).T.contiguous()
@@ -147,31 +156,64 @@ def _pairs(gallery: Gallery, judge: Judge, way: str) -> Tensor:
     return torch.stack(pair if way == "i2t" else pair[::-1])
 
 
-def eccv_metrics(gallery: Gallery, device: torch.device | str = "cpu", tile: int = 256) -> dict[str, float]:
-    """mAP@R, R-Precision and R@1 of ECCV Caption, in percent, `eccv/...`."""
-    gallery = standard(gallery)
+def judged_precisions(
+    gallery: Gallery, truth: Truth, device: torch.device | str = "cpu", tile: int = 256
+) -> dict[str, float]:
+    """mAP@R and R-Precision over all that the judges found true, in percent.
+
+    NOTE: two of ECCV Caption's matches are none of the 25,000 captions; they count in R all the same, as in the
+    authors' package.
+    """
     metrics: dict[str, float] = {}
     for way in DIRECTIONS:
-        image, text = _sides(gallery, "eccv", way, device)
-        score, pairs = Cosine(image, text), _pairs(gallery, "eccv", way)
-        truth = torch.zeros(len(image), len(text), dtype=torch.bool)
-        truth[pairs[0], pairs[1]] = True
-        # Two of its matches are none of the 25,000 captions; they count in R all the same, as in the authors' package.
-        totals = torch.tensor([len(set(matches)) for _, matches in sorted(judged("eccv", way).items())])  # type: ignore[arg-type]
+        image, text = _sides(gallery, truth[way], way, device)
+        score, pairs = Cosine(image, text), _pairs(gallery, truth[way], way)
+        true = torch.zeros(len(image), len(text), dtype=torch.bool)
+        true[pairs[0], pairs[1]] = True
+        totals = torch.tensor([len(set(matches)) for _, matches in sorted(truth[way].items())])
         found = []
-        for queries in tiles(len(image if way == "i2t" else text), tile):
-            everything = slice(None)
-            rows, columns = (queries, everything) if way == "i2t" else (everything, queries)
-            scores, true = score(rows, columns).cpu(), truth[rows, columns]
+        for queries in tiles(len(totals), tile):
+            rows, columns = (queries, slice(None)) if way == "i2t" else (slice(None), queries)
+            scores, right = score(rows, columns).cpu(), true[rows, columns]
             if way == "t2i":
-                scores, true = scores.T, true.T
-            found.append(torch.stack(precision_over_all(scores, true, totals[queries])))
+                scores, right = scores.T, right.T
+            found.append(torch.stack(precision_over_all(scores, right, totals[queries])))
         average, r_precision = torch.cat(found, dim=1).mean(dim=1).tolist()
-        metrics[f"eccv/{way}_map_at_r"], metrics[f"eccv/{way}_r_precision"] = 100 * average, 100 * r_precision
-        metrics[f"eccv/{way}_r1"] = recalls(_judged_ranks(gallery, "eccv", way, device))["r1"]
+        metrics |= {f"{way}_map_at_r": 100 * average, f"{way}_r_precision": 100 * r_precision}
     return metrics
+
+
+def eccv_metrics(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
+    """mAP@R, R-Precision and R@1 of ECCV Caption, in percent, `eccv/...`."""
+    gallery, truth = standard(gallery), truth_of("eccv")
+    metrics = judged_precisions(gallery, truth, device)
+    metrics |= {f"{way}_r1": recalls(_judged_ranks(gallery, truth[way], way, device))["r1"] for way in DIRECTIONS}
+    return {f"eccv/{name}": value for name, value in metrics.items()}
 
 
 def cxc_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
     """Recalls by CxC's judgements (https://arxiv.org/abs/2004.15020), `cxc/...`."""
-    return {f"cxc/{name}": value for name, value in judged_recalls(standard(gallery), "cxc", device).items()}
+    found = judged_recalls(standard(gallery), truth_of("cxc"), device)
+    return {f"cxc/{name}": value for name, value in found.items()}
+
+
+def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> dict[str, float]:
+    """R-Precision over plausible matches, `pmrp/...` (PCME, https://arxiv.org/abs/2101.05068).
+
+    Args:
+        gallery: keyed by COCO's ids.
+        folder: with pm_image_to_caption.json and pm_caption_to_image.json, which `eccv_caption` leaves to be fetched.
+        device: where to score.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    truth = {}
+    for way, name in (("i2t", "pm_image_to_caption.json"), ("t2i", "pm_caption_to_image.json")):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            truth[way] = {int(query): [int(match) for match in matches] for query, matches in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"plausible matches {folder / name} can't be read: {error}") from None
+    found = judged_precisions(standard(gallery), truth, device)
+    return {f"pmrp/{way}": found[f"{way}_r_precision"] for way in DIRECTIONS}

@@ -15,7 +15,7 @@ from itr.checkpoints import open_checkpoint
 from itr.data.features import split_identity
 from itr.data.locations import find_split
 from itr.errors import UserError
-from itr.evaluation.coco import coco_recalls, cxc_recalls, eccv_metrics
+from itr.evaluation.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import about, figures_file, table, write_figures
@@ -43,13 +43,19 @@ def evaluate_coco(scored: Scored) -> None:
     _run(scored, COCO, lambda gallery: coco_recalls(gallery, scored.where))
 
 
-def evaluate_eccv(scored: Scored) -> None:
+def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
     """Measure ECCV Caption's mAP@R, R-Precision and R@1, whose matches were judged by people and machines.
 
     Args:
         scored: what is scored.
+        plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json, for PMRP too.
     """
-    _run(scored, ECCV, lambda gallery: eccv_metrics(gallery, scored.where))
+
+    def measure(gallery: Gallery) -> dict[str, float]:
+        figures = eccv_metrics(gallery, scored.where)
+        return figures | (pmrp(gallery, Path(plausible).expanduser(), scored.where) if plausible else {})
+
+    _run(scored, ECCV, measure)
 
 
 def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
