@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from itr import random_state
 from itr.backbones import VSE
 from itr.evaluation.gallery import GalleryBuilder
 from itr.methods import CUSA, D2S, Method
@@ -103,13 +104,23 @@ def make_gallery(rank: int, world: int) -> dict[str, torch.Tensor]:
     return {"image": found.image.pooled, "tokens": found.text.tokens, "mask": found.text.mask, "id": found.text_id}
 
 
+def draw_twice(rank: int) -> torch.Tensor:
+    """What a process draws before and after its random numbers are put back [2, 3]."""
+    torch.manual_seed(rank)
+    states = random_state.collect(torch.device("cpu"))
+    first = torch.rand(3)
+    random_state.restore(states, torch.device("cpu"))
+    return torch.stack([first, torch.rand(3)])
+
+
 def work(rank: int, world: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     share = BATCH // world
     rows = slice(rank * share, (rank + 1) * share)
     found = {name: gradients(name, rows, parallel=True) for name in [*OBJECTIVES, *METHODS]}
-    torch.save({**found, "gallery": make_gallery(rank, world)}, Path(folder) / f"{rank}.pt")
+    others = {"gallery": make_gallery(rank, world), "random": {"drawn": draw_twice(rank)}}
+    torch.save({**found, **others}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -139,3 +150,16 @@ def test_processes_build_the_gallery_of_one(processes):
     for found in processes:
         for key, value in expected.items():
             assert torch.equal(found["gallery"][key], value)
+
+
+def test_each_process_gets_its_own_random_numbers_back(processes):
+    drawn = [found["random"]["drawn"] for found in processes]
+    assert all(torch.equal(first, again) for first, again in drawn)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_random_numbers_of_another_number_of_processes_are_left(caplog):
+    states = random_state.collect(torch.device("cpu"))
+    with caplog.at_level("INFO", logger="itr.random_state"):
+        random_state.restore({"cpu": states["cpu"].repeat(2, 1)}, torch.device("cpu"))
+    assert "of 2 processes and this run of 1: random numbers start anew" in caplog.text

@@ -29,6 +29,6 @@ def restore(states: dict[str, Tensor], device: torch.device) -> None:
             world_size(),
         )
         return
-    torch.set_rng_state(states["cpu"][process_number()].cpu())
+    torch.set_rng_state(states["cpu"][process_number()].cpu().clone())
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][process_number()].cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"][process_number()].cpu().clone(), device)
