@@ -190,6 +190,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*is not supported by the model summary.*",
         ".*predict returned None.*",  # the embeddings are in the module
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # every process has the same figures
         "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`IterableDataset` has `__len__` defined.*",  # our streams know their exact length
