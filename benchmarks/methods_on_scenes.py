@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,25 +25,36 @@ from torch.nn.functional import normalize
 
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.images import EvaluationTransform, decode
 from itr.data.locations import find_split
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
 from itr.data.tars import read_tar
 from itr.module import RetrievalModule
 
-CUSA = ["--model.methods+=CUSA"]
-D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=8", "--model.methods.depth=1"]
+CUSA = [
+    "--model.methods+=CUSA", "--model.methods.head_init=identity", "--model.methods.targets=add",
+    *(f"--model.methods.{kind}_temperature={{initial: 0.1, bounds: [0.01, 1.0]}}" for kind in ("cross", "uni")),
+    *(f"--model.methods.{kind}_soft_temperature.initial=0.15" for kind in ("cross", "uni")),
+]  # fmt: skip
+D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=8", "--model.methods.depth=1", "--model.methods.gain=0"]
+PRETRAINED = ["--model.methods.stage1=STAGE1"]
 STAGE1 = "D2S stage 1 only"
+ALIGN = "--model.methods.weight=0"
+DISTIL = "--model.methods.weight=0.3"
+BOTH = ["--model.methods.alpha=1", "--model.methods.beta=3"]
+# Chosen on val, see docs/methods_on_scenes.md.
 VARIANTS: dict[str, list[str]] = {
-    STAGE1: ["--data.texts=dense", "--data.captions=1", "--data.batch_size=64"],
+    STAGE1: ["--data.texts=dense", "--data.captions=1", "--data.batch_size=64", "--model.backbone.word_mask=0.5"],
     "baseline": [],
+    "baseline, twice the epochs": ["--trainer.max_epochs=TWICE"],
     "CSA": [*CUSA, "--model.methods.alpha=1", "--model.methods.beta=0"],
-    "USA": [*CUSA, "--model.methods.alpha=0", "--model.methods.beta=1"],
-    "CUSA": [*CUSA, "--model.methods.alpha=1", "--model.methods.beta=1"],
-    "D2S without pre-training": D2S,
-    "D2S": [*D2S, "--model.methods.stage1={stage1}"],
-    "CUSA+D2S": [
-        *CUSA, "--model.methods.alpha=1", "--model.methods.beta=1", *D2S, "--model.methods.stage1={stage1}",
-    ],
+    "USA": [*CUSA, "--model.methods.alpha=0", "--model.methods.beta=3"],
+    "CUSA": [*CUSA, *BOTH],
+    "D2S: alignment": [*D2S, ALIGN],
+    "D2S without pre-training": [*D2S, DISTIL],
+    "D2S: pre-training, alignment": [*D2S, *PRETRAINED, ALIGN],
+    "D2S": [*D2S, *PRETRAINED, DISTIL],
+    "CUSA+D2S": [*CUSA, *BOTH, *D2S, *PRETRAINED, DISTIL],
 }  # fmt: skip
 FIGURES = {
     "rsum": "test/rsum",
@@ -105,31 +117,37 @@ def itr(*arguments: str) -> None:
         raise RuntimeError(f"itr {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def run(name: str, seed: int, out: Path, epochs: int) -> None:
-    """Train and test one variant with one seed, unless that is done already."""
-    folder = out / name.replace(" ", "_") / str(seed)
-    if (folder / "metrics.json").is_file():
+def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
+    """Train one variant with one seed, and evaluate it on a split, unless that is done already."""
+    folder = folder_of(out, name, seed)
+    if (folder / f"{split}.json").is_file():
         return
-    stage1 = out / STAGE1.replace(" ", "_") / str(seed) / "checkpoints" / "last.ckpt"
     common = ["--config=demo.yaml", f"--data.root={out / 'shards'}", f"--trainer.default_root_dir={folder}"]
     common += ["--trainer.enable_progress_bar=false", "--data.num_workers=0", "--trainer.accelerator=cpu"]
-    chosen = [option.format(stage1=stage1) for option in VARIANTS[name]]
-    settings = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--data.features={out / 'teacher'}"]
-    itr("fit", *common, "--overwrite=true", *settings, *chosen)
-    itr("test", *common, "--ckpt_path=last")
-    figures = json.loads((folder / "metrics.json").read_text()) | within_modalities(folder, out / "shards")
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"{name}, seed {seed}: rsum {figures['test/rsum']:.2f}", flush=True)
+    if not (folder / "trained").is_file():
+        stage1 = folder_of(out, STAGE1, seed) / "checkpoints" / "last.ckpt"
+        chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * epochs)) for o in VARIANTS[name]]
+        settings = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--data.features={out / 'teacher'}"]
+        settings += ["--data.val_split=null"]  # the last checkpoint is taken, whatever it does on val
+        itr("fit", *common, "--overwrite=true", *settings, *chosen)
+        (folder / "trained").touch()
+    itr("test", *common, "--ckpt_path=last", f"--data.test_split={split}")
+    figures = json.loads((folder / "metrics.json").read_text()) | within_modalities(folder, out / "shards", split)
+    (folder / f"{split}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"{name}, seed {seed}: rsum {figures['test/rsum']:.2f} on {split}", flush=True)
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Where a run of a variant lies."""
+    return out / re.sub(r"[^\w+]+", "_", name) / str(seed)
 
 
 @torch.no_grad()
-def within_modalities(folder: Path, shards: Path) -> dict[str, float]:
+def within_modalities(folder: Path, shards: Path, split: str) -> dict[str, float]:
     """How well similarities within a modality agree with the truth's: mean Spearman correlation a query, times 100."""
     module = RetrievalModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
-    truth = truth_vectors(shards, "test")
-    samples = [s for shard in find_split(shards, "test").shards for s in read_tar(shard.place)]
-    from itr.data.images import EvaluationTransform, decode
-
+    truth = truth_vectors(shards, split)
+    samples = [s for shard in find_split(shards, split).shards for s in read_tar(shard.place)]
     transform = EvaluationTransform(module.backbone.image_spec)
     images = module.encode_image(torch.stack([transform(decode(s.image, 10**7)) for s in samples]))
     texts = module.encode_text([caption for s in samples for caption in s.captions])
@@ -149,11 +167,11 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((centred[0] * centred[1]).sum(dim=1).mean())
 
 
-def table(out: Path, seeds: list[int]) -> str:
+def table(out: Path, seeds: list[int], split: str) -> str:
     """Mean and standard deviation over seeds, as Markdown."""
     lines = [f"| method | {' | '.join(FIGURES)} |", "|---|" + "---|" * len(FIGURES)]
     for name in ["baseline", *(name for name in VARIANTS if name != "baseline")]:
-        runs = [json.loads((out / name.replace(" ", "_") / str(s) / "metrics.json").read_text()) for s in seeds]
+        runs = [json.loads((folder_of(out, name, seed) / f"{split}.json").read_text()) for seed in seeds]
         cells = []
         for key in FIGURES.values():
             values = [figures[key] for figures in runs]
@@ -170,6 +188,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=4000, help="training pictures")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", default="test", help="split to evaluate on; settings are chosen on val")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     options = parser.parse_args()
     shards = options.out / "shards"
@@ -180,9 +199,9 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         for names in ([STAGE1], rest):  # the first stage's checkpoints start the second
             work = [(name, seed) for seed in options.seeds for name in names]
-            list(pool.map(lambda job: run(*job, options.out, options.epochs), work))
-    text = table(options.out, options.seeds)
-    (options.out / "table.md").write_text(text + "\n")
+            list(pool.map(lambda job: run(*job, options.out, options.epochs, options.split), work))
+    text = table(options.out, options.seeds, options.split)
+    (options.out / f"{options.split}.md").write_text(text + "\n")
     print(text)
 
 

@@ -175,6 +175,13 @@ def test_heads_make_both_embeddings_and_leave_tokens():
     assert none.embed_text(features) is features
 
 
+def test_heads_that_start_at_the_identity_keep_what_the_layer_norm_leaves():
+    rows = torch.randn(3, 8, dtype=torch.float64)
+    expected = torch.nn.functional.layer_norm(rows, (8,))
+    assert torch.equal(build(head_init="identity").embed_image(bare(rows)).pooled, expected)
+    assert not torch.allclose(build().embed_image(bare(rows)).pooled, expected)
+
+
 def test_temperatures_stay_in_their_bounds():
     built = build()
     for temperature in built.temperatures.values():

@@ -17,7 +17,7 @@ SWITCHES = [
     {}, {"placement": "prefix"}, {"placement": "postfix"}, {"positions": False}, {"cross_attention": True},
     {"pooling": "gpo"}, {"residual": False}, {"residual": False, "cross_attention": True, "pooling": "gpo"},
     {"distillation": "l1"}, {"distillation": "l2"}, {"weight": 0.0}, {"attend_padding": True},
-    {"normalise_in_evaluation": True},
+    {"normalise_in_evaluation": True}, {"gain": 0.0},
 ]  # fmt: skip
 
 
@@ -42,6 +42,20 @@ def test_what_is_added():
     torch.testing.assert_close(method.train().embed_text(plain).pooled, plain.pooled + prompt)
     method.residual = False
     torch.testing.assert_close(method.embed_text(plain).pooled, prompt)
+
+
+def test_without_gain_training_starts_at_the_first_stages_embedding_and_leaves_it():
+    module = build(vse(word_mask=0.0, visual_token_drop=0.0), gain=0.0).double().eval()
+    texts = ["a red circle", "two"]
+    plain = module.backbone.encode_text(module.backbone.tokenizer(texts)).pooled.detach()
+    assert torch.equal(module.encode_text(texts).pooled, plain)
+    optimizer = torch.optim.SGD(module.methods.parameters(), lr=0.1)
+    for _ in range(2):  # the first step moves the gain, from which on the decoder gets gradients
+        optimizer.zero_grad()
+        torch.stack(list(module.loss_terms(batch(module), 0.0).values())).sum().backward()
+        optimizer.step()
+    assert module.methods["d2s"].decoder.prompts.grad.abs().max() > 0
+    assert not torch.allclose(module.encode_text(texts).pooled, plain)
 
 
 @pytest.mark.parametrize("backbone", [vse, clip])
@@ -149,7 +163,13 @@ def test_half_precision(cross_attention):
         torch.testing.assert_close(half[name].float(), value, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("knobs", [{"num_prompts": 0}, {"depth": 0}, {"weight": -1.0}, {"heads": 3}])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"num_prompts": 0}, {"depth": 0}, {"weight": -1.0}, {"heads": 3}, {"gain": 0.0, "residual": False},
+        {"gain": 0.5, "cross_attention": True},
+    ],
+)  # fmt: skip
 def test_senseless_knobs_are_refused(knobs):
     with pytest.raises(UserError, match=next(iter(knobs))):
         build(**knobs)

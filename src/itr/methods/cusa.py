@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from itr.data.teachers import Teacher
 
 SIDES: Final = ("image", "text")
+HeadInit = Literal["normal", "identity"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class CUSA(Method):
         cross_head: whether embeddings for cross-modal search get a head (LayerNorm, then Linear).
         uni_head: whether embeddings for search within a modality get one; without it, or with beta 0, they are
             what the backbone gives.
+        head_init: how the heads' linear layers start: `normal` (0, 0.02), as the authors' do, throws away what the
+            backbone's embeddings have in common with their teachers' or with a first stage's; `identity` keeps it.
         cross_temperature: of the model's similarities in CSA, one for each direction or for both.
         uni_temperature: of the model's similarities in USA, one for each modality or for both.
         cross_soft_temperature: of the teachers' similarities in CSA.
@@ -86,6 +89,7 @@ class CUSA(Method):
         uni_loss: SoftLoss | None = None,
         cross_head: bool = True,
         uni_head: bool = True,
+        head_init: HeadInit = "normal",
         cross_temperature: Temperatures = Temperatures(bounds=(0.1, 0.99)),  # noqa: B008
         uni_temperature: Temperatures = Temperatures(sharing="separate"),  # noqa: B008
         cross_soft_temperature: Temperatures = Temperatures(initial=1.0, learnable=False),  # noqa: B008
@@ -99,6 +103,7 @@ class CUSA(Method):
         self.targets: Targets = targets
         self.losses: dict[str, SoftLoss] = {"csa": loss, "usa": uni_loss or loss}
         self.cross_head, self.uni_head = cross_head, uni_head
+        self.head_init: HeadInit = head_init
         self.temperatures = {
             "cross": cross_temperature,
             "uni": uni_temperature,
@@ -150,7 +155,8 @@ class CUSAModule(MethodModule):
         self.teachers: dict[str, Teacher] = {}  # no modules, so neither parameters nor checkpoint know them
         self.targets, self.kinds = method.targets, method.losses
         built = {"cross": method.cross_head, "uni": method.uni_head and "usa" in self.terms}
-        self.heads = nn.ModuleDict({f"{use}_{side}": _head(dim) for use in built if built[use] for side in SIDES})
+        names = [f"{use}_{side}" for use in built if built[use] for side in SIDES]
+        self.heads = nn.ModuleDict({name: _head(dim, method.head_init) for name in names})
         self.temperatures = nn.ModuleDict()
         self._key: dict[str, str] = {}
         for group in ("cross", "cross_soft", "uni", "uni_soft"):
@@ -248,7 +254,11 @@ def _within(side: Encoded) -> Tensor:
     return rows @ rows.T
 
 
-def _head(dim: int) -> nn.Sequential:
+def _head(dim: int, init: HeadInit) -> nn.Sequential:
     linear = nn.Linear(dim, dim)
-    nn.init.normal_(linear.weight, std=0.02)
+    if init == "identity":
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    else:
+        nn.init.normal_(linear.weight, std=0.02)
     return nn.Sequential(nn.LayerNorm(dim), linear)

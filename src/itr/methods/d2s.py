@@ -56,6 +56,8 @@ class D2S(Method):
         cached: read the dense embeddings from files made by `itr features --modality dense --model STAGE1` instead of
             keeping a frozen teacher in the model; a step then costs no dense forward.
         positions: give the decoder positions, without which the placement makes no difference.
+        gain: of the decoder's last norm at the start, hence p's length there; with 0 training starts at the first
+            stage's embedding and p grows from nothing. 1 in the authors' code; not with `cross_attention`.
         attend_padding: let the prompts see padding, as the authors' checkpoints do; leave it off otherwise.
         normalise_in_evaluation: bring p to length 1 in evaluation, as the authors' checkpoints do; leave it off
             otherwise.
@@ -78,6 +80,7 @@ class D2S(Method):
         weight: float = 1.0,
         cached: bool = False,
         positions: bool = True,
+        gain: float = 1.0,
         attend_padding: bool = False,
         normalise_in_evaluation: bool = False,
     ) -> None:
@@ -92,6 +95,11 @@ class D2S(Method):
         self.placement, self.cross_attention, self.pooling = placement, cross_attention, pooling
         self.residual, self.distillation, self.weight, self.cached = residual, distillation, weight, cached
         self.positions, self.attend_padding = positions, attend_padding
+        if gain != 1 and cross_attention:
+            raise UserError(f"D2S.gain is {gain}; with cross_attention there is no last norm, leave it at 1")
+        if gain == 0 and not residual:
+            raise UserError("D2S.gain is 0; without the residual every caption's embedding would start at 0")
+        self.gain = gain
         self.normalise_in_evaluation = normalise_in_evaluation
         self.needs = () if weight == 0 else (CACHED,) if cached else (DENSE,)
 
@@ -125,7 +133,7 @@ class D2S(Method):
             return CrossPrompts(dim, self.num_prompts, self.heads, self.pooling, self.attend_padding)
         return PromptDecoder(
             dim, self.num_prompts, self.depth, self.heads, self.mlp_ratio, self.placement, self.pooling,
-            self.positions, self.attend_padding,
+            self.positions, self.attend_padding, self.gain,
         )  # fmt: skip
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

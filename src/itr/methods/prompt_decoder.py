@@ -93,6 +93,7 @@ class PromptDecoder(nn.Module):
         pooling: how the K outputs become one.
         positions: add positions to words and prompts.
         attend_padding: look at padding too.
+        gain: weight of the last LayerNorm at the start; 0 makes p = 0 there, until training moves it.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class PromptDecoder(nn.Module):
         pooling: PoolingKind = "mean",
         positions: bool = True,
         attend_padding: bool = False,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         before = {"prefix": num_prompts, "postfix": 0, "surround": num_prompts // 2}[placement]
@@ -115,6 +117,7 @@ class PromptDecoder(nn.Module):
         self.prompts = nn.Parameter(torch.randn(num_prompts, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+        nn.init.constant_(self.norm.weight, gain)
         self.pool = make_pooling(pooling)
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
