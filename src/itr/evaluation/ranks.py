@@ -131,21 +131,35 @@ def _count_nearly(
 ) -> tuple[Tensor, Tensor]:
     """The same from products in float32, looking exactly at what they can't decide."""
     found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
-    for rows in tiles(matches.num_images, min(tile, IN_CACHE // 2)):
+    for rows in tiles(matches.num_images, min(tile, IN_CACHE)):
         for columns in tiles(matches.num_texts, min(tile, IN_CACHE)):
             scores = score.nearly(rows, columns)
             for side, limit in enumerate((best[0][rows, None], best[1][None, columns])):
+                above, near = _above_and_near(scores, limit, slack, side)
                 count = found[side][(rows, columns)[side]]
-                above = scores > limit + slack
-                count += above.sum(dim=1 - side)
-                pairs = ((scores >= limit - slack) ^ above).nonzero()
-                if len(pairs) > scores.numel() // 16:  # collapsed embeddings: all are near
-                    exact = score(rows, columns)[pairs[:, 0], pairs[:, 1]]
+                count += above
+                if len(near) > scores.numel() // 16:  # collapsed embeddings: all are near
+                    exact = score(rows, columns)[near[:, 0], near[:, 1]]
                 else:
-                    exact = score.pairs(pairs[:, 0] + rows.start, pairs[:, 1] + columns.start)
-                ahead = exact >= limit.flatten()[pairs[:, side]]
-                count.index_add_(0, pairs[:, side], ahead.long())
+                    exact = score.pairs(near[:, 0] + rows.start, near[:, 1] + columns.start)
+                ahead = exact >= limit.flatten()[near[:, side]]
+                count.index_add_(0, near[:, side], ahead.long())
     return found
+
+
+def _above_and_near(scores: Tensor, limit: Tensor, slack: float, side: int) -> tuple[Tensor, Tensor]:
+    """How many scores of each query are surely above its limit, and which are too near to tell [P, 2].
+
+    Counted as numbers in float32, which is several times as fast as in bool, and exact up to 2^24.
+    """
+    number = torch.empty_like(scores)
+    above = torch.gt(scores, limit + slack, out=number).sum(dim=1 - side)
+    at_least = torch.ge(scores, limit - slack, out=number).sum(dim=1 - side)
+    queries = (at_least > above).nonzero()[:, 0]
+    some, limit = scores.index_select(side, queries), limit.index_select(side, queries)
+    near = ((some >= limit - slack) & (some <= limit + slack)).nonzero()
+    near[:, side] = queries[near[:, side]]
+    return above.long(), near
 
 
 def precision_over_all(scores: Tensor, positives: Tensor, totals: Tensor | None = None) -> tuple[Tensor, Tensor]:
