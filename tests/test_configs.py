@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from itr.training_cli import TrainingCLI, quieten
 from tiny import TINY_CLIP, TINY_VSE
 
 FOLDER = config_folder()
-RUNS = sorted(path.name for path in FOLDER.glob("*.yaml"))
-PARTS = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.yaml"))
+# The same as another but for the size of a tower or the name of a data set: built with the slow tests.
+TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_(clip|csa|usa|cusa)")
+
+
+def rows(pattern: str) -> list[Any]:
+    """The shipped configs, twins marked as slow."""
+    names = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob(pattern))
+    return [pytest.param(name, marks=pytest.mark.slow) if TWINS.search(name) else name for name in names]
 
 
 def pretrained(options: dict[str, Any]) -> bool:
@@ -54,7 +61,7 @@ def build(arguments: list[str]) -> TrainingCLI:
     return TrainingCLI(resolve_configs(arguments), run=False)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", rows("*.yaml"))
 def test_a_shipped_run_is_built(name, tmp_path):
     cli = build(["--config", name, "--trainer.accelerator=cpu", "--trainer.precision=32"])
     assert cli.trainer.max_epochs > 0
@@ -63,7 +70,7 @@ def test_a_shipped_run_is_built(name, tmp_path):
     assert cli.datamodule.batch_size > 1
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", rows("*/*.yaml"))
 def test_a_shipped_part_can_be_given_on_the_command_line(name):
     option = {"data": "--data", "backbone": "--model.backbone"}[name.partition("/")[0]]
     cli = build([option, name, "--trainer.accelerator=cpu"])
