@@ -197,8 +197,7 @@ def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.jpg": b"x", "a.json": b'{"captions": []}'}, "a has no caption"),
-        ({"a.jpg": b"x", "a.json": b'{"captions": ["  "]}'}, "a has no caption"),
+        ({"a.jpg": b"x", "a.json": b'{"key": "a"}'}, "a has no caption"),
         ({"a.jpg": b"x", "a.json": b"{broken"}, "can't be read|no valid JSON"),
         ({"a.json": b'{"captions": ["x"]}', "b.jpg": b"x", "b.txt": b"x"}, "a has no image"),
     ],
@@ -207,6 +206,23 @@ def test_a_sample_that_lacks_something_is_named(tmp_path, backbone, members, mes
     write_tar(tmp_path / "train" / "0.tar", members)
     with pytest.raises(UserError, match=message):
         list(make_loader(tmp_path, "train", backbone, True, batch_items=1))
+
+
+def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evaluation(tmp_path, backbone):
+    """Large collections of pictures from the web have some."""
+    picture = bad_record(1).image
+    texts = {"a": b'{"caption": "one"}', "b": b'{"caption": null}', "c": b'{"caption": "  "}', "d": b'{"caption": "4"}'}
+    members = {
+        f"{key}.{kind}": data for key, text in texts.items() for kind, data in (("jpg", picture), ("json", text))
+    }
+    write_tar(tmp_path / "train" / "0.tar", members)
+    loader = make_loader(tmp_path, "train", backbone, True, batch_items=4)
+    (batch,) = loader
+    assert len(batch) == 4
+    assert len(set(batch.image_id.tolist())) == 2
+    assert loader.dataset.skipped == 2
+    with pytest.raises(UserError, match=r"0.tar:b has no caption\. A figure without it would be wrong"):
+        list(make_loader(tmp_path, "train", backbone, False))
 
 
 def test_missing_shards_are_named(tmp_path, scenes):

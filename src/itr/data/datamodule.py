@@ -57,7 +57,8 @@ class ShardData(pl.LightningDataModule):
         augmentation: what happens to training pictures.
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
-        max_skipped: training pictures that may fail to decode in an epoch before the run stops; evaluation refuses
+        max_skipped: training pictures that may fail to decode, or have an empty caption, in an epoch before the run
+            stops; evaluation refuses
             the first.
         max_pixels: larger pictures are refused before they are decoded.
         train_split: split to train on, or a list of tars: relative to `root`, by URL or from /.

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from itr.backbones.tokenizers import first_line
 from itr.data.dense_texts import DenseWriter
-from itr.data.feature_reader import Chunk, ChunkReader
+from itr.data.feature_reader import Chunk, ChunkReader, load_chunks
 from itr.data.features import data_identity
 from itr.data.images import BadImageError, decode
 from itr.data.locations import find_split
@@ -161,17 +160,8 @@ def describe(
     writer: Describer, reader: PictureReader, kept: DenseWriter, split: str, num_workers: int, max_skipped: int
 ) -> None:
     """Have each chunk described, and keep it."""
-    skipped = 0
-    loader = DataLoader(reader, batch_size=None, num_workers=min(num_workers, len(reader.todo)))  # type: ignore[arg-type]
     with tqdm(total=len(reader.todo) * reader.size, desc=f"describing {split}", unit=" pictures") as bar:
-        for chunk in loader:
-            if isinstance(chunk, UserError):
-                raise chunk
-            for message in chunk.messages:
-                skipped += 1
-                if skipped > max_skipped:
-                    raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
-                bar.write(f"skipped {message}")
+        for chunk in load_chunks(reader, num_workers, max_skipped):
             seed = stable_id(writer.settings["seed"], split, chunk.number) % 2**32
             texts = writer(chunk.inputs, seed) if chunk.ids else []
             for image_id, text in zip(chunk.ids, texts, strict=True):

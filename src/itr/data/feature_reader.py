@@ -8,7 +8,8 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
 
 from itr.data import plan
 from itr.data.dense_texts import DenseTexts
@@ -102,6 +103,24 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
                 bad.append(row)
                 messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
         return Chunk(number, image_ids, torch.stack(pictures), bad, messages)
+
+
+def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iterator[Chunk]:
+    """What a reader reads, by workers, telling what it skips.
+
+    Raises:
+        UserError: a shard is bad, or more pictures than `max_skipped` can't be decoded.
+    """
+    skipped, workers = 0, min(num_workers, len(reader.todo))
+    for chunk in DataLoader(reader, batch_size=None, num_workers=workers):  # type: ignore[arg-type]
+        if isinstance(chunk, UserError):
+            raise chunk
+        for message in chunk.messages:
+            skipped += 1
+            if skipped > max_skipped:
+                raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
+            tqdm.write(f"skipped {message}")
+        yield chunk
 
 
 def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from itr.data.dense_texts import DenseTexts
 from itr.data.feature_import import import_features
-from itr.data.feature_reader import ChunkReader
+from itr.data.feature_reader import ChunkReader, load_chunks
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
 from itr.data.locations import find_split, names_tars
@@ -113,18 +112,9 @@ def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_wor
     if writer.complete:
         print(f"{paths.split}: {paths.rows} is there already ({header.rows} rows x {header.width})")
         return True
-    skipped, workers = 0, min(num_workers, len(reader.todo))
-    loader = DataLoader(reader, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
     total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
     with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}", unit="") as bar:
-        for chunk in loader:
-            if isinstance(chunk, UserError):
-                raise chunk
-            for message in chunk.messages:
-                skipped += 1
-                if skipped > max_skipped:
-                    raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
-                bar.write(f"skipped {message}")
+        for chunk in load_chunks(reader, num_workers, max_skipped):
             writer.write(chunk.number, chunk.ids, teacher.encode(chunk.inputs), chunk.bad)
             bar.update(len(chunk.ids))
     whole = writer.finish()

@@ -167,7 +167,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         decoded = [(place, self._picture(place)) for place in places]
         good = [(place, picture) for place, picture in decoded if picture is not None]
         if not good:
-            raise UserError(f"no picture of a whole batch can be decoded; the first is {places[0].sample.where}")
+            raise UserError(f"no picture of a whole batch can be used; the first is {places[0].sample.where}")
         # A picture that failed gives its place to a good one of the same batch: positions, and so a resumed run,
         # stay the same, and losses know the two rows for one image.
         whole = [(place, picture) if picture is not None else good[0] for place, picture in decoded]
@@ -189,10 +189,13 @@ class ShardStream(IterableDataset[Batch | UserError]):
 
     def _picture(self, place: Item) -> Tensor | None:
         sample = place.sample
+        if not any(sample.captions):
+            self._skip(f"{sample.where} has no caption")
+            return None
         try:
             pixels = decode(sample.image, self.reading.max_pixels)
         except BadImageError as error:
-            self._skip(sample, error)
+            self._skip(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
             return None
         if not self.training:
             return self.transform(pixels)
@@ -205,8 +208,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         finally:
             torch.set_rng_state(state)
 
-    def _skip(self, sample: Sample, error: BadImageError) -> None:
-        named = f"image {sample.name} ({sample.where}) can't be decoded: {error}"
+    def _skip(self, named: str) -> None:
         if not self.training:
             raise UserError(f"{named}. A figure without it would be wrong; replace it or prepare the shards without it")
         info = get_worker_info()

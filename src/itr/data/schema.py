@@ -149,8 +149,9 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{where}.json is no valid JSON ({error}); prepare the shards again") from None
     captions = _captions(meta, raw)
-    if not captions:
+    if not captions and not {"captions", "caption"} & meta.keys() and "txt" not in raw:
         raise UserError(f"{where} has no caption; each sample needs 'captions' in its .json, or a .txt")
+    captions = captions or [""]  # large collections have some whose text is empty; whoever reads them decides
     image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
     if image is None:
         raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
