@@ -58,8 +58,7 @@ class ShardData(pl.LightningDataModule):
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
         max_skipped: training pictures that may fail to decode, or have an empty caption, in an epoch before the run
-            stops; evaluation refuses
-            the first.
+            stops; evaluation refuses the first.
         max_pixels: larger pictures are refused before they are decoded.
         train_split: split to train on, or a list of tars: relative to `root`, by URL or from /.
         val_split: split that chooses the best checkpoint, or a list of tars; null trains without validation.
