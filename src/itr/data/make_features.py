@@ -12,6 +12,7 @@ from itr.data.feature_import import import_features
 from itr.data.feature_reader import ChunkReader, load_chunks
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
+from itr.data.first_stage import first_stage_teacher
 from itr.data.locations import find_split, names_tars
 from itr.data.teachers import Output, Precision, Teacher, load_teacher
 from itr.distributed import choose_device
@@ -88,7 +89,11 @@ def make_features(
     if overwrite and world > 1:
         raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
     found = {name: find_split(data, name, cache) for name in names}
-    teacher = load_teacher(modality, model, output, choose_device(device, number), precision)
+    where = choose_device(device, number)
+    if modality == "dense":
+        teacher = first_stage_teacher(model, where, precision)
+    else:
+        teacher = load_teacher(modality, model, output, where, precision)
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
     for name, split in found.items():

@@ -17,11 +17,10 @@ from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import first_line, load_tokenizer
 from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
-from itr.data.features import Modality, weights_identity
+from itr.data.features import Modality
 from itr.data.images import EvaluationTransform
 from itr.data.unicom import load_unicom
 from itr.errors import UserError
-from itr.types import Tokens
 
 Output = Literal["pooled", "tokens"]
 Precision = Literal["32", "bf16", "16"]
@@ -114,7 +113,7 @@ def load_teacher(
     """Find a teacher.
 
     Args:
-        modality: what it encodes; `dense` is for dense captions, by a checkpoint of D2S's first stage.
+        modality: pictures or captions; the teacher of dense captions is `itr.data.first_stage`'s.
         name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
             `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
@@ -125,8 +124,6 @@ def load_teacher(
     Raises:
         UserError: it can't be had.
     """
-    if modality == "dense":
-        return Teacher(_first_stage(name), torch.device(device), precision)
     if modality == "text":
         if output != "pooled":
             raise UserError("--output tokens is for pictures: captions differ in length")
@@ -141,23 +138,6 @@ def load_teacher(
     else:
         encoder = _vision(name, output)
     return Teacher(encoder, torch.device(device), precision)
-
-
-def _first_stage(path: str) -> Encoder:
-    from itr.checkpoints import open_checkpoint  # it knows the methods, and they know teachers
-
-    try:
-        backbone = open_checkpoint(path).backbone
-    except UserError as error:
-        message = f"{error}; --modality dense takes the checkpoint of a run with --data.texts=dense"
-        raise UserError(message) from error
-
-    def run(captions: Sequence[str]) -> Tensor:
-        tokens = backbone.tokenizer(list(captions))
-        device = next(backbone.parameters()).device
-        return backbone.encode_text(Tokens(tokens.ids.to(device), tokens.mask.to(device))).pooled
-
-    return Encoder(backbone, run, weights=weights_identity(backbone.state_dict()))
 
 
 def is_sentence_transformer(name: str) -> bool:

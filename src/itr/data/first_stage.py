@@ -1,0 +1,35 @@
+"""The teacher of dense captions: the text side of a checkpoint of D2S-VSE's first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from itr.checkpoints import open_checkpoint
+from itr.data.features import weights_identity
+from itr.data.teachers import Encoder, Precision, Teacher
+from itr.errors import UserError
+from itr.types import Tokens
+
+
+def first_stage_teacher(path: str, device: str = "cpu", precision: Precision = "32") -> Teacher:
+    """What embeds dense captions as the frozen teacher of D2S does.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    try:
+        backbone = open_checkpoint(path).backbone
+    except UserError as error:
+        message = f"{error}; --modality dense takes the checkpoint of a run with --data.texts=dense"
+        raise UserError(message) from error
+
+    def run(captions: Sequence[str]) -> Tensor:
+        tokens = backbone.tokenizer(list(captions))
+        where = next(backbone.parameters()).device
+        return backbone.encode_text(Tokens(tokens.ids.to(where), tokens.mask.to(where))).pooled
+
+    encoder = Encoder(backbone, run, weights=weights_identity(backbone.state_dict()))
+    return Teacher(encoder, torch.device(device), precision)
