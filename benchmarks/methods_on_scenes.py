@@ -153,7 +153,7 @@ def within_modalities(folder: Path, shards: Path, split: str) -> dict[str, float
     texts = module.encode_text([caption for s in samples for caption in s.captions])
     found = {}
     for name, encoded in (("image", images), ("text", texts)):
-        own = normalize(encoded.pooled if encoded.unimodal is None else encoded.unimodal, dim=-1)
+        own = normalize(encoded.within, dim=-1)
         true = normalize(torch.from_numpy(truth[name][1]), dim=-1)
         found[f"{name}-{name}"] = 100 * spearman(own @ own.T, true @ true.T)
     return found

@@ -107,6 +107,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    @property
+    def within(self) -> Tensor:
+        """What is compared within the modality: `unimodal` where there is one, `pooled` otherwise [N, E]."""
+        return self.pooled if self.unimodal is None else self.unimodal
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
         """Apply `change` to every tensor."""
         unimodal = None if self.unimodal is None else change(self.unimodal)

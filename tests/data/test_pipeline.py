@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foreign import write_tar
 from itr.backbones import VSE
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split
@@ -175,15 +175,6 @@ def test_too_many_bad_training_images_stop_the_run(damaged, backbone, workers):
 def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):
     with pytest.raises(UserError, match=r"0\.jpg .*can't be decoded"):
         list(make_loader(damaged, "train", backbone, False))
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):

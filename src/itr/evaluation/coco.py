@@ -21,6 +21,7 @@ from torch import Tensor
 from itr.errors import UserError
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
+from itr.evaluation.positives import locate
 from itr.evaluation.ranks import Matches, precision_over_all, rank, tiles
 from itr.evaluation.retrieval import DIRECTIONS, recalls, with_rsum
 
@@ -70,8 +71,8 @@ def standard(gallery: Gallery) -> Gallery:
 
 
 def _rows(ids: Tensor, wanted: Tensor, what: str, hint: str) -> Tensor:
-    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
-    missing = wanted[ids[at] != wanted]
+    at, known = locate(wanted, ids)
+    missing = wanted[~known]
     if len(missing):
         raise UserError(
             f"{len(missing):,} of the {len(wanted):,} {what} of COCO's 5K test are missing, such as {int(missing[0])}; "
@@ -150,8 +151,7 @@ def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Te
     candidates = gallery.text_id if way == "i2t" else gallery.image_id
     flat = [(row, match) for row, query in enumerate(sorted(truth)) for match in truth[query]]
     rows, matches = torch.tensor(flat).T.contiguous()
-    columns = torch.searchsorted(candidates, matches).clamp(max=len(candidates) - 1)
-    known = candidates[columns] == matches  # a match among COCO's captions beyond the 25,000 can't be found
+    columns, known = locate(matches, candidates)  # a match among COCO's captions beyond the 25,000 can't be found
     pair = rows[known], columns[known]
     return torch.stack(pair if way == "i2t" else pair[::-1])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,10 @@ class Cosine:
     def __init__(self, image: Tensor, text: Tensor) -> None:
         self.image, self.text = image, text
         self._norms = _norms(image), _norms(text)
-        self._fast = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+    @cached_property
+    def _fast(self) -> tuple[Tensor, Tensor]:
+        return F.normalize(self.image.float(), dim=-1), F.normalize(self.text.float(), dim=-1)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """The exact cosines of a tile [I, C]."""

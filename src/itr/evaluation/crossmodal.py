@@ -18,6 +18,7 @@ from itr.errors import UserError
 from itr.evaluation.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
+from itr.evaluation.positives import locate
 from itr.evaluation.provenance import about, figures_file, table, write_figures
 from itr.evaluation.retrieval import evaluate
 from itr.evaluation.scored import Scored
@@ -150,16 +151,15 @@ def cxc_correlation(
     picked = []
     for ids, column in zip(rows[:2], PAIRS[name], strict=True):
         encoded, known = sides[column.rstrip("12")]
-        own = encoded.unimodal if within and encoded.unimodal is not None else encoded.pooled
-        picked.append(own[_places(known, torch.tensor(ids), name)])
+        picked.append((encoded.within if within else encoded.pooled)[_places(known, torch.tensor(ids), name)])
     similarity = pair_cosines(*picked)
     mean, spread = bootstrap_correlation(similarity, rows[2], np.array(rows[0]))
     return {name: 100 * mean, f"{name}_std": 100 * spread, f"{name}_all": 100 * correlation(similarity, rows[2])}
 
 
 def _places(known: Tensor, ids: Tensor, name: str) -> Tensor:
-    at = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
-    missing = ids[known[at] != ids]
+    at, found = locate(ids, known)
+    missing = ids[~found]
     if len(missing):
         raise UserError(f"{name}: {len(missing)} judged images or captions have no embedding, such as {missing[0]}")
     return at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -80,10 +79,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with np.load(path, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind in "fiu"}
-    except (OSError, ValueError, TypeError, BadZipFile, RuntimeError) as error:
+    except Exception as error:  # safetensors and zipfile have error types of their own
         raise UserError(f"{path} can't be read as .npz or .safetensors: {error}") from None
-    except Exception as error:  # safetensors has an error type of its own
-        raise UserError(f"{path} can't be read: {error}") from None
 
 
 def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from itr.data.images import BadImageError, EvaluationTransform, decode
 from itr.data.teachers import Precision, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
+from itr.evaluation.embeddings import bare
 from itr.evaluation.provenance import checkpoint_identity, encoder_name
 from itr.module import RetrievalModule
 from itr.types import Encoded
@@ -153,9 +154,7 @@ def of_teacher(modality: Literal["image", "text"], name: str, device: str = "aut
     teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
 
     def encode(inputs: Tensor | Sequence[str]) -> Encoded:
-        rows = teacher.features(inputs)
-        nothing = rows.new_zeros(len(rows), 0, rows.shape[1])
-        return Encoded(rows, nothing, torch.zeros(len(rows), 0, dtype=torch.bool, device=rows.device))
+        return bare(teacher.features(inputs))
 
     model = {"encoder": encoder_name(name), "weights": weights_identity(teacher.encoder.module.state_dict())}
     if modality == "text":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itr.distributed import gather_uneven, largest
+from itr.evaluation.positives import locate
 from itr.types import Batch, Encoded
 
 
@@ -36,10 +37,9 @@ class Gallery:
         Raises:
             ValueError: if the image of a caption is not among the images.
         """
-        rows = torch.searchsorted(self.image_id, self.text_image_id).clamp(max=len(self.image_id) - 1)
-        missing = self.image_id[rows] != self.text_image_id
-        if missing.any():
-            raise ValueError(f"{int(missing.sum())} captions belong to images that are not in the gallery")
+        rows, known = locate(self.text_image_id, self.image_id)
+        if not known.all():
+            raise ValueError(f"{int((~known).sum())} captions belong to images that are not in the gallery")
         return rows
 
     def arrays(self) -> dict[str, np.ndarray]:

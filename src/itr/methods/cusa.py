@@ -190,8 +190,7 @@ class CUSAModule(MethodModule):
     def _embed(self, encoded: Encoded, side: str) -> Encoded:
         if not self.heads:
             return encoded
-        pooled = encoded.pooled
-        unimodal = pooled if encoded.unimodal is None else encoded.unimodal
+        pooled, unimodal = encoded.pooled, encoded.within
         if f"uni_{side}" in self.heads:
             unimodal = self.heads[f"uni_{side}"](unimodal)
         if f"cross_{side}" in self.heads:
@@ -249,7 +248,7 @@ class CUSAModule(MethodModule):
 
 def _within(side: Encoded) -> Tensor:
     """Cosines of the embeddings for search within a modality [B, B]."""
-    rows = side.pooled if side.unimodal is None else side.unimodal
+    rows = side.within
     rows = F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
     return rows @ rows.T
 

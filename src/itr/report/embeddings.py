@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
@@ -19,7 +18,6 @@ from itr.distributed import choose_device
 from itr.embed import embed_shards
 from itr.evaluation.embeddings import gallery_of
 from itr.evaluation.gallery import Gallery
-from itr.types import Encoded
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +65,3 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
 
 def _gallery(arrays: dict[str, np.ndarray], where: str) -> Gallery:
     return gallery_of({name: torch.from_numpy(array) for name, array in arrays.items()}, where)
-
-
-def within(encoded: Encoded) -> Tensor:
-    """What is compared within a modality: the method's own embedding for it where there is one [N, D]."""
-    return (encoded.pooled if encoded.unimodal is None else encoded.unimodal).float()

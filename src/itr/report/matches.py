@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.positives import Positives
-from itr.report.embeddings import within
+from itr.evaluation.positives import Positives, locate
 
 MOST_PAIRS = 50_000
 
@@ -33,7 +32,7 @@ class Matches:
         self.known = positives is not None
         self.own_image = gallery.own_image()
         self.num_images = len(gallery.image_id)
-        self.text = F.normalize(within(gallery.text), dim=-1)
+        self.text = F.normalize(gallery.text.within.float(), dim=-1)
         self.by_image = torch.argsort(self.own_image, stable=True)
         self.number = torch.bincount(self.own_image, minlength=self.num_images)
         self.start = self.number.cumsum(0) - self.number
@@ -44,8 +43,8 @@ class Matches:
         """Every known pair as one number, ascending."""
         if positives is None:
             return torch.zeros(0, dtype=torch.int64)
-        image, image_there = _rows_of(positives.image_id, gallery.image_id)
-        caption, caption_there = _rows_of(positives.caption_id, gallery.text_id)
+        image, image_there = locate(positives.image_id, gallery.image_id)
+        caption, caption_there = locate(positives.caption_id, gallery.text_id)
         there = image_there & caption_there
         return torch.sort(caption[there] * self.num_images + image[there]).values
 
@@ -84,8 +83,3 @@ class Matches:
     def hold(self, caption: Tensor, image: Tensor) -> Tensor:
         """True where a caption holds for an image, or looks as if it did [P], bool."""
         return self.evidence(caption, image) >= 0
-
-
-def _rows_of(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
-    return at, ids[at] == wanted
