@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -105,12 +108,18 @@ def make_gallery(rank: int, world: int) -> dict[str, torch.Tensor]:
 
 
 def draw_twice(rank: int) -> torch.Tensor:
-    """What a process draws before and after its random numbers are put back [2, 3]."""
-    torch.manual_seed(rank)
+    """What a process draws before and after its random numbers are put back [2, 7]."""
+
+    def draw() -> torch.Tensor:
+        others = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
+        return torch.cat([torch.rand(3), torch.tensor(others)])
+
+    pl.seed_everything(rank, verbose=False)
+    random.gauss(0, 1), np.random.randn()  # each keeps a second number for the next call
     states = random_state.collect(torch.device("cpu"))
-    first = torch.rand(3)
+    first = draw()
     random_state.restore(states, torch.device("cpu"))
-    return torch.stack([first, torch.rand(3)])
+    return torch.stack([first, draw()])
 
 
 def work(rank: int, world: int, port: int, folder: str) -> None:

@@ -60,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_our_messages()
     try:
-        importlib.import_module(VERBS[verb][0]).main(arguments)
+        return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
         print(f"itr: error: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print("itr: stopped", file=sys.stderr)
+        return 130
 
 
 def _show_our_messages() -> None:

@@ -146,8 +146,12 @@ class RetrievalModule(pl.LightningModule):
             random_state.restore(self._random_state, self.device)
             self._random_state = None
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Keep learnable values in their bounds: after the step, so that forward and backward see the same value."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, then learnable values back into their bounds: forward and backward see the same value.
+
+        What a checkpoint holds is then within them too.
+        """
+        super().optimizer_step(*args, **kwargs)
         self.objective.clamp()
         for method in self._method_modules():
             method.clamp()
@@ -256,7 +260,8 @@ class RetrievalModule(pl.LightningModule):
             **self.describe(),
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
-        checkpoint["random_state"] = random_state.collect(self.device)
+        # A run that goes on and has not drawn yet hands on what it was given.
+        checkpoint["random_state"] = self._random_state or random_state.collect(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random numbers until training is about to go on."""

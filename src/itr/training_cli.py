@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
 from itr.callbacks import History, ProgressBar, Results, SaveConfig
-from itr.component import plain
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
+from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
+from itr.training.loggers import Csv, TensorBoard
+from itr.training.resume import SameOrder, check_settings, find_checkpoint
+from itr.training.stopping import Signals, Stopped, requeue
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,8 @@ class Parser(FriendlyParser, LightningArgumentParser):
 class TrainingCLI(LightningCLI):
     """Puts a run's files below `--trainer.default_root_dir` and finds checkpoints there by name."""
 
-    def __init__(self, arguments: list[str] | None = None, run: bool = True) -> None:
+    def __init__(self, arguments: list[str] | None = None, run: bool = True, signals: Signals | None = None) -> None:
+        self.signals = signals or Signals()
         super().__init__(
             RetrievalModule,
             ShardData,
@@ -52,6 +57,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One option of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
         parser.set_defaults({"model.backbone": {"class_path": "VSE"}, "model.objective": {"class_path": "InfoNCE"}})
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -66,7 +72,7 @@ class TrainingCLI(LightningCLI):
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
-                check_checkpoint_settings(settings, subcommand, args or [])
+                check_settings(settings, subcommand, args or [])
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a component that refuses its settings is the user's error."""
@@ -87,26 +93,22 @@ class TrainingCLI(LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training else False
-        own = [Results(), *self._progress_bar(settings), *([History(), *self._checkpoints(root)] if training else [])]
+        own: list[Callback] = [Results(), *self._progress_bar(settings)]
+        if training:
+            folder = Path(os.path.abspath(root)) / "checkpoints"
+            when, fresh = self._get(self.config_init, "checkpoint"), not self._get(self.config, "ckpt_path")
+            own += [History(), SameOrder(), Checkpoints(folder, when, self.signals, fresh)]
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        leave_signals_alone(trainer)
+        return trainer
 
     @staticmethod
     def _loggers(root: Any) -> list[Logger]:
-        tensorboard = TensorBoardLogger(root, "logs")
-        return [CSVLogger(root, "logs", version=tensorboard.version), tensorboard]
-
-    def _checkpoints(self, root: Any) -> list[Callback]:
-        folder = os.path.abspath(os.path.join(root, "checkpoints"))
-        last = ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False)
-        if not self.datamodule.splits["val"]:
-            return [last]
-        best = ModelCheckpoint(
-            folder, filename="best", monitor="val/rsum", mode="max", save_top_k=1, enable_version_counter=False
-        )
-        return [best, last]
+        tensorboard = TensorBoard(root, "logs")
+        return [Csv(root, "logs", version=tensorboard.version), tensorboard]
 
     @staticmethod
     def _progress_bar(settings: Any) -> list[Callback]:
@@ -117,8 +119,9 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Never write over a run unasked."""
         settings = self.config["fit"]
-        last = Path(settings.trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        if last.exists() and not settings.ckpt_path and not settings.overwrite:
+        folder = Path(settings.trainer.default_root_dir) / "checkpoints"
+        there = any((folder / name).exists() for name in (LAST, BEST, PREVIOUS))
+        if there and not settings.ckpt_path and not settings.overwrite:
             raise UserError(
                 f"{settings.trainer.default_root_dir} already holds a run. Go on with it by --ckpt_path last, choose "
                 "another folder by --trainer.default_root_dir, or give --overwrite true"
@@ -129,57 +132,6 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             root = self.trainer.default_root_dir
             print(f"\nthe run is in {root}: checkpoints/, config.yaml, logs/ (`tensorboard --logdir {root}`)")
-
-
-def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
-    """The file that `--ckpt_path` means: a path, or `best` or `last` of the run folder.
-
-    Evaluation without the option takes the folder's best checkpoint where there is one, and says so.
-    """
-    folder = Path(settings.trainer.default_root_dir) / "checkpoints"
-    wanted = settings.ckpt_path
-    if wanted is None:
-        best = folder / "best.ckpt"
-        if subcommand == "fit":
-            return None
-        if not best.is_file():
-            log.info("no --ckpt_path given and no %s: measuring the model as the config builds it", best)
-            return None
-        log.info("no --ckpt_path given: taking %s", best)
-        return str(best)
-    if "://" in str(wanted):
-        raise UserError(f"checkpoint {wanted} is not a local file; download it first")
-    path = folder / f"{wanted}.ckpt" if wanted in ("best", "last") else Path(wanted)
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) or "none"
-        raise UserError(f"there is no checkpoint {path} (in {folder}: {there})")
-    return str(path)
-
-
-def check_checkpoint_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
-    """Model settings come from the checkpoint: refuse those of the command line, mention those of the config."""
-    try:
-        saved = torch.load(settings.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
-    except Exception as error:
-        raise UserError(f"{settings.ckpt_path} can't be read as a checkpoint of itr: {error}") from None
-    given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
-    if given and subcommand != "fit":
-        raise UserError(
-            f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; leave the option away"
-        )
-    if subcommand == "fit":
-        for part in ("objective", "methods", "optimizer"):
-            if plain(namespace_to_dict(settings.model.get(part))) != saved.get(part):
-                log.info("model.%s is taken from %s, whose value differs from the config's", part, settings.ckpt_path)
-
-
-def namespace_to_dict(value: Any) -> Any:
-    """Namespaces inside `value` as dictionaries."""
-    if isinstance(value, Namespace):
-        return {key: namespace_to_dict(item) for key, item in vars(value).items()}
-    if isinstance(value, (list, tuple)):
-        return [namespace_to_dict(item) for item in value]
-    return value
 
 
 def quieten() -> None:
@@ -200,9 +152,21 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(lambda record: "pypi.org/project/lit" not in record.getMessage())
 
 
-def main(arguments: list[str]) -> None:
-    """Run one of Lightning's verbs."""
+def main(arguments: list[str]) -> int:
+    """Run one of Lightning's verbs; the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
     torch.set_float32_matmul_precision("high")
-    TrainingCLI(resolve_configs(arguments))
+    signals = Signals()
+    signals.listen()
+    try:
+        TrainingCLI(resolve_configs(arguments), signals=signals)
+    except Stopped as stop:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"itr: {stop}", file=sys.stderr)
+            if stop.signum == signal.SIGUSR1:
+                requeue()
+        return stop.status
+    finally:
+        signals.release()
+    return 0

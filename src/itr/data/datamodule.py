@@ -30,6 +30,7 @@ from itr.data.remote import is_url
 from itr.data.schema import Split
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
+from itr.training.stopping import deaf_worker
 
 Stage = Literal["train", "val", "test", "predict"]
 
@@ -143,6 +144,21 @@ class ShardData(pl.LightningDataModule):
         """Hash and counts of a split, which tell it from any other."""
         return split_identity(self._find(stage), self.splits[stage])
 
+    def order(self) -> dict[str, Any]:
+        """What the order of a training epoch depends on, besides the epoch."""
+        stream = self.train_stream
+        assert stream is not None, "training has not begun"
+        return {
+            "processes": self._trainer.world_size,
+            "workers": min(self.num_workers, len(stream)),
+            "batch_size": self.batch_size,
+            "captions": self.captions,
+            "texts": self.texts,
+            "shuffle_buffer": self.shuffle_buffer,
+            "seed": self.seed,
+            "shards": data_identity(stream.reading.split),
+        }
+
     @property
     def skipped(self) -> int:
         """Training pictures of this process that could not be decoded in the epoch so far."""
@@ -234,5 +250,6 @@ class ShardData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=deaf_worker,
             generator=torch.Generator(),  # its own: beginning an epoch must not move the run's random numbers
         )

@@ -1,0 +1,1 @@
+"""How a run goes through time: steps that fit into memory, files that survive, stops and what is watched."""

@@ -1,0 +1,124 @@
+"""Checkpoints on disk: written whole or not at all, read only where they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itr.errors import UserError
+
+LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
+PART = ".part"  # ends the name of a file that is being written
+
+
+def write(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint under another name, make sure that it is on the disk, then give it its name.
+
+    Raises:
+        OSError: it can't be written; what was there before is as it was.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("wb") as file:
+            writer: Any = _Writer(file)
+            torch.save(checkpoint, writer)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+class _Writer(io.RawIOBase):
+    """A file whose first error is kept: torch.save turns it into one that doesn't tell the reason."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return int(self._file.write(data))
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self._file.flush()
+
+
+def keep_as(path: Path, name: str) -> None:
+    """Give a file, which is never changed once it is whole, a second name; a file system without links makes a copy."""
+    target, part = path.with_name(name), path.with_name(name + PART)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:
+        import shutil
+
+        shutil.copyfile(path, part)
+    os.replace(part, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def fault(path: Path) -> str:
+    """What is wrong with a checkpoint's bytes, by the checksums in it; empty where it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return "" if damaged is None else f"{damaged} in it is damaged"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors still on disk. No code in it is run.
+
+    Raises:
+        UserError: it is damaged, or no checkpoint of ours.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        if not isinstance(saved["hyper_parameters"], dict) or not isinstance(saved["state_dict"], dict):
+            raise TypeError("it has no hyper_parameters and weights")
+        return saved
+    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
+        raise UserError(f"{path} can't be read as a checkpoint of itr: {fault(path) or error}") from None
+
+
+def newest(folder: Path, without: Path) -> tuple[Path, int] | None:
+    """The whole checkpoint of a folder that has come farthest, with its step."""
+    found: list[tuple[int, float, Path]] = []
+    for path in folder.glob("*.ckpt"):
+        if path == without or fault(path):
+            continue
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
+            found.append((int(read(path)["global_step"]), path.stat().st_mtime, path))
+    if not found:
+        return None
+    step, _, path = max(found)
+    return path, step

@@ -1,0 +1,82 @@
+"""Checkpoints that are cut, flipped, foreign, or find no room."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from itr.errors import UserError
+from itr.training.checkpoint_files import fault, keep_as, newest, read, write
+
+
+def checkpoint(step: int) -> dict:
+    return {"global_step": step, "state_dict": {"w": torch.full((64, 64), float(step))}, "hyper_parameters": {}}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_file_is_written_whole_under_its_name_alone(tmp_path):
+    write(checkpoint(3), tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert fault(tmp_path / "last.ckpt") == ""
+    assert read(tmp_path / "last.ckpt")["global_step"] == 3
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(small_disk):
+    write(checkpoint(1), small_disk / "last.ckpt")
+    large = {**checkpoint(2), "state_dict": {"w": torch.zeros(2**20)}}
+    with pytest.raises(OSError, match="No space left on device"):
+        write(large, small_disk / "last.ckpt")
+    assert [path.name for path in small_disk.iterdir()] == ["last.ckpt"]
+    assert read(small_disk / "last.ckpt")["global_step"] == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_cut_file_is_known_and_named(tmp_path, share):
+    path = tmp_path / "last.ckpt"
+    write(checkpoint(1), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert fault(path)
+    with pytest.raises(UserError, match=r"last.ckpt can't be read as a checkpoint of itr"):
+        read(path)
+
+
+def test_a_flipped_bit_in_the_weights_is_known(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write(checkpoint(1), path)
+    data = bytearray(path.read_bytes())
+    at = data.index(torch.full((8,), 1.0).numpy().tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert "damaged" in fault(path)
+
+
+def test_the_newest_whole_one_is_found(tmp_path):
+    for number, name in ((9, "last"), (7, "previous"), (5, "best")):
+        write(checkpoint(number), tmp_path / f"{name}.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"torn")
+    (tmp_path / "other.ckpt").write_bytes(b"")
+    torch.save([1], tmp_path / "foreign.ckpt")
+    assert newest(tmp_path, without=tmp_path / "last.ckpt") == (tmp_path / "previous.ckpt", 7)
+    assert newest(tmp_path / "nowhere", without=tmp_path) is None
+
+
+def test_a_second_name_is_the_same_file(tmp_path):
+    path = tmp_path / "best.ckpt"
+    write(checkpoint(1), path)
+    keep_as(path, "last.ckpt")
+    assert (tmp_path / "last.ckpt").samefile(path)
+    write(checkpoint(2), path)  # a file that is whole is never changed, only replaced
+    assert read(tmp_path / "last.ckpt")["global_step"] == 1
