@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
 from itr.callbacks import History, ProgressBar, Results, SaveConfig
-from itr.component import plain
+from itr.component import check_description, plain
 from itr.data.datamodule import ShardData
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.module import RetrievalModule
+from itr.offline import offline
 from itr.parsing import FriendlyParser, resolve_configs
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,11 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a component that refuses its settings is the user's error."""
+        subcommand = self.config.get("subcommand")
+        opened = subcommand and self.config[subcommand].get("ckpt_path")  # then the model is built as the file says
         try:
-            super().instantiate_classes()
+            with offline() if opened else nullcontext():
+                super().instantiate_classes()
         except UserError:
             raise
         except ValueError as error:
@@ -158,10 +163,9 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
 
 def check_checkpoint_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
     """Model settings come from the checkpoint: refuse those of the command line, mention those of the config."""
-    try:
-        saved = torch.load(settings.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
-    except Exception as error:
-        raise UserError(f"{settings.ckpt_path} can't be read as a checkpoint of itr: {error}") from None
+    with refusing(f"{settings.ckpt_path} can't be read as a checkpoint of itr"):
+        loaded = torch.load(settings.ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+        saved = check_description(loaded["hyper_parameters"], settings.ckpt_path)
     given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
     if given and subcommand != "fit":
         raise UserError(
