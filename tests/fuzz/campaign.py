@@ -9,9 +9,11 @@ counted too. The file is written anew after each slice.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="itr-fuzz-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402  the paths come first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
@@ -101,9 +102,10 @@ _home: list[str] = []
 
 
 def home() -> str:
-    """The folder of this process for examples and what they are made from; whoever made it removes it."""
+    """The folder of this process for examples and what they are made from; it goes when the process ends."""
     if not _home:
         _home.append(tempfile.mkdtemp(prefix="itr-fuzz-"))
+        atexit.register(shutil.rmtree, _home[0], ignore_errors=True)
     return _home[0]
 
 
