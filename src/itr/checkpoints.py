@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.module import RetrievalModule
 
 
@@ -16,10 +16,5 @@ def open_checkpoint(path: str) -> RetrievalModule:
     """
     if not Path(path).expanduser().is_file():
         raise UserError(f"there is no checkpoint {path}")
-    try:
-        module = RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"{path} is no checkpoint that `itr fit` or `itr convert` wrote ({error})") from error
-    return module.eval()
+    with refusing(f"{path} is no checkpoint that `itr fit` or `itr convert` wrote"):
+        return RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu").eval()

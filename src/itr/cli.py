@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_our_messages() -> None:
     ours = logging.getLogger("itr")
     ours.setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):  # names and captions may hold what the terminal or UTF-8 can't
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     ours.propagate = False
     if not ours.handlers:
         handler = logging.StreamHandler()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
+
+from itr.errors import UserError
+
+PARTS = ("backbone", "objective", "methods", "optimizer")
+IMPORTS = "ITR_IMPORT"  # environment: modules with components of the user's own, between commas
 
 
 class Component:
@@ -13,9 +21,14 @@ class Component:
 
     The arguments of the outermost `__init__` are kept; `describe` gives them back as plain types in the form that
     jsonargparse reads, which is what `RetrievalModule` writes into a checkpoint.
+
+    Attributes:
+        init_args: those arguments.
+        fetched: arguments that name what is fetched or read from elsewhere; `describe` gives None for them.
     """
 
     init_args: dict[str, Any]
+    fetched: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -25,6 +38,70 @@ class Component:
     def describe(self) -> dict[str, Any]:
         """Class path and arguments from which an equal component (without its weights) is built."""
         return {"class_path": class_path(type(self)), "init_args": plain(getattr(self, "init_args", {}))}
+
+
+def check_description(description: Any, where: str) -> dict[str, Any]:
+    """Look at how a checkpoint says that its model is built, before anything is imported that it names.
+
+    Jsonargparse imports whatever module a class path names, and thereby runs its code, before it asks whether the class
+    is of the right kind. So a file may only name components that are known already: ours, and those of modules that
+    the user's program or config has imported. Nor may it name anything to be fetched or read from elsewhere, such as a
+    pretrained tower: a checkpoint that we write holds all of it.
+
+    Args:
+        description: the value of `hyper_parameters`, as `RetrievalModule.describe` writes it.
+        where: the file, for messages.
+
+    Raises:
+        UserError: it has another form, or names something else.
+    """
+    if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
+        raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
+    backbone, objective, methods = (description[part] for part in PARTS[:3])
+    for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
+        import_module(name.strip())
+    known = {class_path(cls): cls for cls in subclasses(Component)}
+    for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):
+        if not isinstance(part, dict) or set(part) - {"init_args"} != {"class_path"}:
+            raise UserError(f"{where} is no checkpoint of itr: a part of its model is {str(part)[:80]}")
+    for part in _described(description):
+        cls = known.get(str(part["class_path"]))
+        if cls is None:
+            raise UserError(
+                f"{where} names the class {str(part['class_path'])[:200]!r}, which is none of itr's. If it is a "
+                f"component of yours, import its module before or name it in {IMPORTS}; a stranger's file could name "
+                "anything"
+            )
+        _check_arguments(part.get("init_args"), cls, where)
+    return description
+
+
+def _check_arguments(arguments: Any, cls: type[Component], where: str) -> None:
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where} is no checkpoint of itr: the arguments of {cls.__name__} are {str(arguments)[:80]}")
+    for name in cls.fetched:
+        if arguments.get(name) is not None:
+            raise UserError(
+                f"{where} names a {name} to be fetched, {str(arguments[name])[:200]!r}; a checkpoint of itr holds it"
+            )
+
+
+def subclasses(cls: type[Component]) -> Iterator[type[Component]]:
+    """All classes below one that have been imported."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
+
+
+def _described(value: Any) -> Iterator[dict[str, Any]]:
+    """All dictionaries with a class path inside `value`."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _described(item)
 
 
 def class_path(cls: type) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from itr import random_state
 from itr.backbones import Backbone
-from itr.component import plain
+from itr.component import check_description, plain
 from itr.distributed import gather, gather_encoded
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery, GalleryBuilder
@@ -22,6 +22,7 @@ from itr.evaluation.ranks import Score
 from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
+from itr.offline import offline
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Batch, Encoded, Pairs, Tokens
 
@@ -215,6 +216,21 @@ class RetrievalModule(pl.LightningModule):
         return score
 
     # Lightning's other questions
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **options: Any
+    ) -> RetrievalModule:
+        """As Lightning does, of a local file whose description names nothing but known components.
+
+        Raises:
+            UserError: it names others.
+        """
+        saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
+        check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
+        options["weights_only"] = True
+        with offline():
+            return super().load_from_checkpoint(checkpoint_path, map_location, **options)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The methods' life cycles."""

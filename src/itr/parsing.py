@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from itr.component import Component
+from itr.component import Component, subclasses
 from itr.errors import UserError
 
 MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it came from
@@ -175,13 +175,7 @@ def parse_function(
 
 def component_names() -> list[str]:
     """Names of all classes that a config can select so far."""
-
-    def below(cls: type[Component]) -> Iterator[type[Component]]:
-        for subclass in cls.__subclasses__():
-            yield subclass
-            yield from below(subclass)
-
-    return sorted({cls.__name__ for cls in below(Component) if not isabstract(cls)})
+    return sorted({cls.__name__ for cls in subclasses(Component) if not isabstract(cls)})
 
 
 def init_parameters(path: str) -> list[str]:

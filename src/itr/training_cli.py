@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from itr.callbacks import History, ProgressBar, Results, SaveConfig
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
+from itr.offline import offline
 from itr.parsing import FriendlyParser, resolve_configs
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
@@ -76,8 +78,11 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a component that refuses its settings is the user's error."""
+        subcommand = self.config.get("subcommand")
+        opened = subcommand and self.config[subcommand].get("ckpt_path")  # then the model is built as the file says
         try:
-            super().instantiate_classes()
+            with offline() if opened else nullcontext():
+                super().instantiate_classes()
         except UserError:
             raise
         except ValueError as error:

@@ -45,6 +45,8 @@ class CLIP(Backbone):
             default as the weights want.
     """
 
+    fetched = ("model", "pretrained")
+
     def __init__(
         self,
         model: str | None = None,

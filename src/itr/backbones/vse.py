@@ -83,6 +83,8 @@ class VSE(Backbone):
         max_words: longest caption in tokens; by default the tower's limit.
     """
 
+    fetched = ("vision", "text", "tokenizer")
+
     def __init__(
         self,
         vision: str | None = None,

@@ -66,7 +66,10 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of the array in a `.npy`; ValueError where it is none."""
-    major, _ = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-    reader: Any = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(stream)
+    try:
+        major, _ = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        reader: Any = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(stream)
+    except Exception as error:  # numpy parses the header as Python does: a damaged one raises any error of a parser
+        raise ValueError(f"it has no header of an array ({error})") from None
     return shape, dtype

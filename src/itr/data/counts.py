@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from itr.data.remote import facts, is_url, read_bytes, shown
-from itr.data.schema import Place, Shard, stable_id
+from itr.data.schema import Place, Shard, is_whole, stable_id
 from itr.data.tars import count_tar
 
 THREADS = 8
@@ -117,8 +117,8 @@ def _told(location: str) -> tuple[int, int] | None:
     try:
         text = read_bytes(beside) if is_url(beside) else Path(beside).read_bytes()
         successes = json.loads(text)["successes"]
-        return (successes, successes) if isinstance(successes, int) and successes >= 0 else None
-    except (OSError, ValueError, KeyError, TypeError):  # a UserError is a ValueError: no such file
+        return (successes, successes) if is_whole(successes) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a UserError is a ValueError: no such file
         return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from itr.data.schema import is_whole
 from itr.errors import UserError
 
 FORMAT = "itr-dense/1"
@@ -52,9 +53,10 @@ class DenseTexts:
             header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             ids, offsets = _index(path)
             known = header["format"] == FORMAT and len(ids) == header["rows"] and bool((np.diff(ids) > 0).all())
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            same = header["data"] == identity
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} can't be read ({error}); remove it and run `itr densify` again") from None
-        if not known or header["data"] != identity:
+        if not known or not same:
             raise UserError(f"{path} was made of other shards; remove it and run `itr densify` again")
         return cls(path, ids, offsets)
 
@@ -69,10 +71,14 @@ class DenseTexts:
 
 
 def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    ids, offsets, at = [], [], 0
+    ids: list[int] = []
+    offsets, at = [], 0
     with path.open("rb") as stream:
         for line in stream:
-            ids.append(int(json.loads(line)["image_id"]))
+            row = json.loads(line)
+            if not (is_whole(row["image_id"]) and isinstance(row["text"], str)):
+                raise ValueError(f"line {len(ids) + 1} has not image_id and text")
+            ids.append(row["image_id"])
             offsets.append(at)
             at += len(line)
     return np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64)

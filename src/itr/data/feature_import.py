@@ -22,9 +22,9 @@ from tqdm import tqdm
 from itr.data.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FROM_NPY, FeaturePaths, Header, Modality, data_identity
-from itr.data.schema import Shard, Split
+from itr.data.schema import Shard, Split, is_whole
 from itr.data.tars import read_tar
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 
 log = logging.getLogger(__name__)
 CHUNK = 256
@@ -135,7 +135,7 @@ class NodeArray:
     def keys(self, items: list[Item]) -> Sequence[int]:
         """The node of each item."""
         nodes = [item.node for item in items]
-        if not all(isinstance(node, int) for node in nodes):
+        if not all(map(is_whole, nodes)):
             raise UserError(
                 f"{self.file} has a row a node, and {items[0].name!r} of the shards has none; it is for shards of "
                 "`itr prepare mag`"
@@ -167,7 +167,8 @@ def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> Dictiona
         except ValueError as error:
             raise UserError(f"{file} is no file of numpy or torch: {error}") from None
     if dtype.kind != "O":
-        return NodeArray(file, np.load(file, mmap_mode="r", allow_pickle=False))
+        with refusing(f"{file} can't be read as an array"):
+            return NodeArray(file, np.load(file, mmap_mode="r", allow_pickle=False))
     if modality != "image":
         raise UserError(f"{file} is a dictionary of pictures; give --modality image")
     return Dictionary(file, trust_pickle)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from itr.data.fields import Field
-from itr.data.schema import Sample, Split
+from itr.data.schema import Sample, Split, is_whole
 from itr.errors import UserError
 
 Modality = Literal["image", "text", "dense"]
@@ -100,9 +100,15 @@ class Header:
     def read(cls, path: Path) -> Header:
         """Read a header; ValueError where the file is none."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            header = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no header of features ({error})") from None
+        texts = header.teacher, header.modality, header.data, header.weights, header.dtype, header.format
+        if not (all(isinstance(text, str) for text in texts) and isinstance(header.settings, dict)):
+            raise ValueError(f"{path} is no header of features (a value has another type than it should)")
+        if not (is_whole(header.rows) and is_whole(header.width) and header.width):
+            raise ValueError(f"{path} is no header of features (rows {header.rows!r}, width {header.width!r})")
+        return header
 
 
 def data_identity(split: Split) -> str:
@@ -180,7 +186,7 @@ class FeatureFile:
             header = Header.read(paths.header)
             opened = cls(paths, header, data)
             opened._check(identity)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # numpy parses a header as Python does: a damaged one raises any error of a parser
             command = features_command(data, split, modality, folder, header)
             command += "" if header else " --overwrite true"
             raise UserError(f"the {modality} features can't be used: {error}; make them again:\n{command}") from None

@@ -94,7 +94,7 @@ def dense_captions(sample: Sample, kept: DenseTexts | None = None) -> list[str]:
         UserError: if it has none; it names the sample and the way out.
     """
     found = sample.meta.get("dense")
-    texts: list[str] = [found] if isinstance(found, str) else found or []
+    texts = [text for text in (found if isinstance(found, list) else [found]) if isinstance(text, str) and text]
     if not texts and kept is not None:
         made = kept.text(sample.image_id)
         texts = [] if made is None else [made]

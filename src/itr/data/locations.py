@@ -20,7 +20,7 @@ import numpy as np
 from itr.data.counts import count_shards
 from itr.data.remote import AbsentError, check_kind, find, is_url, read_bytes, shown
 from itr.data.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 
 MOST = 10**6  # tars that a pattern may stand for
 
@@ -79,7 +79,7 @@ def locate(root: str | Path) -> str:
     pieces = [piece.removeprefix("file://") for piece in (_pieces(str(root)) if names_tars(str(root)) else [str(root)])]
     for piece in pieces:
         check_kind(piece)
-    return ",".join(piece.rstrip("/") if is_url(piece) else str(Path(piece).expanduser()) for piece in pieces)
+    return ",".join(piece.rstrip("/") if is_url(piece) else _from_home(piece) for piece in pieces)
 
 
 def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -92,8 +92,12 @@ def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray
         data = read_bytes(where) if is_url(where) else Path(where).read_bytes()
     except (AbsentError, FileNotFoundError, NotADirectoryError):
         return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return arrays["image_id"], arrays["caption_id"]
+    with refusing(f"{shown(where)} is no list of true matches; prepare the shards again"):
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            pairs = arrays["image_id"], arrays["caption_id"]
+        if any(ids.ndim != 1 or ids.dtype.kind not in "iu" for ids in pairs) or len(pairs[0]) != len(pairs[1]):
+            raise ValueError("it needs image_id and caption_id, as many whole numbers each")
+        return pairs
 
 
 def _in_folder(root: str, split: str, cache: str) -> Split:
@@ -177,7 +181,10 @@ def _matching(name: str) -> list[str]:
         return [name] if Path(name).is_file() else []
     plain = name.partition("*")[0].rpartition("/")
     rest = name[len(plain[0] + plain[1]) :]
-    return sorted(str(found) for found in Path(plain[0] + plain[1]).glob(re.sub(r"([\[?])", r"[\1]", rest)))
+    try:
+        return sorted(str(found) for found in Path(plain[0] + plain[1]).glob(re.sub(r"([\[?])", r"[\1]", rest)))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{name} is no pattern of tars: {error}; in a name, * stands for what is there") from None
 
 
 def _refuse(pattern: str, root: str) -> NoReturn:
@@ -216,7 +223,14 @@ def _below(base: str, name: str) -> str:
         return name
     if is_url(base):
         return f"{base.rstrip('/')}/{name}"
-    return str(Path(base) / Path(name).expanduser())
+    return str(Path(base) / _from_home(name))
+
+
+def _from_home(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error} Write the folder out") from None
 
 
 def _pieces(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.remote import shown
-from itr.data.schema import Sample, Shard, Split, stable_id
+from itr.data.schema import Sample, Shard, Split, is_whole, stable_id
 from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.types import Batch
@@ -156,7 +156,8 @@ class ShardStream(IterableDataset[Batch | UserError]):
     def _places(self, sample: Sample) -> list[Item]:
         count, wanted = len(sample.captions), self.reading.captions
         if not self.training:  # COCO's 5K test has images with six captions and more, of which the protocol takes five
-            return [Item(sample, list(range(min(count, sample.meta.get("standard", count)))))]
+            standard = sample.meta.get("standard")
+            return [Item(sample, list(range(min(count, standard) if standard and is_whole(standard) else count)))]
         if wanted == "all":
             return [Item(sample, [i]) for i in range(count)]
         rng = np.random.default_rng([self.reading.seed, self.epoch, 3, sample.image_id])

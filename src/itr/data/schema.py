@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from itr.errors import UserError
 
@@ -105,12 +105,23 @@ class Manifest:
         """Read what a `manifest.json` holds; `where` it lies is for messages."""
         try:
             raw = json.loads(text)
-            splits = {n: Split([Shard(**shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
             if raw["format"] != FORMAT:
                 raise UserError(f"{where} has format {raw['format']!r}; this version reads {FORMAT!r}")
+            splits = {n: Split([_shard(shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
             return cls(raw["source"], raw["fields"], splits, raw.get("settings", {}))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{where} is not a manifest of shards ({error!r}); prepare them again") from None
+
+
+def _shard(raw: dict[str, Any]) -> Shard:
+    """A shard of a manifest, which may be a stranger's."""
+    shard = Shard(**raw)
+    numbers = shard.images, shard.captions, shard.bytes
+    if not (isinstance(shard.path, str) and isinstance(shard.sha256, str) and all(map(is_whole, numbers))):
+        raise TypeError(f"a shard says {str(raw)[:120]}")
+    return shard
 
 
 @dataclass
@@ -146,7 +157,9 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     where = f"{raw['__url__']}:{raw['__key__']}"
     try:
         meta = json.loads(raw["json"]) if "json" in raw else {}
-    except (ValueError, UnicodeDecodeError) as error:
+        if not isinstance(meta, dict):
+            raise ValueError(f"{str(meta)[:40]!r} has no names")
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}.json is no valid JSON ({error}); prepare the shards again") from None
     captions = _captions(meta, raw)
     if not captions and not {"captions", "caption"} & meta.keys() and "txt" not in raw:
@@ -155,10 +168,11 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
     if image is None:
         raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
-    image_id = meta.get("image_id")
-    if not isinstance(image_id, int):
-        image_id = stable_id(raw["__key__"], raw["__shard__"])
+    said = meta.get("image_id")
+    image_id: int = said if is_whole(said) else stable_id(raw["__key__"], raw["__shard__"])
     caption_ids = meta.get("caption_ids") or [stable_id(image_id, i) for i in range(len(captions))]
+    if not isinstance(caption_ids, list) or not all(map(is_whole, caption_ids)):
+        raise UserError(f"{where} has caption_ids that are not a list of whole numbers; prepare the shards again")
     if len(caption_ids) != len(captions):
         raise UserError(f"{where} has {len(captions)} captions but {len(caption_ids)} caption_ids")
     if folder := raw["__folder__"]:
@@ -171,8 +185,13 @@ def _captions(meta: dict[str, Any], raw: dict[str, Any]) -> list[str]:
     found = meta.get("captions") or meta.get("caption")
     if not found and "txt" in raw:
         found = raw["txt"].decode("utf-8", errors="replace")
-    texts = [found] if isinstance(found, str) else found or []
+    texts = found if isinstance(found, list) else [found]
     return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a number that ids and counts can be: whole, not negative, of 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def stable_id(*parts: object) -> int:

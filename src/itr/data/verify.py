@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from itr.data.locations import read_positives
 from itr.data.pictures import BadImageError, decode_pixels, picture_size
-from itr.data.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split
+from itr.data.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
 from itr.errors import UserError
 
 Fault = tuple[str, str]  # where (shard, or shard and key), and what
@@ -165,12 +165,12 @@ def _check_sample(where: str, members: dict[str, bytes], found: Findings, decode
 
 
 def _caption_ids(meta: Any) -> list[int]:
-    if not isinstance(meta, dict) or not isinstance(meta.get("image_id"), int):
+    if not isinstance(meta, dict) or not is_whole(meta.get("image_id")):
         raise ValueError("its JSON has no whole number as image_id")
     captions, ids = meta.get("captions"), meta.get("caption_ids")
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
         raise ValueError("its JSON has no list of captions")
-    if not isinstance(ids, list) or len(ids) != len(captions) or not all(isinstance(i, int) for i in ids):
+    if not isinstance(ids, list) or len(ids) != len(captions) or not all(map(is_whole, ids)):
         raise ValueError("its JSON has not one caption_id for each caption")
     return ids
 

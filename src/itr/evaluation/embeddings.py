@@ -46,9 +46,9 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str) -> Gallery:
         raise UserError(f"{where}: caption_image_id must be {len(text_id)} whole numbers, one a caption")
     rows, columns = torch.argsort(image_id), torch.argsort(text_id)
     gallery = Gallery(
-        bare(image[rows], _further(arrays, "image_unimodal", rows)),
+        bare(image[rows], _further(where, arrays, "image_unimodal", rows)),
         image_id[rows],
-        bare(text[columns], _further(arrays, "text_unimodal", columns)),
+        bare(text[columns], _further(where, arrays, "text_unimodal", columns)),
         text_id[columns],
         owner.long()[columns],
     )
@@ -65,8 +65,14 @@ def bare(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
     return Encoded(rows, tokens, tokens[..., 0].bool(), unimodal)
 
 
-def _further(arrays: Mapping[str, Tensor], name: str, order: Tensor) -> Tensor | None:
-    return arrays[name][order] if name in arrays else None
+def _further(where: str, arrays: Mapping[str, Tensor], name: str, order: Tensor) -> Tensor | None:
+    if name not in arrays:
+        return None
+    rows = arrays[name]
+    if rows.ndim != 2 or len(rows) != len(order) or not rows.is_floating_point():
+        found = f"{list(rows.shape)} and type {rows.dtype}"
+        raise UserError(f"{where}: {name} has shape {found}; [{len(order)}, width] is needed, or leave it out")
+    return rows[order]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

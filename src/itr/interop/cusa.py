@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itr.backbones import CLIP
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.losses import SoftLoss
 from itr.methods.cusa import CUSA, SIDES, Temperatures
 from itr.module import RetrievalModule
@@ -39,6 +39,11 @@ def convert(path: Path, text_heads: int | None = None) -> RetrievalModule:
         UserError: it is no such file, or weights are missing or left over.
     """
     saved = read(path)
+    with refusing(f"{path} is no checkpoint of CUSA's authors"):
+        return _built(saved, path, text_heads)
+
+
+def _built(saved: Any, path: Path, text_heads: int | None) -> RetrievalModule:
     for key in ("model", "config"):
         if not isinstance(saved, dict) or key not in saved:
             raise UserError(f"{path} has no {key!r}: it is no checkpoint of CUSA's authors")
@@ -73,7 +78,7 @@ def read(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # anything from a zip error to a refused global
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} can't be read as a checkpoint of tensors and plain values: {first}") from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itr.backbones.vse import VSE
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.interop.d2s_names import rename, text_config_of, vision_config_of
 from itr.methods.d2s import D2S
 from itr.module import RetrievalModule
@@ -51,28 +51,30 @@ def convert(
         UserError: it is another kind of file, or the tokenizer can't be had.
     """
     weights, options = read(path)
-    vision_config = vision_config or vision_config_of(weights)
-    text_config = text_config or text_config_of(weights)
-    renamed = rename(weights, str(vision_config.get("model_type")))
-    stand_in = _stand_in(text_config) if tokenizer == BERT_TOKENIZER else None
-    backbone = VSE(
-        vision_config=vision_config,
-        text_config=text_config,
-        dim=len(weights["img_enc.image_encoder.fc.weight"]),
-        text_mlp=True,
-        text_norm=True,
-        image_size=image_size or options.get("img_res"),
-        interpolation="bilinear",  # NOTE: the authors' resize (OpenCV's) does not smooth where it shrinks; ours does
-        resize="squash",
-        tokenizer=None if stand_in else tokenizer,
-        tokenizer_json=stand_in,
-    )
-    methods = [_method(weights, options)] if "prompt_learner.prompt_tokens" in weights else []
-    hardest_after = 1.0 if options.get("max_violation", True) else 1e9
-    objective = Triplet(float(options.get("margin", 0.2)), hardest_after)
-    module = RetrievalModule(backbone, objective, methods, OptimizerSettings(lr=2e-4))
-    _fill(module, renamed, path)
-    return module.eval()
+    with refusing(f"{str(path)!r} is no checkpoint of D2S-VSE that can be converted"):
+        vision_config = vision_config or vision_config_of(weights)
+        text_config = text_config or text_config_of(weights)
+        renamed = rename(weights, str(vision_config.get("model_type")))
+        stand_in = _stand_in(text_config) if tokenizer == BERT_TOKENIZER else None
+        backbone = VSE(
+            vision_config=vision_config,
+            text_config=text_config,
+            dim=len(weights["img_enc.image_encoder.fc.weight"]),
+            text_mlp=True,
+            text_norm=True,
+            image_size=image_size or options.get("img_res"),
+            # NOTE: the authors' resize (OpenCV's) does not smooth where it shrinks; ours does
+            interpolation="bilinear",
+            resize="squash",
+            tokenizer=None if stand_in else tokenizer,
+            tokenizer_json=stand_in,
+        )
+        methods = [_method(weights, options)] if "prompt_learner.prompt_tokens" in weights else []
+        hardest_after = 1.0 if options.get("max_violation", True) else 1e9
+        objective = Triplet(float(options.get("margin", 0.2)), hardest_after)
+        module = RetrievalModule(backbone, objective, methods, OptimizerSettings(lr=2e-4))
+        _fill(module, renamed, path)
+        return module.eval()
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -93,13 +95,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(saved, dict) or not {"model", "opt"} <= saved.keys():
         raise UserError(f"{str(path)!r} is no checkpoint of D2S-VSE: it needs `model` and `opt`")
-    weights = {str(name).removeprefix("module."): value for name, value in saved["model"].items()}
-    needed = ("img_enc.image_encoder.fc.weight", "txt_enc.bert.embeddings.word_embeddings.weight")
-    for name in needed:
-        if name not in weights:
-            raise UserError(f"{str(path)!r} is no checkpoint of D2S-VSE with ViT or Swin and BERT: {name} is missing")
-    options = saved["opt"]
-    return weights, dict(options) if isinstance(options, dict) else dict(vars(options))
+    with refusing(f"{str(path)!r} is no checkpoint of D2S-VSE"):
+        weights = {str(name).removeprefix("module."): value for name, value in saved["model"].items()}
+        needed = ("img_enc.image_encoder.fc.weight", "txt_enc.bert.embeddings.word_embeddings.weight")
+        for name in needed:
+            if name not in weights:
+                raise UserError(
+                    f"{str(path)!r} is no checkpoint of D2S-VSE with ViT or Swin and BERT: {name} is missing"
+                )
+        options = saved["opt"]
+        return weights, dict(options) if isinstance(options, dict) else dict(vars(options))
 
 
 def _method(weights: dict[str, Tensor], options: dict[str, Any]) -> D2S:

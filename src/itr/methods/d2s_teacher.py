@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.types import Encoded, Tokens
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,9 @@ def load_stage1(backbone: Backbone, path: Path) -> None:
     Raises:
         UserError: it is no checkpoint of itr, or of another backbone.
     """
-    try:
+    with refusing(f"D2S.stage1: {str(path)!r} is no checkpoint that `itr fit` wrote"):
         saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        weights: dict[str, Tensor] = saved["state_dict"]
-    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"D2S.stage1: {str(path)!r} is no checkpoint that `itr fit` wrote ({error})") from error
+        weights: dict[str, Tensor] = {str(name): value for name, value in saved["state_dict"].items()}
     prefix = "backbone."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     try:

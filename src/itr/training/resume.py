@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 
-from itr.component import plain
+from itr.component import check_description, plain
 from itr.errors import UserError
 from itr.training.checkpoint_files import BEST, LAST, fault, newest, read
 
@@ -86,7 +86,7 @@ def _whole_last(path: Path) -> Path:
 
 def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
     """Model settings come from the checkpoint: refuse those of the command line, mention those of the config."""
-    saved = read(Path(settings.ckpt_path))["hyper_parameters"]
+    saved = check_description(read(Path(settings.ckpt_path))["hyper_parameters"], settings.ckpt_path)
     given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
     if given and subcommand != "fit":
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.entries import Entry
+from itr.data.schema import is_whole
 from itr.data.sources.files import find_file, says_something, squeeze, tell
 from itr.data.sources.image_folders import ImageFolders
 from itr.data.sources.karpathy import images_of
@@ -89,12 +90,14 @@ def _open(path: Path) -> Any:
                 raise ValueError(f"annotation {annotation['id']} is of image {annotation['image_id']}, not in `images`")
             if not isinstance(annotation["caption"], str):
                 raise ValueError(f"the caption of annotation {annotation['id']} is no text")
-        if not coco.imgs or any("file_name" not in image for image in coco.imgs.values()):
+            if not is_whole(annotation["id"]):
+                raise ValueError(f"{annotation['id']!r} is no number of an annotation")
+        if not coco.imgs or not all(isinstance(image.get("file_name"), str) for image in coco.imgs.values()):
             raise ValueError("it has no `images` with `file_name`")
         return coco
     except KeyError as error:
         raise UserError(f"{path} is no captions file of COCO: an annotation or image has no {error}") from None
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise UserError(f"{path} is no captions file of COCO: {error}") from None
 
 
@@ -128,7 +131,7 @@ def _read_split(path: Path, restval: bool) -> dict[str, list[int]]:
             return splits
         lists = {split: _id_list(path, split) for split in FILES}
         return {split: list(dict.fromkeys(map(int, ids))) for split, ids in lists.items() if ids}
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} gives no numbers of COCO's images: {error}") from None

@@ -10,7 +10,7 @@ from typing import Any
 from itr.data.entries import Entry, RawData
 from itr.data.sources.files import read_json, squeeze, tell
 from itr.data.sources.table import read_rows
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 
 JOIN = "join"
 TABLES = (".json", ".jsonl", ".csv", ".tsv")
@@ -57,11 +57,12 @@ def _by_line(path: Path) -> list[list[str]] | None:
     if path.suffix.lower() != ".jsonl":
         return None
     texts: list[list[str] | None] = []
-    with path.open(encoding="utf-8-sig", newline="\n") as stream:  # a blank line counts: it may stand for an image
+    # A blank line counts: it may stand for an image.
+    with refusing(f"{path} can't be read"), path.open(encoding="utf-8-sig", newline="\n") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line) if line.strip() else None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}, is no JSON: {error}") from None
             if isinstance(row, dict) and any(name in row for name in IMAGE_COLUMNS):
                 return None
@@ -128,14 +129,12 @@ def _short_names(table: dict[str, Any]) -> dict[str, str]:
 
 def _rows(path: Path) -> Iterable[tuple[str, list[str]]]:
     """Name and texts of each row; a JSON file may also map names to texts."""
-    raw = read_json(path) if path.suffix.lower() == ".json" else None
+    raw = read_json(path) if path.suffix.lower() == ".json" else None  # a list of rows is read as a table is
     if isinstance(raw, dict):
         for name, value in raw.items():
             yield name, _texts(value if isinstance(value, dict) else {"dense": value}, path)
         return
-    for row in read_rows(path) if raw is None else raw:
-        if not isinstance(row, dict):
-            raise UserError(f"{path} is no list of rows with names")
+    for row in read_rows(path):
         name = next((str(row[column]).strip() for column in IMAGE_COLUMNS if row.get(column) not in (None, "")), "")
         if not name:
             raise UserError(f"{path} has a row without an image; it needs a column {', '.join(IMAGE_COLUMNS[:4])}")

@@ -67,6 +67,8 @@ def images_of(path: Path, restval: bool) -> Iterator[tuple[dict[str, Any], str]]
         missing = [name for name in ("filename", "split", "sentences") if name not in found]
         if missing:
             raise UserError(f"{path}: image {number} of `images` has no {', '.join(missing)}")
+        if not all(isinstance(image.get(name, ""), str) for name in ("filename", "filepath", "split")):
+            raise UserError(f"{path}: filename, filepath and split of image {number} of `images` must be texts")
         if image["split"] not in SPLIT_NAMES:
             raise UserError(
                 f"{path}: {image['filename']} is in split {image['split']!r}; known: {', '.join(SPLIT_NAMES)}"

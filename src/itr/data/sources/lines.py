@@ -84,7 +84,7 @@ def _names(
 
 
 def _meta(id_: str) -> dict[str, int | str]:
-    return {"source_id": int(id_) if id_.isdecimal() else id_}
+    return {"source_id": int(id_) if id_.isdecimal() and len(id_) < 19 else id_}
 
 
 def _files(folder: Path, split: str) -> tuple[Path, Path] | None:

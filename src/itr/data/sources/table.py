@@ -90,20 +90,27 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
                 yield from csv.DictReader(stream, delimiter="\t" if kind == ".tsv" else ",")
         elif kind == ".json":
-            yield from json.loads(path.read_text(encoding="utf-8-sig"))
+            yield from _rows_of(json.loads(path.read_text(encoding="utf-8-sig")), path)
         else:
             with path.open(encoding="utf-8-sig") as stream:
                 for number, line in enumerate(stream, 1):
                     if line.strip():
                         yield _json_row(line, path, number)
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, OSError, RecursionError) as error:
         raise error if isinstance(error, UserError) else UserError(f"{path} can't be read: {error}") from None
+
+
+def _rows_of(value: Any, path: Path) -> list[dict[str, Any]]:
+    odd = [row for row in value if not isinstance(row, dict)] if isinstance(value, list) else [value]
+    if odd:
+        raise UserError(f"{path} is no list of rows with names: {str(odd[0])[:80]}")
+    return list(value)
 
 
 def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {number}, is no JSON: {error}") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}, line {number}, is no row with names: {line.strip()[:80]}")
@@ -115,9 +122,12 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         from pyarrow import parquet
     except ImportError:
         raise UserError("reading Parquet needs pyarrow: pip install 'itr[parquet]'") from None
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except Exception as error:  # pyarrow has errors of its own, and raises others on damaged files
+        raise UserError(f"{path} can't be read as Parquet: {error}") from None
 
 
 def read_entries(path: Path, columns: tuple[str | None, str | None]) -> list[Entry]:
@@ -133,9 +143,9 @@ def split_entries(
     if rows and "split" in rows[0]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            name = str(row["split"]).strip().lower()
+            name = str(row.get("split")).strip().lower()
             if name not in SPLIT_NAMES:
-                raise UserError(f"{path} has the split {row['split']!r}; known are {', '.join(SPLIT_NAMES)}")
+                raise UserError(f"{path} has the split {row.get('split')!r}; known are {', '.join(SPLIT_NAMES)}")
             groups.setdefault(SPLIT_NAMES[name], []).append(row)
         return {name: list(_join(group, path, columns).values()) for name, group in groups.items()}, False
     entries = list(_join(rows, path, columns).values())

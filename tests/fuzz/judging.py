@@ -1,0 +1,218 @@
+"""What a target may do with an example: end cleanly, or with an error of ours. All else is a bug."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import io
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis.strategies import SearchStrategy
+
+from itr.errors import UserError
+
+T = TypeVar("T")
+SECONDS = 10.0  # of processor time and of waiting that one example may take
+MEBIBYTES = 768  # by which one example may raise the memory of the process
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "webbrowser.open")
+CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+
+
+class Bug(BaseException):
+    """An example that ended otherwise than it may; not an `Exception`, since the code under test may catch those."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that reads what strangers wrote.
+
+    Attributes:
+        name: of the target.
+        examples: gives the strategy of its examples.
+        act: reads an example in a folder of its own; returns, or raises one of `named`.
+        named: the errors of ours that it may end in.
+        sound: an example without damage, which must end cleanly; None where there is none.
+    """
+
+    name: str
+    examples: Callable[[], SearchStrategy[Any]]
+    act: Callable[[Any, Path], None]
+    named: tuple[type[Exception], ...] = (UserError,)
+    sound: Any = None
+
+    def judge(self, example: Any) -> str:
+        """`clean`, or the name of the error of ours.
+
+        Raises:
+            Bug: it ended in anything else.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="example-", dir=home()))
+        try:
+            with _watched(folder) as deeds, _quiet(), _in_time():
+                ended = self._ended(example, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if deeds:
+            raise Bug(f"{self.name}: it {deeds[0]}")
+        return ended
+
+    def _ended(self, example: Any, folder: Path) -> str:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            self.act(example, folder)
+            ended = "clean"
+        except self.named as error:
+            str(error).encode("utf-8", "backslashreplace")
+            ended = type(error).__name__
+        except Bug:
+            raise
+        except BaseException as error:
+            raise Bug(f"{self.name}: {type(error).__name__}: {str(error)[:300]}") from error
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        if grown > MEBIBYTES:
+            raise Bug(f"{self.name}: it took {grown:.0f} MiB of memory")
+        return ended
+
+
+def check(holds: bool, otherwise: str) -> None:
+    """What a target asserts of a clean result.
+
+    Raises:
+        Bug: it doesn't hold.
+    """
+    if not holds:
+        raise Bug(otherwise)
+
+
+_home: list[str] = []
+
+
+def home() -> str:
+    """The folder of this process for examples and what they are made from; it goes when the process ends."""
+    if not _home:
+        _home.append(tempfile.mkdtemp(prefix="itr-fuzz-"))
+        atexit.register(shutil.rmtree, _home[0], ignore_errors=True)
+    return _home[0]
+
+
+_deeds: list[str] | None = None
+_allowed: tuple[str, ...] = ()
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    """Python tells us of files that are opened to be written, of programs that start and of connections."""
+    if _deeds is None:
+        return
+    if event == "open":
+        path, _, flags = arguments
+        if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & WRITING:
+            _look_at(path, "wrote")
+    elif event in CHANGING:
+        for path in arguments[:2]:
+            if isinstance(path, (str, bytes)):
+                _look_at(_in_folder(path, arguments[-1]), f"did {event} to")
+    elif event in STARTING:
+        _deeds.append(f"started a program: {event} {str(arguments)[:200]}")
+    elif event in ("socket.connect", "socket.getaddrinfo"):
+        _deeds.append(f"went to the network: {event} {str(arguments)[:200]}")
+
+
+def _in_folder(path: str | bytes, number: Any) -> str:
+    """The path, which may be relative to an open folder of that number."""
+    opened = f"/proc/self/fd/{number}"
+    inside = isinstance(number, int) and number >= 0 and os.path.islink(opened)
+    return os.path.join(os.readlink(opened), os.fsdecode(path)) if inside else os.fsdecode(path)
+
+
+def _look_at(path: str | bytes, what: str) -> None:
+    assert _deeds is not None
+    place = os.path.abspath(os.fsdecode(path))
+    if not (f"{place}{os.sep}".startswith(_allowed) or place == os.devnull or "__pycache__" in place):
+        _deeds.append(f"{what} {place}, outside of its folder")
+
+
+def material(make: Callable[..., T]) -> Callable[..., T]:
+    """Keeps what examples are made from, which may write where it likes while it is made."""
+
+    @functools.cache
+    def made(*arguments: Any) -> T:
+        global _deeds
+        kept, _deeds = _deeds, None
+        try:
+            return make(*arguments)
+        except Exception as error:
+            raise Bug(f"{make.__name__} can't be made: {error}") from error
+        finally:
+            _deeds = kept
+
+    return made
+
+
+@contextlib.contextmanager
+def _watched(folder: Path) -> Iterator[list[str]]:
+    """What is done meanwhile that may not be done: the list fills up."""
+    global _deeds, _allowed
+    if not getattr(sys, "_itr_fuzz_audit", False):
+        sys.addaudithook(_audit)  # it stays for good, and does nothing outside of this context
+        sys._itr_fuzz_audit = True  # type: ignore[attr-defined]
+    cache = os.environ.get("XDG_CACHE_HOME")
+    scratch = Path(home(), "scratch")
+    scratch.mkdir(exist_ok=True)
+    found: list[str] = []
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch)
+    _allowed = tuple(f"{place}{os.sep}" for place in (folder, scratch, cache) if place)
+    _deeds = found
+    try:
+        yield found
+    finally:
+        _deeds, tempfile.tempdir = None, before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No words on the screen: of a million examples nobody reads them."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")),  # as in `itr`
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """A bug where it takes longer than `SECONDS`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise Bug(f"it hangs: still at work after {SECONDS:.0f} s")
+
+    earlier = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)

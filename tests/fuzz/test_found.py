@@ -1,0 +1,285 @@
+"""What fuzzing found, each kind by name: what strangers wrote is refused in words, and runs nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fuzz_checkpoints
+import judging
+from foreign import picture, write_tar
+from itr.checkpoints import open_checkpoint
+from itr.cli import main
+from itr.component import check_description
+from itr.data.array_pickle import read_npy_header
+from itr.data.dense_texts import DenseTexts
+from itr.data.feature_import import open_vectors
+from itr.data.features import FORMAT, FeatureFile
+from itr.data.locations import find_split, read_positives
+from itr.data.schema import Manifest
+from itr.data.sources.coco import read_coco
+from itr.data.sources.dense import attach_dense
+from itr.data.sources.flickr30k import read_flickr30k
+from itr.data.sources.table import read_table
+from itr.data.tars import read_tar
+from itr.errors import UserError
+from itr.evaluation.embeddings import load_embeddings
+from itr.interop import cusa, d2s
+from itr.module import RetrievalModule
+from judging import Bug, Target, check
+from raw_trees import write_json
+from tiny import save_checkpoint
+
+DEEP = "[" * 100_000
+
+
+def one_sample(folder: Path, meta: bytes) -> Any:
+    [sample] = read_tar(write_tar(folder / "0.tar", {"0.jpg": picture(0), "0.json": meta}))
+    return sample
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [b"7", b"[]", b"null", b'"text"', DEEP.encode(), b'{"captions": ["a"], "caption_ids": {"0": 1}}',
+     b'{"captions": ["a"], "caption_ids": [null]}', b'{"captions": ["a"], "caption_ids": [1e400]}'],
+)  # fmt: skip
+def test_the_json_of_a_sample_that_is_no_object_or_has_other_ids(tmp_path, meta):
+    with pytest.raises(UserError, match="prepare the shards again"):
+        one_sample(tmp_path, meta)
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, True, None, 0.5, "7"])
+def test_an_image_id_that_no_tensor_or_generator_takes_is_made_of_the_key(tmp_path, number):
+    sample = one_sample(tmp_path, json.dumps({"captions": ["a", 7, None], "image_id": number}).encode())
+    assert sample.captions == ["a"]
+    assert 0 < sample.image_id < 2**63
+
+
+@pytest.mark.parametrize("captions", [7, {"a": "b"}, True])
+def test_captions_of_another_type_are_none(tmp_path, captions):
+    assert one_sample(tmp_path, json.dumps({"captions": captions}).encode()).captions == [""]
+
+
+@pytest.mark.parametrize("change", [{"path": None}, {"path": ["a"]}, {"images": []}, {"captions": -1}, {"bytes": "9"}])
+def test_a_manifest_whose_shards_say_something_else(change):
+    shard = {"path": "train/0.tar", "images": 1, "captions": 1, "bytes": 9, "sha256": ""} | change
+    text = {"format": "itr-shards/1", "source": "x", "fields": [], "splits": {"train": {"shards": [shard]}}}
+    for data in (json.dumps(text), DEEP):
+        with pytest.raises(UserError, match="is not a manifest"):
+            Manifest.parse(data.encode(), "here")
+
+
+@pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar"])
+def test_patterns_that_can_not_be(tmp_path, split):
+    with pytest.raises(UserError, match=r"no pattern of tars|home directory|no shards match"):
+        find_split(tmp_path, split)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other names", "floats", "objects", "lengths"])
+def test_damaged_true_matches(tmp_path, damage):
+    ids, stream = np.arange(3), io.BytesIO()
+    arrays = {
+        "floats": {"image_id": ids / 2, "caption_id": ids}, "lengths": {"image_id": ids, "caption_id": ids[:1]},
+        "objects": {"image_id": np.array([{}, []], dtype=object), "caption_id": ids}, "other names": {"a": ids},
+    }.get(damage, {"image_id": ids, "caption_id": ids})  # fmt: skip
+    np.savez(stream, **arrays)
+    data = {"cut": stream.getvalue()[:200], "text": b"text"}.get(damage, stream.getvalue())
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "positives.npz").write_bytes(data)
+    with pytest.raises(UserError, match="no list of true matches"):
+        read_positives(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.json", "null"), ("t.json", "[null]"), ("t.json", '{"a": 1}'), ("t.json", DEEP), ("t.jsonl", DEEP),
+     ("t.json", '[{"image": "a.jpg", "caption": "x", "split": "train"}, {"image": "b.jpg", "caption": "x"}]'),
+     ("t.parquet", "PAR1 no more PAR1"), ("t.csv", "image,caption,split\na.jpg,b\n")],
+)  # fmt: skip
+def test_tables_of_another_form(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        read_table(str(tmp_path / name))
+
+
+def test_a_parquet_table_with_a_broken_page(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": "a.jpg", "caption": "x"}]), tmp_path / "t.parquet")
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[4:40] = b"\xff" * 36
+    (tmp_path / "t.parquet").write_bytes(data)
+    with pytest.raises(UserError, match="Parquet"):
+        read_table(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("change", [{"split": ["test"]}, {"filename": None}, {"filepath": [1]}])
+def test_names_in_karpathys_json_that_are_no_texts(tmp_path, change):
+    image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]} | change
+    write_json(tmp_path / "dataset_flickr30k.json", {"images": [image]})
+    with pytest.raises(UserError, match="must be texts"):
+        read_flickr30k(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change", [{"file_name": None}, {"annotation": "\u200b"}, {"annotation": None}, {"split": [1]}]
+)
+def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
+    image = {"id": 1, "file_name": change.get("file_name", "a.jpg")}
+    annotation = {"id": change.get("annotation", 5), "image_id": 1, "caption": "x"}
+    write_json(tmp_path / "captions_train2014.json", {"images": [image], "annotations": [annotation]})
+    named = {"filename": "a.jpg", "split": "train", "sentences": [], "cocoid": change.get("split", 1)}
+    write_json(tmp_path / "dataset_coco.json", {"images": [named]})
+    with pytest.raises(UserError, match=r"captions_train2014|COCO's images"):
+        read_coco(str(tmp_path), layout="official")
+
+
+@pytest.mark.parametrize("content", [b'{"image": "0.png", "dense": "\xff"}\n', b"7\n", DEEP.encode()])
+def test_dense_tables_of_another_form(tmp_path, content):
+    write_json(tmp_path / "t.json", [{"image": "0.png", "caption": "x", "split": "train"}])
+    (tmp_path / "d.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"d\.jsonl"):
+        attach_dense(read_table(str(tmp_path / "t.json")), str(tmp_path / "d.jsonl"))
+
+
+HEADER = {"teacher": "t", "modality": "image", "width": 2, "rows": 1, "data": "d", "format": FORMAT}
+
+
+@pytest.mark.parametrize("change", [{"teacher": {}}, {"settings": None}, {"width": 0}, {"rows": -1}, {"rows": True}])
+def test_headers_of_features_with_values_of_other_types(tmp_path, change):
+    write_json(tmp_path / "train" / "image.json", HEADER | change)
+    with pytest.raises(UserError, match="no header of features"):
+        FeatureFile.open(tmp_path, "train", "image", "d", "shards")
+
+
+def test_numpy_files_whose_header_is_no_python(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 2), np.float16))
+    data = (tmp_path / "x.npy").read_bytes().replace(b"), }", b"(, }")
+    write_json(tmp_path / "train" / "image.json", HEADER)
+    for name in ("image.npy", "image_ids.npy"):
+        (tmp_path / "train" / name).write_bytes(data)
+    with pytest.raises(UserError, match="can't be used"):
+        FeatureFile.open(tmp_path, "train", "image", "d", "shards")
+    with pytest.raises(ValueError, match="no header of an array"):
+        read_npy_header(io.BytesIO(data))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
+    with pytest.raises(UserError, match="can't be read as an array"):
+        open_vectors(tmp_path / "cut.npy", "image", trust_pickle=False)
+
+
+@pytest.mark.parametrize("row", [{"image_id": 2**70, "text": "x"}, {"image_id": 1}, {"image_id": 1, "text": None}, 7])
+@pytest.mark.parametrize("header", [{}, {"data": "other"}])
+def test_dense_captions_beside_shards_of_another_form(tmp_path, row, header):
+    write_json(tmp_path / "train" / "dense.json", {"format": "itr-dense/1", "rows": 1} | header)
+    (tmp_path / "train" / "dense.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="run `itr densify` again"):
+        DenseTexts.open(tmp_path, "train", "d")
+
+
+@pytest.mark.parametrize("unimodal", [np.float16(0), np.zeros((2, 3)), np.zeros((3, 2), np.int64)])
+def test_unimodal_embeddings_of_another_shape(tmp_path, unimodal):
+    one = {"image": np.ones((3, 2)), "text": np.ones((3, 2)), "image_id": np.arange(3), "caption_id": np.arange(3)}
+    np.savez(tmp_path / "e.npz", **one, caption_image_id=np.arange(3), image_unimodal=unimodal)
+    with pytest.raises(UserError, match="image_unimodal has shape"):
+        load_embeddings(tmp_path / "e.npz")
+
+
+@pytest.mark.parametrize(("read", "saved"), [
+    (cusa.convert, {"model": {"a": None}, "config": {"loss_config": {}}}), (cusa.convert, {"model": 7, "config": None}),
+    (d2s.convert, {"model": 7, "opt": {}}), (d2s.convert, {"model": {"a": None}, "opt": 7}),
+])  # fmt: skip
+def test_files_of_other_authors_with_values_of_other_types(tmp_path, read, saved):
+    torch.save(saved, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="is no checkpoint of"):
+        read(tmp_path / "a.pth")
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.pth"):
+        read(tmp_path / "a.pth")
+
+
+def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path, monkeypatch):
+    write_json(tmp_path / "t.json", [{"image": "🎈.jpg", "caption": "x", "split": "train"}])
+    (tmp_path / "t.json").write_text((tmp_path / "t.json").read_text().replace("🎈", "\\ud800"))
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    arguments = ["prepare", "table", f"--root={tmp_path / 't.json'}", f"--out={tmp_path / 'out'}", "--bad_images=skip"]
+    assert main(arguments) == 1
+    sys.stdout.flush()
+    assert b"\\ud800.jpg" in sys.stdout.buffer.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["backbone", "objective", "methods", "arguments", "whole"])
+def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypatch, place):
+    (tmp_path / "itr_stranger.py").write_text("raise SystemExit('a stranger runs')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = save_checkpoint(tmp_path, scenes)
+    saved = torch.load(path, weights_only=True)
+    parts, stranger = saved["hyper_parameters"], {"class_path": "itr_stranger.Bomb", "init_args": {}}
+    if place == "arguments":
+        parts["backbone"]["init_args"]["vision_config"]["more"] = [stranger]
+    elif place == "whole":
+        parts["_class_path"] = "itr_stranger.Bomb"
+    else:
+        parts[place] = [stranger] if place == "methods" else stranger
+    torch.save(saved, path)
+    for read in (open_checkpoint, RetrievalModule.load_from_checkpoint):
+        with pytest.raises(UserError, match=r"which is none of itr's|no checkpoint of itr"):
+            read(path)
+    shards = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    assert main(["test", *shards, f"--ckpt_path={path}"]) == 1
+    assert "itr_stranger" not in sys.modules
+
+
+@pytest.mark.parametrize(("component", "argument"), [
+    ("itr.backbones.vse.VSE", "vision"), ("itr.backbones.vse.VSE", "tokenizer"),
+    ("itr.backbones.clip.CLIP", "pretrained"),
+])  # fmt: skip
+def test_a_checkpoint_fetches_nothing(component, argument):
+    loss = {"class_path": "itr.objectives.InfoNCE", "init_args": {}}
+    backbone = {"class_path": component, "init_args": {argument: "somebody/something"}}
+    parts = {"backbone": backbone, "objective": loss, "methods": [], "optimizer": {}}
+    with pytest.raises(UserError, match=f"names a {argument} to be fetched"):
+        check_description(parts, "x.ckpt")
+    backbone["init_args"][argument] = None
+    assert check_description(parts, "x.ckpt") is parts
+
+
+def test_the_judge_sees_what_may_not_happen(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "SECONDS", 0.1)
+
+    def endless(*_: object) -> None:
+        while True:
+            pass
+
+    acts = {
+        "ZeroDivisionError": lambda *_: 1 // 0,
+        "wrote": lambda *_: (tmp_path / "x").write_text("outside"),
+        "os.mkdir": lambda *_: (tmp_path / "y").mkdir(),
+        "started a program": lambda *_: __import__("subprocess").run(["true"], check=True),
+        "hangs": endless,
+        "not so": lambda *_: check(False, "not so"),
+    }
+    for message, act in acts.items():
+        with pytest.raises(Bug, match=message):
+            Target("a target", lambda: None, act).judge(None)
+    assert Target("fine", lambda: None, lambda _, folder: (folder / "x").write_text("inside")).judge(None) == "clean"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "name"), [
+    ("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"), ("vision_cfg", "timm_model_name"),
+])  # fmt: skip
+def test_a_config_in_a_checkpoint_brings_nobody_to_the_network(part, name):
+    config: dict[str, Any] = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"vocab_size": 49408}}
+    config[part][name] = "hf-hub:somebody/something" if part == "vision_cfg" else "somebody/something"
+    [target] = [target for target in fuzz_checkpoints.TARGETS if target.name == "names to fetch in checkpoints"]
+    example = ("backbone", "itr.backbones.clip.CLIP", {"config": config}, "dictionary")
+    assert target.judge(example) == "UserError"

@@ -1,0 +1,74 @@
+"""Whatever strangers wrote ends in a clean result or in an error of ours: the properties, for some minutes.
+
+`ITR_FUZZ_SECONDS` gives each target that many seconds in the slow test. `tests/fuzz/campaign.py` runs the same targets
+for hours, and counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from all_targets import TARGETS
+from judging import Bug, Target, home
+
+SECONDS = float(os.environ.get("ITR_FUZZ_SECONDS", 4))
+
+
+class OverError(BaseException):
+    """The time is over. No `Exception`: hypothesis would take it for a failure."""
+
+
+def hold(target: Target, seconds: float) -> None:
+    """Judge examples of a target until the time is over; the first bug is made as small as can be, and printed."""
+    set_hypothesis_home_dir(home())
+    until: float | None = time.monotonic() + seconds
+
+    @settings(
+        max_examples=10**9,
+        deadline=None,  # judging.SECONDS
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(target.examples())
+    def property_(example: object) -> None:
+        nonlocal until
+        if until is not None and time.monotonic() > until:
+            raise OverError
+        try:
+            target.judge(example)
+        except Bug as bug:
+            until = None  # while it shrinks
+            raise AssertionError(str(bug)) from bug
+
+    with contextlib.suppress(OverError):
+        property_()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "_"))
+@pytest.mark.slow
+def test_any_input_ends_cleanly_or_in_an_error_of_ours(target):
+    hold(target, SECONDS)
+
+
+@pytest.mark.slow
+def test_what_is_whole_is_read_cleanly():
+    ended = {target.name: target.judge(target.sound) for target in TARGETS if target.sound is not None}
+    assert ended == dict.fromkeys(ended, "clean")
+
+
+def test_a_bug_is_found_made_small_and_shown(capsys):
+    def act(example: int, _: object) -> None:
+        assert example < 1000
+
+    with pytest.raises(AssertionError, match="AssertionError") as failure:
+        hold(Target("a target", lambda: st.integers(0, 10**6), act), seconds=60)
+    assert "example=1000" in "".join(failure.value.__notes__)
