@@ -21,7 +21,7 @@ from itr.interop import cusa, d2s
 from itr.interop.d2s import made_up_tokenizer
 from itr.methods.d2s_teacher import load_stage1
 from itr.module import RetrievalModule
-from itr.training_cli import check_checkpoint_settings
+from itr.training.resume import check_settings
 from judging import Target, check, home, material
 from tiny import save_checkpoint
 
@@ -98,7 +98,7 @@ def open_everywhere(path: Path) -> None:
     settings = Namespace(ckpt_path=str(path), model=Namespace())
     errors = []
     for act in (
-        lambda: check_checkpoint_settings(settings, "fit", []),
+        lambda: check_settings(settings, "fit", []),
         lambda: open_checkpoint(str(path)),
         lambda: load_stage1(model_.backbone, path),
     ):
