@@ -23,6 +23,8 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.training.waiting import DataWait
+from itr.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,10 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One option of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
+        """Options of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
         parser.set_defaults({"model.backbone": {"class_path": "VSE"}, "model.objective": {"class_path": "InfoNCE"}})
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
+        parser.add_lightning_class_args(Watch, "watch")  # a callback of the trainer with that
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then turn `--ckpt_path best|last` into a file of the run folder."""
@@ -87,7 +90,11 @@ class TrainingCLI(LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training else False
-        own = [Results(), *self._progress_bar(settings), *([History(), *self._checkpoints(root)] if training else [])]
+        own = [
+            Results(),
+            *self._progress_bar(settings),
+            *([History(), DataWait(), *self._checkpoints(root)] if training else []),
+        ]
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]

