@@ -201,6 +201,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`IterableDataset` has `__len__` defined.*",  # our streams know their exact length
+        ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 has skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
