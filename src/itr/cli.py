@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from itr.errors import UserError
+from itr.training.memory import memory_told
 
 VERBS = {
     "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_our_messages()
     try:
-        importlib.import_module(VERBS[verb][0]).main(arguments)
+        with memory_told(verb):
+            importlib.import_module(VERBS[verb][0]).main(arguments)
     except UserError as error:
         print(f"itr: error: {error}", file=sys.stderr)
         return 1
