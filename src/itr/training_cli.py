@@ -23,9 +23,11 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.training.saved_settings import check_resumed
 from itr.training.waiting import DataWait
 from itr.training.watch import Watch
 
+DEFAULT_CLASSES = {"backbone": "VSE", "objective": "InfoNCE"}
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
-        parser.set_defaults({"model.backbone": {"class_path": "VSE"}, "model.objective": {"class_path": "InfoNCE"}})
+        parser.set_defaults({f"model.{part}": {"class_path": name} for part, name in DEFAULT_CLASSES.items()})
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
         parser.add_lightning_class_args(Watch, "watch")  # a callback of the trainer with that
 
@@ -61,7 +63,10 @@ class TrainingCLI(LightningCLI):
         """Parse, then turn `--ckpt_path best|last` into a file of the run folder."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
+            asked = [a for a in args or [] if not a.startswith("--print_config")]  # which would print and end
+            super().parse_arguments(parser, asked)
+            if self._default_to_chosen_classes() or len(asked) < len(args or []):
+                super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         if subcommand:
             settings = self.config[subcommand]
@@ -70,6 +75,20 @@ class TrainingCLI(LightningCLI):
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
                 check_checkpoint_settings(settings, subcommand, args or [])
+
+    def _default_to_chosen_classes(self) -> bool:
+        """Let what isn't set be as the chosen class has it; whether that changes anything.
+
+        The parser keeps settings when the class changes that the new one knows too: Sigmoid would begin with the
+        temperature that is InfoNCE's default.
+        """
+        verb = self.config.get("subcommand")
+        model = (self.config[verb] if verb else self.config).model
+        chosen = {part: model[part].class_path for part in DEFAULT_CLASSES}
+        if all(path.endswith(f".{DEFAULT_CLASSES[part]}") for part, path in chosen.items()):
+            return False
+        self._parser(verb).set_defaults({f"model.{part}": {"class_path": path} for part, path in chosen.items()})
+        return True
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a component that refuses its settings is the user's error."""
@@ -164,7 +183,7 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
 
 
 def check_checkpoint_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
-    """Model settings come from the checkpoint: refuse those of the command line, mention those of the config."""
+    """Model settings come from the checkpoint: refuse others of the command line, mention those of the config."""
     try:
         saved = torch.load(settings.ckpt_path, weights_only=True, map_location="cpu", mmap=True)["hyper_parameters"]
     except Exception as error:
@@ -175,9 +194,7 @@ def check_checkpoint_settings(settings: Namespace, subcommand: str, arguments: l
             f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; leave the option away"
         )
     if subcommand == "fit":
-        for part in ("objective", "methods", "optimizer"):
-            if plain(namespace_to_dict(settings.model.get(part))) != saved.get(part):
-                log.info("model.%s is taken from %s, whose value differs from the config's", part, settings.ckpt_path)
+        check_resumed(plain(namespace_to_dict(settings.model)), saved, arguments, settings.ckpt_path)
 
 
 def namespace_to_dict(value: Any) -> Any:
