@@ -104,6 +104,10 @@ class TrainingCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         root = settings["default_root_dir"]
         settings["default_root_dir"] = str(root)
+        if settings["accumulate_grad_batches"] < 1:
+            raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
+        if (settings["gradient_clip_val"] or 0) < 0:
+            raise UserError(f"trainer.gradient_clip_val is {settings['gradient_clip_val']}; give a norm, or 0 for none")
         training = self.subcommand == "fit"
         if training and not self.datamodule.splits["val"]:
             settings["limit_val_batches"] = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,14 @@ def test_figures_of_the_steps_between_are_neither_made_nor_logged(scenes, tmp_pa
     assert fit(tmp_path, scenes, "--trainer.log_every_n_steps=5") == 0
     for name in ("loss", "grad_norm", "data_wait", "skipped"):
         assert len(logged(tmp_path, f"train/{name}")) == 4  # of 22 steps
+
+
+@pytest.mark.slow
+def test_pictures_that_are_skipped_are_counted_over_all_processes(tmp_path):
+    shards = write_pictures(tmp_path, 32, {2, 7, 8})
+    where = [f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.val_split=null"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    few = ["--data.batch_size=2", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    command = [sys.executable, "-m", "itr", "fit", *where, *two, *few, *TINY_VSE, "--data.shuffle_buffer=1"]
+    subprocess.run(command, check=True, timeout=120)
+    assert logged(tmp_path / "run", "train/skipped")[-1] == 3

@@ -89,9 +89,16 @@ class ShardData(pl.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name} is {value}; it must be 1 or more")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("shuffle_buffer", shuffle_buffer, 0),
+            ("max_skipped", max_skipped, 0),
+            ("max_pixels", max_pixels, 1),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} is {value}; it must be {least} or more")
         if captions != "all" and (captions < 1 or batch_size % captions):
             raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
         self.root, self.cache = locate(root), cache
