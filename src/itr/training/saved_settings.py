@@ -48,14 +48,14 @@ def _options(arguments: Sequence[str]) -> dict[str, bool]:
 def differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings by name that both know and that differ, with both values.
 
-    What a backbone is made of (names of towers, their configs, preprocessing) is written into checkpoints in another
-    form than it is given, so of those only what is set on both sides is compared.
+    What a model is made of (names of towers, their configs, a first stage) is written into checkpoints in another form
+    than it is given, with null in its old place, so only what is set on both sides is compared.
     """
     found = {}
     for part in PARTS:
         one, two = _flat(wanted.get(part), f"model.{part}"), _flat(saved.get(part), f"model.{part}")
         for key in one.keys() & two.keys():
-            if one[key] != two[key] and not (part == "backbone" and None in (one[key], two[key])):
+            if one[key] != two[key] and None not in (one[key], two[key]):
                 found[_name(key)] = (one[key], two[key])
     return dict(sorted(found.items()))
 
