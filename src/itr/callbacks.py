@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,6 +19,7 @@ from itr.evaluation.provenance import about, checkpoint_identity, shortened, wri
 from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
 from itr.parsing import MADE_WITH, made_with
+from itr.training.watch import logs_now
 
 PROTOCOL = (
     "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
@@ -40,12 +42,26 @@ class SaveConfig(SaveConfigCallback):
 
 
 class History(pl.Callback):
-    """Logs what is worth a curve besides losses and recalls: `train/lr` and the cosines of pairs in validation."""
+    """Logs what is worth a curve besides losses and recalls, such as `train/lr` and the cosines of pairs."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """The largest learning rate of all groups, as this step takes it."""
+        """The largest learning rate of all groups, as this step takes it, and what was left out so far in the epoch."""
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         pl_module.log("train/lr", max(rates))
+        if logs_now(trainer):
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            for name, number in (("skipped", data.skipped), ("bad_shards", data.bad_shards)):
+                pl_module.log(f"train/{name}", float(number), reduce_fx="sum", sync_dist=True)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """The norm of all gradients, averaged over processes, before they are clipped and without fp16's scale."""
+        if logs_now(trainer):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None and optimizer.defaults["fused"]:  # which takes the scale out itself, in its step
+                norm = norm / scaler.scale(torch.ones_like(norm))
+            pl_module.log("train/grad_norm", norm)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The mean cosine of a caption with its own image, and with the others."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from itr.errors import UserError
+from itr.training.memory import memory_told
 
 VERBS = {
     "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_our_messages()
     try:
-        return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
+        with memory_told(verb):
+            return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
         print(f"itr: error: {error}", file=sys.stderr)
         return 1

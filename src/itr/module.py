@@ -60,6 +60,7 @@ class RetrievalModule(pl.LightningModule):
         self._gallery: Gallery | None = None
         self._random_state: dict[str, Tensor] | None = None
         self.metrics: dict[str, float] = {}
+        self.last_terms: dict[str, Tensor] = {}  # of the last training step, as logged
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
 
     # Embedding
@@ -133,7 +134,8 @@ class RetrievalModule(pl.LightningModule):
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        values = {name: value.detach() for name, value in terms.items()} if len(terms) > 1 else {}
+        self.last_terms = {name: value.detach() for name, value in terms.items()}
+        values = dict(self.last_terms) if len(terms) > 1 else {}
         values |= self.objective.scalars()
         for method, module in self.methods.items():
             assert isinstance(module, MethodModule)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from itr.errors import UserError
+
 
 @dataclass
 class OptimizerSettings:
@@ -37,6 +39,14 @@ class OptimizerSettings:
     final_lr_factor: float = 0.0
     steps: list[float] = field(default_factory=list)
     step_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what no schedule can be made of."""
+        for name in ("lr", "tower_lr_factor", "weight_decay", "eps", "warmup", "final_lr_factor", "step_factor"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas is {list(self.betas)}; both must be 0 or more and below 1")
 
 
 def parameter_groups(

@@ -29,7 +29,10 @@ from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_si
 from itr.training.loggers import Csv, TensorBoard
 from itr.training.resume import SameOrder, check_settings, find_checkpoint
 from itr.training.stopping import Signals, Stopped, requeue
+from itr.training.waiting import DataWait
+from itr.training.watch import Watch
 
+DEFAULT_CLASSES = {"backbone": "VSE", "objective": "InfoNCE"}
 log = logging.getLogger(__name__)
 
 
@@ -57,16 +60,20 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One option of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
-        parser.set_defaults({"model.backbone": {"class_path": "VSE"}, "model.objective": {"class_path": "InfoNCE"}})
+        """Options of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
+        parser.set_defaults({f"model.{part}": {"class_path": name} for part, name in DEFAULT_CLASSES.items()})
         parser.add_class_arguments(CheckpointSettings, "checkpoint")
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
+        parser.add_lightning_class_args(Watch, "watch")  # a callback of the trainer with that
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then turn `--ckpt_path best|last` into a file of the run folder."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
+            asked = [a for a in args or [] if not a.startswith("--print_config")]  # which would print and end
+            super().parse_arguments(parser, asked)
+            if self._default_to_chosen_classes() or len(asked) < len(args or []):
+                super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         if subcommand:
             settings = self.config[subcommand]
@@ -75,6 +82,20 @@ class TrainingCLI(LightningCLI):
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
                 check_settings(settings, subcommand, args or [])
+
+    def _default_to_chosen_classes(self) -> bool:
+        """Let what isn't set be as the chosen class has it; whether that changes anything.
+
+        The parser keeps settings when the class changes that the new one knows too: Sigmoid would begin with the
+        temperature that is InfoNCE's default.
+        """
+        verb = self.config.get("subcommand")
+        model = (self.config[verb] if verb else self.config).model
+        chosen = {part: model[part].class_path for part in DEFAULT_CLASSES}
+        if all(path.endswith(f".{DEFAULT_CLASSES[part]}") for part, path in chosen.items()):
+            return False
+        self._parser(verb).set_defaults({f"model.{part}": {"class_path": path} for part, path in chosen.items()})
+        return True
 
     def instantiate_classes(self) -> None:
         """As Lightning does; a component that refuses its settings is the user's error."""
@@ -93,6 +114,10 @@ class TrainingCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         root = settings["default_root_dir"]
         settings["default_root_dir"] = str(root)
+        if settings["accumulate_grad_batches"] < 1:
+            raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
+        if (settings["gradient_clip_val"] or 0) < 0:
+            raise UserError(f"trainer.gradient_clip_val is {settings['gradient_clip_val']}; give a norm, or 0 for none")
         training = self.subcommand == "fit"
         if training and not self.datamodule.splits["val"]:
             settings["limit_val_batches"] = 0
@@ -102,7 +127,7 @@ class TrainingCLI(LightningCLI):
         if training:
             folder = Path(os.path.abspath(root)) / "checkpoints"
             when, fresh = self._get(self.config_init, "checkpoint"), not self._get(self.config, "ckpt_path")
-            own += [History(), SameOrder(), Checkpoints(folder, when, self.signals, fresh)]
+            own += [History(), DataWait(), SameOrder(), Checkpoints(folder, when, self.signals, fresh)]
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
@@ -151,6 +176,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`IterableDataset` has `__len__` defined.*",  # our streams know their exact length
+        ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 has skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

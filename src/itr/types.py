@@ -57,6 +57,7 @@ class Batch:
             plain pairs it is 0 .. B-1.
         image_extra: further fields of the images that a method needs, by name, each of I rows.
         text_extra: further fields of the captions that a method needs, by name, each of C rows.
+        keys: shard and key of each image [I], for messages; empty where they aren't known.
     """
 
     image: Tensor
@@ -66,6 +67,7 @@ class Batch:
     image_index: Tensor
     image_extra: dict[str, Extra] = field(default_factory=dict)
     text_extra: dict[str, Extra] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
 
     @property
     def text_image_id(self) -> Tensor:
@@ -85,6 +87,7 @@ class Batch:
             self.image_index.pin_memory(),
             {name: _pinned(value) for name, value in self.image_extra.items()},
             {name: _pinned(value) for name, value in self.text_extra.items()},
+            self.keys,
         )
 
 

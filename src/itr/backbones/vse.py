@@ -111,6 +111,8 @@ class VSE(Backbone):
         max_words: int | None = None,
     ) -> None:
         super().__init__()
+        if dim < 1:
+            raise UserError(f"dim is {dim}; it must be 1 or more")
         refuse_both(vision=vision, vision_config=vision_config)
         refuse_both(text=text, text_config=text_config)
         refuse_both(tokenizer=tokenizer, tokenizer_json=tokenizer_json)

@@ -90,9 +90,16 @@ class ShardData(pl.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name} is {value}; it must be 1 or more")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("shuffle_buffer", shuffle_buffer, 0),
+            ("max_skipped", max_skipped, 0),
+            ("max_pixels", max_pixels, 1),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} is {value}; it must be {least} or more")
         if captions != "all" and (captions < 1 or batch_size % captions):
             raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
         self.root, self.cache = locate(root), cache
@@ -163,6 +170,11 @@ class ShardData(pl.LightningDataModule):
     def skipped(self) -> int:
         """Training pictures of this process that could not be decoded in the epoch so far."""
         return 0 if self.train_stream is None else self.train_stream.skipped
+
+    @property
+    def bad_shards(self) -> int:
+        """Training shards of this process that could not be read to their end in the epoch so far."""
+        return 0
 
     @property
     def _trainer(self) -> pl.Trainer:

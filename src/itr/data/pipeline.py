@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -186,6 +187,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
                 for f in self.fields
                 if f.of == "text"
             },
+            keys=[place.sample.where for place in places],
         )
 
     def _picture(self, place: Item) -> Tensor | None:
@@ -288,16 +290,26 @@ class ShardLoader(DataLoader[Batch]):
         stream: the batches.
         position: gives the epoch and the number of its batches that are already done.
         **options: of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        waited: seconds that whoever asked has waited for batches so far.
     """
 
     def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
         self.position = position
+        self.waited = 0.0
         super().__init__(stream, batch_size=None, **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         stream: Any = self.dataset
         stream.begin(*self.position())
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 raise batch
             yield batch

@@ -13,12 +13,14 @@ from itr.report.markup import Markup, tag
 from itr.report.plots import Line, plot, steps
 
 MOST_K = 100
+COUNTS = ("train/skipped", "train/bad_shards", "train/skipped_steps")  # most often 0 throughout, which needs no plot
 DASHES = ("", "6 3", "2 3")
 
 
 def training(entries: Sequence[Entry]) -> Markup:
     """Everything that was logged while training, a plot a quantity, all runs in one."""
-    names = list(dict.fromkeys(name for entry in entries for name in entry.run.history))
+    curves = [(name, curve) for entry in entries for name, curve in entry.run.history.items()]
+    names = list(dict.fromkeys(name for name, curve in curves if name not in COUNTS or any(y for _, y in curve)))
     grouped = _groups(names)
     shown = [_history(title, unit, members, entries) for title, unit, members in grouped]
     return tag("div", *shown, class_="plots")
@@ -45,9 +47,9 @@ def _groups(names: list[str]) -> list[tuple[str, str, dict[str, str]]]:
 
 
 def _said(name: str) -> str:
-    """A logged name as a title: `Temperature`, `CUSA: csa`."""
+    """A logged name as a title: `Temperature`, `Gradient norm`, `CUSA: csa`."""
     method, slash, term = name.removeprefix("train/").rpartition("/")
-    return f"{method.upper()}: {term}" if slash else term.capitalize()
+    return f"{method.upper()}: {term}" if slash else term.replace("_", " ").capitalize()
 
 
 def _history(title: str, unit: str, members: dict[str, str], entries: Sequence[Entry]) -> Markup:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from itr.component import check_description, plain
 from itr.errors import UserError
 from itr.training.checkpoint_files import BEST, LAST, fault, newest, read
+from itr.training.saved_settings import check_resumed
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _whole_last(path: Path) -> Path:
 
 
 def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
-    """Model settings come from the checkpoint: refuse those of the command line, mention those of the config."""
+    """Model settings come from the checkpoint: refuse others of the command line, mention those of the config."""
     saved = check_description(read(Path(settings.ckpt_path))["hyper_parameters"], settings.ckpt_path)
     given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
     if given and subcommand != "fit":
@@ -93,9 +94,7 @@ def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -
             f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; leave the option away"
         )
     if subcommand == "fit":
-        for part in ("objective", "methods", "optimizer"):
-            if plain(namespace_to_dict(settings.model.get(part))) != saved.get(part):
-                log.info("model.%s is taken from %s, whose value differs from the config's", part, settings.ckpt_path)
+        check_resumed(plain(namespace_to_dict(settings.model)), saved, arguments, settings.ckpt_path)
 
 
 def namespace_to_dict(value: Any) -> Any:
