@@ -107,31 +107,33 @@ class Checkpoints(Checkpoint):
     # Where they are written
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the folder, and remove what an earlier run left that this one does not go on with.
-
-        Raises:
-            UserError: nothing can be written there.
-        """
+        """Know the processes that this one has started, which a second signal ends with it."""
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             self.signals.children = launcher.procs
-        if not trainer.is_global_zero:
-            return
-        stale = [LAST, BEST, PREVIOUS] if self.fresh else []
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in [*stale, *(path.name for path in self.folder.glob("*" + checkpoint_files.PART))]:
-                (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} can't be written: {error.strerror}; choose --trainer.default_root_dir"
-            ) from None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal waits for the end of a step."""
+        """From here on a signal waits for the end of a step.
+
+        Raises:
+            UserError: no checkpoint can be written.
+        """
+        if trainer.is_global_zero:
+            self._clear()
         self.agreement.begin()
         self._saved_time = time.monotonic()
         self.signals.patient = True
+
+    def _clear(self) -> None:
+        """Make the folder, and remove what an earlier run left there that this one does not go on with."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stale = [LAST, BEST, PREVIOUS] if self.fresh else []
+            for name in [*stale, *(path.name for path in self.folder.glob("*" + checkpoint_files.PART))]:
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            told = f"{self.folder} can't be written: {error.strerror}; choose another --trainer.default_root_dir"
+            raise UserError(told) from None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Within an epoch: write where it is time, and stop where it was asked."""
