@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +24,7 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.processes import UnusedParameters, check_strategy, follow_launcher, meeting, wait_for_processes
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class TrainingCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
+        check_strategy(self._get(self.config, "trainer")["strategy"])
         if subcommand:
             settings = self.config[subcommand]
             settings.ckpt_path = find_checkpoint(settings, subcommand)
@@ -74,7 +77,7 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except UserError:
             raise
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise UserError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -87,7 +90,9 @@ class TrainingCLI(LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training else False
-        own = [Results(), *self._progress_bar(settings), *([History(), *self._checkpoints(root)] if training else [])]
+        own: list[Callback] = [Results(), *self._progress_bar(settings)]
+        if training:
+            own += [History(), UnusedParameters(), *self._checkpoints(root)]
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
@@ -204,5 +209,8 @@ def main(arguments: list[str]) -> None:
     """Run one of Lightning's verbs."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
+    follow_launcher()
     torch.set_float32_matmul_precision("high")
-    TrainingCLI(resolve_configs(arguments))
+    with meeting():
+        cli = TrainingCLI(resolve_configs(arguments))
+    wait_for_processes(cli.trainer)
