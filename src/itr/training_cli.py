@@ -62,7 +62,7 @@ class TrainingCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
-        check_strategy(self._get(self.config, "trainer")["strategy"])
+        check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
         if subcommand:
             settings = self.config[subcommand]
             settings.ckpt_path = find_checkpoint(settings, subcommand)
