@@ -66,6 +66,7 @@ class TrainingCLI(LightningCLI):
         if subcommand:
             settings = self.config[subcommand]
             settings.ckpt_path = find_checkpoint(settings, subcommand)
+            settings.weights_only = True  # whatever the option or torch's environment say
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
