@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from itr.cli import main
+from itr.parsing import resolve_configs
 from itr.training_cli import TrainingCLI
 from launching import Run, fit, free_port, torchrun
 from tiny import TINY_VSE
@@ -64,7 +69,12 @@ def lightning_on_two_nodes(run: Run, arguments: list[str]) -> None:
 
 def slurm(run: Run, arguments: list[str]) -> None:
     """As srun starts two tasks on two nodes."""
-    shared: dict[str, object] = {"SLURM_JOB_ID": 4242, "SLURM_JOB_NAME": "itr", "SLURM_NNODES": 2}
+    shared: dict[str, object] = {
+        "SLURM_JOB_ID": 4242,
+        "SLURM_JOB_NAME": "itr",
+        "SLURM_NNODES": 2,
+        "SLURM_STEP_NUM_TASKS": 2,
+    }
     shared |= {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NODELIST": "localhost,localhost"}
     for task in range(2):
         own = {"SLURM_PROCID": task, "SLURM_NODEID": task, "SLURM_LOCALID": 0, "MASTER_PORT": run.port}
@@ -197,7 +207,20 @@ def test_a_port_in_use_is_named(scenes, tmp_path):
         assert not run.left_after(BOUND), run.said()
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", "xla", "ddp_spawn", "FSDPStrategy"])
+@pytest.mark.slow
+def test_other_numbers_than_were_started_are_refused(scenes, tmp_path):
+    """Without --trainer.devices each of the two would train alone, and both write to one folder."""
+    with Run(tmp_path / "log") as run:
+        run.start([*torchrun("--nproc_per_node=2", f"--master_port={run.port}"), *fit(scenes, tmp_path / "run")])
+        assert run.statuses(ENOUGH) == [1], run.said()
+        assert "2 processes were started, and --trainer.num_nodes 1 with --trainer.devices 1 make 1" in run.said()
+        assert not (tmp_path / "run").exists()
+
+
+SPLIT = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepspeed_stage_2", "xla", "FSDPStrategy")]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", *SPLIT])
 def test_strategies_that_are_not_shown_to_work_are_refused_before_anything_starts(scenes, tmp_path, capsys, strategy):
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.devices=2"]
     assert main(["fit", *TINY_VSE, *where, f"--trainer.strategy={strategy}"]) == 1
@@ -213,7 +236,51 @@ def test_a_timeout_of_collectives_is_a_setting():
     assert cli.trainer.strategy._timeout == timedelta(minutes=5)
 
 
-@pytest.mark.parametrize(("accelerator", "devices"), [("gpu", 1), ("gpu", 8), ("cpu", 0)])
+EXAMPLES = Path(__file__).parents[1] / "docs" / "cluster"
+
+
+def commands(text: str) -> list[list[str]]:
+    """The `itr fit` command lines in a script, with variables as the scripts set them or as 2."""
+    lines = re.findall(r"itr fit (.*)", text.replace("\\\n", " "))
+    return [shlex.split(re.sub(r"\$\{?[A-Z_]+\}?", "2", line)) for line in lines]
+
+
+class Parsed(Exception):  # noqa: N818
+    """What a command line says, before anything is built."""
+
+
+class ParseOnly(TrainingCLI):
+    def parse_arguments(self, parser, args) -> None:
+        LightningCLI.parse_arguments(self, parser, args)  # ours goes on to look for the checkpoint
+        raise Parsed(self.config)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir()))
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_the_examples_are_whole(name):
+    text = (EXAMPLES / name).read_text()
+    if name.endswith(".yaml"):
+        service, job = yaml.safe_load_all(text)
+        spec = job["spec"]["template"]["spec"]
+        assert (service["kind"], job["kind"]) == ("Service", "Job")
+        assert service["metadata"]["name"] == spec["subdomain"]
+        assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+        assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+        assert {m["name"] for m in spec["containers"][0]["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
+        text = spec["containers"][0]["args"][0]
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    found = commands(text)
+    assert len(found) == 1
+    with pytest.raises(Parsed) as parsed:
+        ParseOnly(resolve_configs(["fit", *found[0]]))
+    trainer = parsed.value.args[0].fit.trainer
+    told = {option: value for option, value in re.findall(r"--([\w-]+)[= ](\d+)", text)}
+    per_node = told.get("nproc_per_node") or told.get("ntasks-per-node") or "2"
+    assert trainer.num_nodes == int(told.get("nnodes") or told.get("nodes") or "2")
+    assert int(trainer.devices) == int(per_node)
+
+
+@pytest.mark.parametrize(("accelerator", "devices"), [("gpu", 8), ("cpu", 0)])
 def test_devices_that_are_not_there_are_named(scenes, tmp_path, capsys, accelerator, devices):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

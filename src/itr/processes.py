@@ -45,19 +45,37 @@ def check_strategy(strategy: Any) -> None:
     )
 
 
+def check_numbers(trainer: pl.Trainer) -> None:
+    """Refuse to train as fewer or more processes than were started: each might be a run of its own, in one folder.
+
+    Raises:
+        UserError: torchrun or srun started another number of processes than the settings say.
+    """
+    started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS")
+    if started is not None and int(started) != trainer.world_size:
+        raise UserError(
+            f"{started} processes were started, and --trainer.num_nodes {trainer.num_nodes} with --trainer.devices "
+            f"{trainer.num_devices} make {trainer.world_size}; set them to the number of machines and to that of "
+            "processes on each (torchrun's --nnodes and --nproc_per_node, SLURM's --nodes and --ntasks-per-node)"
+        )
+
+
 def follow_launcher() -> None:
     """End at once when the process that started this one dies, so that none is left waiting for an answer.
 
     That is torchrun, or the first process where Lightning started the others. Linux does it; elsewhere the others end
     when a collective fails or its timeout is over.
     """
-    launched = os.environ.get(LAUNCHER) == str(os.getppid()) or "TORCHELASTIC_RUN_ID" in os.environ
-    os.environ[LAUNCHER] = str(os.getpid())
-    if not launched or not sys.platform.startswith("linux"):
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = os.getppid()
+    elif LAUNCHER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        launcher = int(os.environ[LAUNCHER])
+    else:
+        os.environ[LAUNCHER] = str(os.getpid())
         return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be followed
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before it could be followed
         os.kill(os.getpid(), signal.SIGKILL)
 
 

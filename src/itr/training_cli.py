@@ -24,7 +24,7 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
-from itr.processes import UnusedParameters, check_strategy, follow_launcher, meeting, wait_for_processes
+from itr.processes import UnusedParameters, check_numbers, check_strategy, follow_launcher, meeting, wait_for_processes
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ class TrainingCLI(LightningCLI):
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        check_numbers(trainer)
+        return trainer
 
     @staticmethod
     def _loggers(root: Any) -> list[Logger]:
