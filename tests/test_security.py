@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from itr.cli import main
 from tiny import TINY_VSE, save_checkpoint
@@ -180,3 +184,52 @@ def test_nothing_is_asked_of_a_network(sound, scenes, tmp_path, verb):
     assert done.returncode == 0, done.stderr
     asked = [line for line in done.stdout.splitlines() if line.startswith("NETWORK") and "127.0.0.1" not in line]
     assert not [line for line in asked if "/" not in line], "a path is a socket of this machine's own processes"
+
+
+LOCK = ROOT / "requirements.lock"
+KNOWN_BAD = {
+    "lightning": ["2.6.2", "2.6.3", "2.6.5"],
+    "pytorch-lightning": ["2.6.2", "2.6.3", "2.6.5"],
+    "torch": ["2.5.1", "2.9.1"],
+    "transformers": ["5.2.0", "5.4.0"],
+    "pillow": ["12.3.0"],
+    "aiohttp": ["3.13.5", "3.14.0"],
+}
+
+
+def locked() -> dict[str, list[str]]:
+    """The releases of each package in the lock file, which may differ by system and Python."""
+    found: dict[str, list[str]] = {}
+    for name, release in re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", LOCK.read_text(), flags=re.MULTILINE):
+        found.setdefault(name, []).append(release)
+    return found
+
+
+def required() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return [found for found in map(Requirement, lines) if found.name != project["name"]]
+
+
+def test_the_lock_file_has_what_the_project_asks_for():
+    releases = locked()
+    for wanted in required():
+        assert releases.get(canonicalize_name(wanted.name)), f"{wanted} is not in {LOCK.name}: run `make lock`"
+        for release in releases[canonicalize_name(wanted.name)]:
+            assert wanted.specifier.contains(release), f"{wanted}, and {LOCK.name} has {release}: run `make lock`"
+
+
+def test_bad_releases_can_not_be_installed():
+    releases, specifiers = locked(), {wanted.name: wanted.specifier for wanted in required()}
+    for name, bad in KNOWN_BAD.items():
+        assert [release for release in bad if specifiers[name].contains(release)] == [], name
+        assert not set(bad) & set(releases[name]), name
+
+
+def test_the_lock_file_names_files_by_hash_and_no_places():
+    text = LOCK.read_text()
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert len(entries) == sum(map(len, locked().values())) > 100
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert not re.search(r"://|index|find-links|\s@\s|/[a-z]+/", text)
