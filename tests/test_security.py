@@ -163,6 +163,8 @@ def told(event, arguments):
     if event == "socket.connect" or event == "socket.getaddrinfo":
         print("NETWORK", event, arguments, flush=True)
 sys.addaudithook(told)
+"""
+RUN = """
 from itr.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -179,11 +181,22 @@ def test_nothing_is_asked_of_a_network(sound, scenes, tmp_path, verb):
         "embed": ["embed", f"--data={scenes}", f"--ckpt_path={sound}", f"--out={tmp_path}/a.npz", "--device=cpu"],
     }[verb]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", WATCH, *words]
+    command = [sys.executable, "-c", WATCH + RUN, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    asked = [line for line in done.stdout.splitlines() if line.startswith("NETWORK") and "127.0.0.1" not in line]
-    assert not [line for line in asked if "/" not in line], "a path is a socket of this machine's own processes"
+    assert not asked(done.stdout)
+
+
+def asked(said: str) -> list[str]:
+    """What went to a network; a path is a socket of this machine's own processes."""
+    lines = [line for line in said.splitlines() if line.startswith("NETWORK")]
+    return [line for line in lines if "/" not in line and "127.0.0.1" not in line]
+
+
+def test_what_is_asked_of_a_network_is_noticed():
+    code = "import socket\ntry: socket.create_connection(('no-such-host.invalid', 80))\nexcept OSError: pass"
+    done = subprocess.run([sys.executable, "-c", WATCH + code], capture_output=True, text=True, check=True)
+    assert len(asked(done.stdout)) == 1
 
 
 LOCK = ROOT / "requirements.lock"
