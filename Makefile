@@ -4,23 +4,47 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCK := requirements.lock
+# `make install LOCKED=1` takes exactly the releases of the lock file, and refuses any whose hash differs.
+LOCKED ?=
 BROWSER := $(VENV)/browser/chromium
 
 
 .DELETE_ON_ERROR:
-.PHONY: help install browser demo test test-slow test-all bench-prepare bench-eval bench lint format type clean
+.PHONY: help install lock audit browser demo test test-slow test-all bench-prepare bench-eval bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
 
-install: $(READY)  ## make .venv and install the project with what its developers need
+install: $(READY)  ## make .venv and install the project with what its developers need; LOCKED=1 as the lock file says
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(if $(LOCKED),$(LOCK))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "itr needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(LOCKED),)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+endif
 	touch $@
+
+# Every system and Python that pyproject.toml allows in one file. The build's own packages are in it too, so that an
+# install by it asks for nothing else.
+lock:  ## write requirements.lock anew: the newest releases that pyproject.toml allows, with hashes
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	printf 'hatchling\neditables\n' | $(VENV)/lock/bin/uv pip compile --quiet --universal --upgrade --all-extras \
+		--python-version 3.11 --generate-hashes --strip-extras --no-header --no-annotate \
+		--no-config --output-file $(LOCK) pyproject.toml -
+
+# --strict: a package that the service doesn't know, and a service that doesn't answer, are failures and no silence.
+audit:  ## look the locked releases up among the known holes; needs the network
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	@$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK) --progress-spinner off \
+		|| { echo 'audit: FAILED: a hole was found, or the advisory service could not be asked: see above' >&2; exit 1; }
 
 browser: $(BROWSER)  ## a Chromium from npm, in which a slow test opens a report (Linux on x86-64)
 

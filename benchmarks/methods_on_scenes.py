@@ -145,7 +145,8 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 @torch.no_grad()
 def within_modalities(folder: Path, shards: Path, split: str) -> dict[str, float]:
     """How well similarities within a modality agree with the truth's: mean Spearman correlation a query, times 100."""
-    module = RetrievalModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt").eval()
+    path = folder / "checkpoints" / "last.ckpt"
+    module = RetrievalModule.load_from_checkpoint(path, weights_only=True).eval()
     truth = truth_vectors(shards, split)
     samples = [s for shard in find_split(shards, split).shards for s in read_tar(shard.place)]
     transform = EvaluationTransform(module.backbone.image_spec)

@@ -17,4 +17,5 @@ def open_checkpoint(path: str) -> RetrievalModule:
     if not Path(path).expanduser().is_file():
         raise UserError(f"there is no checkpoint {path}")
     with refusing(f"{path} is no checkpoint that `itr fit` or `itr convert` wrote"):
-        return RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu").eval()
+        opened = RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        return opened.eval()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -24,6 +25,15 @@ from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.offline import offline
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.processes import (
+    UnusedParameters,
+    check_numbers,
+    check_strategy,
+    follow_launcher,
+    meet_anew,
+    meeting,
+    wait_for_processes,
+)
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
 from itr.training.loggers import Csv, TensorBoard
@@ -75,9 +85,11 @@ class TrainingCLI(LightningCLI):
             if self._default_to_chosen_classes() or len(asked) < len(args or []):
                 super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
+        check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
         if subcommand:
             settings = self.config[subcommand]
             settings.ckpt_path = find_checkpoint(settings, subcommand)
+            settings.weights_only = True  # whatever the option or torch's environment say
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
@@ -106,7 +118,7 @@ class TrainingCLI(LightningCLI):
                 super().instantiate_classes()
         except UserError:
             raise
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise UserError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -127,12 +139,15 @@ class TrainingCLI(LightningCLI):
         if training:
             folder = Path(os.path.abspath(root)) / "checkpoints"
             when, fresh = self._get(self.config_init, "checkpoint"), not self._get(self.config, "ckpt_path")
-            own += [History(), DataWait(), SameOrder(), Checkpoints(folder, when, self.signals, fresh)]
+            own += [History(), DataWait(), UnusedParameters(), SameOrder()]
+            own.append(Checkpoints(folder, when, self.signals, fresh))
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         trainer = super().instantiate_trainer(**kwargs)
         leave_signals_alone(trainer)
+        check_numbers(trainer)
+        meet_anew(trainer)
         return trainer
 
     @staticmethod
@@ -187,11 +202,14 @@ def main(arguments: list[str]) -> int:
     """Run one of Lightning's verbs; the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
+    follow_launcher()
     torch.set_float32_matmul_precision("high")
     signals = Signals()
     signals.listen()
     try:
-        TrainingCLI(resolve_configs(arguments), signals=signals)
+        with meeting():
+            cli = TrainingCLI(resolve_configs(arguments), signals=signals)
+        wait_for_processes(cli.trainer)
     except Stopped as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"itr: {stop}", file=sys.stderr)

@@ -30,7 +30,7 @@ class DataWait(pl.Callback):
         self._logged = 0.0  # what the loader had waited when it was last logged, in seconds
         self._since: float | None = None  # when the clock of the epoch was started; None while it stands
         self._spent = 0.0
-        self._waited = 0.0
+        self._waited = -1.0  # what the loader had waited when the clock was started; below 0 before the first time
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock begins after the first batch, for which the workers have to start."""

@@ -1,0 +1,167 @@
+"""The processes of a run: how they may be arranged, that they find one another, and that all end when one does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.constants import default_pg_timeout
+
+from itr.errors import UserError
+
+STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
+LAUNCHER = "ITR_LAUNCHER"  # which process starts the others, where Lightning does
+PATIENCE = 120.0  # seconds in which the other processes of a machine end after the first
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies that split the model, which nothing here has been shown to train right.
+
+    Args:
+        strategy: `--trainer.strategy`, a name or a class path with arguments, as parsed.
+
+    Raises:
+        UserError: it is neither one device nor DDP.
+    """
+    path = getattr(strategy, "class_path", None)
+    name = str(path or strategy)
+    if name.rpartition(".")[2] in CLASSES if path else name in STRATEGIES:
+        return
+    raise UserError(
+        f"trainer.strategy is {name}; it must be {', '.join(STRATEGIES)}, or class DDPStrategy. FSDP, DeepSpeed and "
+        "XLA split or move the model, and nothing shows yet that the loss over all processes, frozen teachers and "
+        "checkpoints come through that unharmed. Where memory is short, take "
+        "--model.backbone.gradient_checkpointing true, or --model.large_batch.gradient_cache for a large batch in "
+        "small parts"
+    )
+
+
+def check_numbers(trainer: pl.Trainer) -> None:
+    """Refuse to train as fewer or more processes than were started: each might be a run of its own, in one folder.
+
+    Raises:
+        UserError: torchrun or srun started another number of processes than the settings say.
+    """
+    started = os.environ.get("WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS")
+    if started is not None and int(started) != trainer.world_size:
+        raise UserError(
+            f"{started} processes were started, and --trainer.num_nodes {trainer.num_nodes} with --trainer.devices "
+            f"{trainer.num_devices} make {trainer.world_size}; set them to the number of machines and to that of "
+            "processes on each (torchrun's --nnodes and --nproc_per_node, SLURM's --nodes and --ntasks-per-node)"
+        )
+
+
+def follow_launcher() -> None:
+    """End at once when the process that started this one dies, so that none is left waiting for an answer.
+
+    That is torchrun, or the first process where Lightning started the others. Linux does it; elsewhere the others end
+    when a collective fails or its timeout is over.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = os.getppid()
+    elif LAUNCHER in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        launcher = int(os.environ[LAUNCHER])
+    else:
+        os.environ[LAUNCHER] = str(os.getpid())
+        return
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before it could be followed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet_anew(trainer: pl.Trainer) -> None:
+    """Have processes that torchrun starts again meet under a name of their own.
+
+    NOTE: torchrun keeps one store for all starts, in which gloo finds the addresses that a process of the last start
+    had left there, and can't connect. With other names in it nothing is left over.
+    """
+    starts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    strategy: Any = trainer.strategy
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not (starts and shared and isinstance(strategy, DDPStrategy)):
+        return
+    meet = strategy.setup_distributed
+
+    def meet_under_another_name() -> None:
+        timeout, device = strategy._timeout or default_pg_timeout, strategy.root_device
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timeout)
+        dist.init_process_group(
+            strategy._get_process_group_backend(),
+            store=PrefixStore(f"start {starts}", store),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+        meet()  # finds the group there
+
+    strategy.setup_distributed = meet_under_another_name  # type: ignore[method-assign]
+
+
+def wait_for_processes(trainer: pl.Trainer) -> None:
+    """Wait for the processes that Lightning started on this machine; it forgets them, and how they ended.
+
+    Raises:
+        UserError: one failed, so the run did, even though this process came to its end.
+    """
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", None) or []
+    for rank, process in enumerate(started, 1):
+        try:
+            status = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status:
+            raise UserError(f"process {rank} of this machine ended with status {status}; what it said stands above")
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Say in plain words that the processes of a run can't find one another.
+
+    Raises:
+        UserError: the port is in use, no such host, or not all came.
+    """
+    try:
+        yield
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise UserError(
+            f"the processes of this run can't meet at {place} (MASTER_ADDR:MASTER_PORT): {str(error).splitlines()[0]}. "
+            "End what is left of an earlier run there or set another MASTER_PORT, and see that the first machine can "
+            "be reached at that address from all others and that as many processes were started as the run expects"
+        ) from error
+
+
+class UnusedParameters(pl.Callback):
+    """Names the parameters that no loss reaches, for which DDP would wait without end or fail without a name."""
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Look once, at the first step of several processes."""
+        if self._checked or trainer.world_size == 1:
+            return
+        self._checked = True
+        unused = [name for name, value in pl_module.named_parameters() if value.requires_grad and value.grad is None]
+        allowed: dict[str, Any] = getattr(trainer.strategy, "_ddp_kwargs", {})
+        if unused and not allowed.get("find_unused_parameters"):
+            raise UserError(
+                f"no loss reaches {len(unused)} parameters, which several processes can't train together: "
+                f"{', '.join(unused[:10])}{' ...' if len(unused) > 10 else ''}. Leave them out of the model, freeze "
+                "them by requires_grad_(False), or give --trainer.strategy ddp_find_unused_parameters_true"
+            )

@@ -1,0 +1,130 @@
+"""Runs of several processes as their users start them, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from itr.backbones import Backbone
+from itr.methods import Method, MethodModule
+from tiny import TINY_VSE
+
+MARK = "ITR_TEST_RUN"  # in the environment of every process of a run, by which they are found again
+CLUSTER = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ITR_", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fit(shards: Path, folder: Path, *options: str) -> list[str]:
+    """A command line of `itr fit` for a tiny model on the CPU."""
+    few = ["--data.batch_size=4", "--data.num_workers=1", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    where = [f"--data.root={shards}", f"--trainer.default_root_dir={folder}"]
+    return ["-m", "itr", "fit", *TINY_VSE, *where, *few, *quiet, *options]
+
+
+def torchrun(*options: str) -> list[str]:
+    return ["-m", "torch.distributed.run", *options]
+
+
+class Run:
+    """Processes that belong together; `with` ends whatever is left of them."""
+
+    def __init__(self, log: Path) -> None:
+        self.mark, self.log, self.port = uuid.uuid4().hex, log, free_port()
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.alive():
+            os.kill(process, 9)
+        for process in self.started:
+            process.wait()
+
+    def start(self, arguments: Sequence[str], prefix: Sequence[str] = (), **variables: object) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
+        root = Path(__file__).parents[1]
+        kept |= {"PYTHONPATH": f"{root / 'src'}:{root / 'tests'}", "OMP_NUM_THREADS": "1", MARK: self.mark}
+        environment = kept | {name: str(value) for name, value in variables.items()}
+        with self.log.open("ab") as log:
+            self.started.append(
+                subprocess.Popen(
+                    [*prefix, sys.executable, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
+
+    def statuses(self, seconds: float) -> list[int]:
+        """How the started processes ended; they have this long."""
+        end = time.monotonic() + seconds
+        return [process.wait(max(0.0, end - time.monotonic())) for process in self.started]
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def alive(self, **variables: object) -> list[int]:
+        """The processes of this run in whose environment these variables are, those started first first."""
+        wanted = {f"{name}={value}".encode() for name, value in {MARK: self.mark, **variables}.items()}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = wanted <= set((folder / "environ").read_bytes().split(b"\0"))
+                after_name = (folder / "stat").read_text().rpartition(")")[2].split()
+            except (OSError, ProcessLookupError):
+                continue
+            if ours and after_name[0] != "Z":
+                found.append((int(after_name[19]), int(folder.name)))
+        return [process for _, process in sorted(found)]
+
+    def wait_for(self, file: Path, seconds: float = 120.0) -> None:
+        """Until a file is there."""
+        end = time.monotonic() + seconds
+        while not file.exists():
+            assert time.monotonic() < end, f"{file} did not come: {self.said()[-2000:]}"
+            assert any(process.poll() is None for process in self.started), self.said()[-3000:]
+            time.sleep(0.05)
+
+    def left_after(self, seconds: float) -> list[int]:
+        """Processes that are still there when this time is over."""
+        end = time.monotonic() + seconds
+        while (left := self.alive()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return left
+
+
+class FailsAtTheEnd(pl.Callback):
+    """Ends every process but the first with a status of its own, after the last step."""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.global_rank:
+            os._exit(3)
+
+
+class SpareModule(MethodModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(2))
+
+
+class Spare(Method):
+    """A method with a parameter that no loss reaches."""
+
+    name = "spare"
+
+    def build(self, backbone: Backbone) -> SpareModule:
+        return SpareModule()
