@@ -230,9 +230,9 @@ class RetrievalModule(pl.LightningModule):
         """
         saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
         check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
-        options["weights_only"] = True
+        options.pop("weights_only", None)
         with offline():
-            return super().load_from_checkpoint(checkpoint_path, map_location, **options)
+            return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The methods' life cycles."""

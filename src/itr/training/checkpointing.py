@@ -212,7 +212,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write a checkpoint under one or two names. Every process must call this."""
         earlier, self.best_score = self.best_score, self.best_score if score is None else score
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(False)
         if before_validation:
             _begin_validation_anew(checkpoint)
         written = trainer.strategy.broadcast(trainer.is_global_zero and self._write(checkpoint, names))
