@@ -31,7 +31,7 @@ class Scaled(MethodModule):
         return Encoded(encoded.pooled * self.scale, encoded.tokens, encoded.mask)
 
     def losses(self, pairs) -> dict[str, Tensor]:
-        return {"norm": (self.scale**2).sum(), "unused": self.scale.sum()}
+        return {"norm": pairs.share * (self.scale**2).sum(), "unused": pairs.share * self.scale.sum()}
 
     def clamp(self) -> None:
         self.scale.data.clamp_(max=0.9)

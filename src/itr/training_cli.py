@@ -168,8 +168,8 @@ def check_checkpoint_settings(settings: Namespace, subcommand: str, arguments: l
             f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; leave the option away"
         )
     if subcommand == "fit":
-        for part in ("objective", "methods", "optimizer"):
-            if plain(namespace_to_dict(settings.model.get(part))) != saved.get(part):
+        for part in ("objective", "methods", "optimizer", "large_batch"):
+            if part in saved and plain(namespace_to_dict(settings.model.get(part))) != saved[part]:
                 log.info("model.%s is taken from %s, whose value differs from the config's", part, settings.ckpt_path)
 
 
