@@ -61,10 +61,9 @@ def naive_sigmoid(similarity, positives, temperature, bias):
 def test_info_nce_is_its_formula(size, images, seed, temperature):
     similarity, positives = case(size, images, seed)
     expected = naive_info_nce(similarity, positives, temperature)
-    assert info_nce(Scores.whole(similarity, positives), temperature).item() == pytest.approx(
-        expected, rel=1e-9, abs=1e-12
-    )
-    scaled = info_nce(Scores.whole(similarity, positives), temperature, scale="element_mean")
+    scores = Scores.whole(similarity, positives)
+    assert info_nce(scores, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    scaled = info_nce(scores, temperature, scale="element_mean")
     assert scaled.item() == pytest.approx(expected / size, rel=1e-9, abs=1e-12)
 
 
@@ -73,9 +72,8 @@ def test_info_nce_is_its_formula(size, images, seed, temperature):
 def test_triplet_is_its_formula(size, images, seed, negatives):
     similarity, positives = case(size, images, seed)
     expected = naive_triplet(similarity, positives, 0.2, negatives)
-    assert triplet(Scores.whole(similarity, positives), 0.2, negatives).item() == pytest.approx(
-        expected, rel=1e-9, abs=1e-12
-    )
+    found = triplet(Scores.whole(similarity, positives), 0.2, negatives)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(("size", "images", "seed"), CASES)

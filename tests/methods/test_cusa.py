@@ -138,10 +138,8 @@ def test_the_terms_are_their_alignments():
     image, text = (teacher_similarity(data.extra[f"teacher_{side}"], data.rows) for side in ("image", "text"))
     goal = (image + text) / 2
     tau = built.temperatures["cross"].value
-    expected = sum(
-        soft_label_alignment(s, goal, tau, 1.0, "cross_entropy")
-        for s in (data.scores.image_to_text, data.scores.text_to_image)
-    )
+    both = data.scores.image_to_text, data.scores.text_to_image
+    expected = sum(soft_label_alignment(s, goal, tau, 1.0, "cross_entropy") for s in both)
     torch.testing.assert_close(terms["csa"], expected / 2)
     own = [teacher_similarity(side.unimodal, data.rows) for side in (data.image, data.text)]
     expected = sum(soft_label_alignment(s, t, tau) for s, t in zip(own, (image, text), strict=True))
