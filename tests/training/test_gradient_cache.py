@@ -64,7 +64,7 @@ def test_captions_of_an_image_that_stand_apart_are_not_cut():
         batch.parts(5)
 
 
-@pytest.mark.parametrize("model", ["both", "tokens"])
+@pytest.mark.parametrize("model", ["both", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_images_of_several_captions_are_embedded_in_parts_too(model):
     batch = batch_of_images()
     whole = gradients(make_module(model, LargeBatch()), batch)
@@ -86,7 +86,7 @@ def by_hand(model: str, size: int) -> tuple[dict[str, torch.Tensor], torch.Tenso
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}, torch.get_rng_state()
 
 
-OFTEN = ("both", "tokens")
+OFTEN = ("both",)
 
 
 @pytest.mark.parametrize("model", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in MODELS])
@@ -103,6 +103,7 @@ def test_dropout_is_replayed_bit_for_bit(model):
     assert any(not torch.allclose(value, still[f"module.{name}"]) for name, value in wanted.items())
 
 
+@pytest.mark.slow
 def test_automatic_mixed_precision_is_replayed():
     found = []
     for size in (0, 5):

@@ -15,7 +15,7 @@ from itr.errors import UserError
 from itr.interop.convert import save
 from itr.module import RetrievalModule
 from itr.training.large_batch import LargeBatch
-from itr.training_cli import TrainingCLI
+from itr.training_cli import TrainingCLI, quieten
 from peak_memory import measure
 from tiny import TINY_VSE
 
@@ -64,6 +64,18 @@ def test_accumulation_is_named_for_what_it_is(caplog, scheduled):
     caplog.clear()
     LargeBatch(gradient_cache=4).announce(make_module("info_nce", LargeBatch()), trainer())
     assert not [record for record in caplog.records if record.name.startswith("itr")]
+
+
+def test_a_run_that_accumulates_says_so(scenes, tmp_path, caplog):
+    quieten()
+    options = [*TINY_VSE, f"--data.root={scenes}", "--data.batch_size=8", f"--trainer.default_root_dir={tmp_path}"]
+    options += ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false", "--data.num_workers=0"]
+    options += ["--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=0"]
+    cli = TrainingCLI([*options, "--model.large_batch.gradient_cache=3"], run=False)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.trainer.global_step == 1
+    assert "gradients of 2 batches are averaged" in caplog.text
+    assert "batch normalisation" not in caplog.text
 
 
 def test_batch_normalisation_in_training_is_named(caplog):
