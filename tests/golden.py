@@ -22,7 +22,7 @@ from itr.interop.cusa import convert, from_loss_config, parameter_name
 from itr.losses import triplet
 from itr.losses.contrastive import cross_entropy_rows
 from itr.objectives import InfoNCE
-from itr.types import Encoded, Pairs
+from itr.types import Encoded, Pairs, Scores
 
 Result = tuple[float, bool]
 EXACT = (1e-7, 1e-6)  # absolute and relative, of losses and gradients in float64
@@ -80,14 +80,11 @@ def check_cusa(path: Path) -> Result:
     module.clamp()
 
     image, text = module.embed_image(bare(features["image"])), module.embed_text(bare(features["text"]))
-    pairs = Pairs(
-        image=image,
-        text=text,
-        image_id=tensors.get("in.image_index", torch.arange(len(image))).flatten(),
-        similarity=Backbone.similarity(None, image, text),
-        extra={name: tensors[f"in.{name}"] for name in ("teacher_image", "teacher_text")},
-    )
-    contrastive = objective(pairs.similarity, pairs.positives, 0.0) + rounding(objective, pairs)
+    ids = tensors.get("in.image_index", torch.arange(len(image))).flatten()
+    scores = Scores.whole(Backbone.similarity(None, image, text), ids[:, None] == ids[None, :])
+    extra = {name: tensors[f"in.{name}"] for name in ("teacher_image", "teacher_text")}
+    pairs = Pairs(image=image, text=text, image_id=ids, scores=scores, extra=extra)
+    contrastive = objective(scores, 0.0) + rounding(objective, scores)
     losses = {"contrastive": config["contrastive"]["is_on"] * contrastive}
     losses |= {"csa": torch.zeros(()), "usa": torch.zeros(())} | module.losses(pairs)
     for name, part in (("contrastive", "contrastive"), ("csa", "cross_softlabel"), ("usa", "uni_softlabel")):
@@ -109,13 +106,13 @@ def check_cusa(path: Path) -> Result:
     return compare_all(found, tensors, EXACT)
 
 
-def rounding(objective: InfoNCE, pairs: Pairs) -> Tensor:
+def rounding(objective: InfoNCE, scores: Scores) -> Tensor:
     """What it adds to InfoNCE that the authors make its targets in float32: 1e-8, but gradients divide it by tau."""
-    mass = pairs.positives.float()
+    mass = scores.positives.float()
     rounded, exact = (values / values.sum(dim=1, keepdim=True) for values in (mass, mass.double()))
-    logits = pairs.similarity / objective.temperature()
+    logits = scores.image_to_text / objective.temperature()
     loss = sum(cross_entropy_rows(rows, rounded - exact).mean() for rows in (logits, logits.T)) / 2
-    return loss / len(pairs) if objective.scale == "element_mean" else loss
+    return loss / scores.size if objective.scale == "element_mean" else loss
 
 
 def check_cusa_clip(path: Path) -> Result:
@@ -159,7 +156,8 @@ def check_triplet(path: Path) -> Result:
     for name, negatives in (("mean", "all"), ("max", "hardest")):
         image, text = (tensors[f"in.{side}"].double().clone().requires_grad_() for side in ("image", "text"))
         similarity = cosine(image, text)
-        loss = triplet(similarity, ids[:, None] == ids[None, :], float(meta.get("margin", 0.2)), negatives)
+        scores = Scores.whole(similarity, ids[:, None] == ids[None, :])
+        loss = triplet(scores, float(meta.get("margin", 0.2)), negatives)
         loss.backward()
         found |= {f"out.loss_{name}": loss, f"grad.image_{name}": image.grad, f"grad.text_{name}": text.grad}
     return compare_all(found, tensors, EXACT)

@@ -16,7 +16,7 @@ from itr.losses.distillation import DistillationKind, distillation
 from itr.losses.triplet import triplet
 from itr.methods.d2s import D2SModule
 from itr.module import RetrievalModule
-from itr.types import Tokens
+from itr.types import Scores, Tokens
 
 KINDS: dict[str, DistillationKind] = {"cos": "cosine", "cosine": "cosine", "l1": "l1", "l2": "l2"}
 
@@ -116,7 +116,7 @@ def training_loss(module: RetrievalModule, found: dict[str, Tensor], options: di
     similarity = found["image_embedding"] @ F.normalize(text, dim=-1).T
     negatives = "hardest" if options.get("max_violation", True) else "all"
     positives = torch.eye(len(similarity), dtype=torch.bool)
-    loss = triplet(similarity, positives, float(options.get("margin", 0.2)), negatives)
+    loss = triplet(Scores.whole(similarity, positives), float(options.get("margin", 0.2)), negatives)
     if "dense_text_pooled" in found:
         loss = loss + distillation(text, found["dense_text_pooled"], method.distillation)
     return loss

@@ -16,6 +16,7 @@ from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Encoded
+from late_interaction import LateInteraction
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}
@@ -31,7 +32,7 @@ class Scaled(MethodModule):
         return Encoded(encoded.pooled * self.scale, encoded.tokens, encoded.mask)
 
     def losses(self, pairs) -> dict[str, Tensor]:
-        return {"norm": (self.scale**2).sum(), "unused": self.scale.sum()}
+        return {"norm": pairs.share * (self.scale**2).sum(), "unused": pairs.share * self.scale.sum()}
 
     def clamp(self) -> None:
         self.scale.data.clamp_(max=0.9)
@@ -51,19 +52,6 @@ class Scale(Method):
 
     def build(self, backbone) -> Scaled:
         return Scaled(backbone.dim)
-
-
-class LateInteraction(VSE):
-    """Scores a pair by the best patch of each word."""
-
-    needs_tokens = True
-
-    def similarity(self, image: Encoded, text: Encoded) -> Tensor:
-        patches = nn.functional.normalize(image.tokens, dim=-1)
-        words = nn.functional.normalize(text.tokens, dim=-1)
-        scores = torch.einsum("ipd,cld->icpl", patches, words)
-        best = scores.masked_fill(~image.mask[:, None, :, None], -1).amax(dim=2) * text.mask
-        return best.sum(dim=-1) / text.mask.sum(dim=-1)
 
 
 def backbone(cls=VSE) -> VSE:

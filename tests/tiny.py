@@ -15,6 +15,15 @@ TINY_VSE = [
     "--model.backbone.dim=32",
 ]
 
+STILL_VSE = [  # as TINY_VSE, without dropout or augmentation of the model
+    TINY_VSE[0],
+    TINY_VSE[1].replace("}", ", hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"),
+    TINY_VSE[2].replace("}", ", hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"),
+    TINY_VSE[3],
+    "--model.backbone.visual_token_drop=0",
+    "--model.backbone.word_mask=0",
+]
+
 TINY_CLIP = [
     "--model.backbone=CLIP",
     "--model.backbone.config={embed_dim: 16, "

@@ -51,7 +51,8 @@ def gather(rows: Tensor) -> Tensor:
     """Stack the rows of all processes in rank order [N, ...] -> [world x N, ...]; each must bring the same N.
 
     The backward pass sums over processes the gradients that reach a row. When every process computes the same loss of
-    all rows, the mean that DDP takes over processes is then exactly the gradient of the loss of the whole batch.
+    all rows, or the loss of its own rows times the number of processes, the mean that DDP takes over processes is then
+    exactly the gradient of the loss of the whole batch.
     """
     if world_size() == 1:
         return rows
@@ -76,12 +77,21 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:
-    """`gather` on every field of an `Encoded`; token-level features only if asked for, padded to a common length."""
+    """`gather` on every field of an `Encoded`; token-level features, where it has them, padded to a common length."""
     if world_size() == 1:
         return encoded
-    if not with_tokens:
-        encoded = encoded.without_tokens()
-    return encoded.padded(largest(encoded.tokens.shape[1], encoded.pooled.device)).map(gather)
+    if with_tokens:
+        encoded = encoded.padded(largest(encoded.tokens.shape[1], encoded.pooled.device))
+    return encoded.map(gather)
+
+
+def mean_of_processes(values: Tensor) -> Tensor:
+    """The mean over processes of values [...] without gradients, on the device, where nothing waits for it."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def largest(number: int, device: torch.device) -> int:

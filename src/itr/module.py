@@ -24,6 +24,8 @@ from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.offline import offline
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
+from itr.training.gradient_cache import embed_parts
+from itr.training.large_batch import LargeBatch, score_rows
 from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class RetrievalModule(pl.LightningModule):
         objective: the loss on the batch's similarity matrix.
         methods: plug-ins that add parameters, losses and changes to the embeddings, applied in this order.
         optimizer: AdamW and its schedule.
+        large_batch: how a batch that does not fit is trained on.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class RetrievalModule(pl.LightningModule):
         objective: Objective,
         methods: Sequence[Method] = (),
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
+        large_batch: LargeBatch = LargeBatch(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         self.optimizer_settings = optimizer
+        self.large_batch = large_batch
         self.method_callbacks = list(methods)
         names = [method.name for method in methods]
         for name in names:
@@ -89,53 +94,67 @@ class RetrievalModule(pl.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        """Say what starts from nothing."""
+        """Say what starts from nothing, and which settings are not what they may seem."""
         if self.trainer.ckpt_path is None and self.backbone.untrained:
             log.info("training starts with random weights: %s", ", ".join(self.backbone.untrained))
+        self.large_batch.announce(self, self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the objective and all methods' terms."""
         terms = self.loss_terms(batch, self.current_epoch + batch_idx / self.trainer.num_training_batches)
-        loss = torch.stack(list(terms.values())).sum()
-        self._log_training(loss, terms, len(batch))
-        return loss
+        whole = self.large_batch.whole(terms)
+        self._log_training(torch.stack(list(whole.values())).sum(), whole, len(batch))
+        return torch.stack(list(terms.values())).sum()
 
     def loss_terms(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Every weighted term of the loss by name, after `progress` epochs."""
-        pairs = self._pairs(batch)
-        if len(pairs) < 2:
+        """Every weighted term of the loss by name, after `progress` epochs.
+
+        With `large_batch.local_loss` it is this process's part times the number of processes, so that DDP's mean is the
+        gradient of the whole; `large_batch.whole` gives the values of the whole batch.
+        """
+        image, text, extra = self._embed_everything(batch)
+        image_id = gather(batch.text_image_id)
+        if len(image_id) < 2:
             raise UserError(
                 "a contrastive objective compares pairs, and this batch has one; set --data.batch_size to 2 or more"
             )
-        with torch.autocast(pairs.similarity.device.type, enabled=False):
-            terms: dict[str, Tensor] = {"objective": self.objective(pairs.similarity, pairs.positives, progress)}
+
+        def share(rows: slice) -> dict[str, Tensor]:
+            scores = score_rows(self.backbone.similarity, image, text, image_id, rows)
+            return self._share(Pairs(image, text, image_id, scores, extra), progress)
+
+        return self.large_batch.sum_of_shares(share, len(image_id), self, image_id.device)
+
+    def _share(self, pairs: Pairs, progress: float) -> dict[str, Tensor]:
+        """The share of some rows in every weighted term."""
+        with torch.autocast(pairs.image_id.device.type, enabled=False):
+            terms: dict[str, Tensor] = {"objective": self.objective(pairs.scores, progress)}
             for name, method in self.methods.items():
                 assert isinstance(method, MethodModule)
                 for term, value in method.losses(pairs).items():
                     terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
         return terms
 
-    def _pairs(self, batch: Batch) -> Pairs:
-        """Embed this process's part of the batch and join it with the others'."""
-        extra: dict[str, Tensor] = {}
-        for method in self._method_modules():
-            extra |= method.prepare(batch)
+    def _embed_everything(self, batch: Batch) -> tuple[Encoded, Encoded, dict[str, Tensor]]:
+        """Images, captions and what methods prepared, a row a pair of all processes."""
+        parts = batch.parts(self.large_batch.gradient_cache)
+        extras = [{k: v for m in self._method_modules() for k, v in m.prepare(part).items()} for part in parts]
+        image, text = embed_parts(parts, self._embed_pairs, self)
         needs_tokens = self.backbone.needs_tokens
-        image = gather_encoded(self.encode_image(batch.image).rows(batch.image_index), needs_tokens)
-        text = gather_encoded(self._encode_tokens(batch.text), needs_tokens)
-        similarity = self.backbone.similarity(image, text)
-        return Pairs(
-            image=image,
-            text=text,
-            image_id=gather(batch.text_image_id),
-            similarity=similarity if similarity.dtype == torch.float64 else similarity.float(),
-            extra={name: gather(value) for name, value in extra.items()},
-        )
+        extra = {name: gather(torch.cat([found[name] for found in extras])) for name in extras[0]}
+        return gather_encoded(image, needs_tokens), gather_encoded(text, needs_tokens), extra
+
+    def _embed_pairs(self, batch: Batch) -> tuple[Encoded, Encoded]:
+        """Images and captions, a row a pair, with token-level features only where the similarity needs them."""
+        image, text = self.encode_image(batch.image), self._encode_tokens(batch.text)
+        if not self.backbone.needs_tokens:
+            image, text = image.without_tokens(), text.without_tokens()
+        return image.rows(batch.image_index), text
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.last_terms = {name: value.detach() for name, value in terms.items()}
-        values = dict(self.last_terms) if len(terms) > 1 else {}
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.last_terms = terms
+        values = dict(terms) if len(terms) > 1 else {}
         values |= self.objective.scalars()
         for method, module in self.methods.items():
             assert isinstance(module, MethodModule)
@@ -286,7 +305,10 @@ class RetrievalModule(pl.LightningModule):
         self._random_state = checkpoint.get("random_state")
 
     def describe(self) -> dict[str, Any]:
-        """The arguments of an equal module, as plain types."""
+        """The arguments of an equal module, as plain types.
+
+        `large_batch` is none of it: it changes no result, and a run may go on with another.
+        """
         return {
             "backbone": self.backbone.describe(),
             "objective": self.objective.describe(),

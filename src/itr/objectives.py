@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from itr import losses
 from itr.component import Component
 from itr.losses.contrastive import Scale
+from itr.types import Scores
 
 
 class Objective(Component, nn.Module, ABC):
-    """What the batch's similarity matrix should look like.
-
-    `forward` gets the matrix of all processes' pairs [B, B] in float32 or wider, and where its positives are.
-    """
+    """What the batch's similarity matrix should look like."""
 
     @abstractmethod
-    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
-        """The loss.
+    def forward(self, scores: Scores, progress: float) -> Tensor:
+        """The share of the loss [] that belongs to some rows of the matrix.
+
+        The loss of a batch is the sum of the shares of blocks of rows, whatever the blocks: one of all rows, unless
+        `itr.training.large_batch` says otherwise. So sum over rows and divide by `scores.size`, not by the number of
+        rows at hand.
 
         Args:
-            similarity: cosine of each image and caption [B, B], the pairs on the diagonal.
-            positives: True where image and caption belong together [B, B], bool.
+            scores: these rows against all pairs of all processes.
             progress: epochs done so far, with the fraction of the current one.
         """
 
@@ -84,9 +85,9 @@ class InfoNCE(Objective):
         self.temperature = Temperature(temperature, temperature_bounds, learnable_temperature)
         self.scale: Scale = scale
 
-    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
-        """The loss []; see `Objective.forward`."""
-        return losses.info_nce(similarity, positives, self.temperature(), self.scale)
+    def forward(self, scores: Scores, progress: float) -> Tensor:
+        """The share of the loss []; see `Objective.forward`."""
+        return losses.info_nce(scores, self.temperature(), self.scale)
 
     def scalars(self) -> dict[str, Tensor]:
         """The temperature."""
@@ -113,9 +114,9 @@ class Triplet(Objective):
                 raise ValueError(f"{name} is {value}; it must be 0 or more")
         self.margin, self.hardest_after, self.ramp = margin, hardest_after, ramp
 
-    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
-        """The loss []; see `Objective.forward`."""
-        loss = losses.triplet(similarity, positives, self.margin, self.negatives(progress))
+    def forward(self, scores: Scores, progress: float) -> Tensor:
+        """The share of the loss []; see `Objective.forward`."""
+        loss = losses.triplet(scores, self.margin, self.negatives(progress))
         return loss * min(1.0, progress / self.ramp) if self.ramp else loss
 
     def negatives(self, progress: float) -> losses.Negatives:
@@ -144,9 +145,9 @@ class Sigmoid(Objective):
         self.temperature = Temperature(temperature, temperature_bounds, learnable)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
-    def forward(self, similarity: Tensor, positives: Tensor, progress: float) -> Tensor:
-        """The loss []; see `Objective.forward`."""
-        return losses.sigmoid(similarity, positives, self.temperature(), self.bias)
+    def forward(self, scores: Scores, progress: float) -> Tensor:
+        """The share of the loss []; see `Objective.forward`."""
+        return losses.sigmoid(scores, self.temperature(), self.bias)
 
     def scalars(self) -> dict[str, Tensor]:
         """Temperature and bias."""

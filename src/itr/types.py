@@ -1,6 +1,7 @@
 """What flows through the program, and the letters used in shape comments.
 
 B  text-image pairs of a training batch (one row a caption)
+R  some of these rows, whose share of the loss is wanted
 I  images            C  captions
 P  image patches     L  words (tokens) of a caption
 D  width of the shared embedding space
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,6 +33,9 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> Tokens:
+        return Tokens(self.ids[rows], self.mask[rows])
 
     def pin_memory(self) -> Tokens:
         """The same in page-locked memory."""
@@ -76,6 +81,38 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.text_id)
+
+    def parts(self, size: int) -> list[Batch]:
+        """The batch in order, in parts of at most `size` captions with their images; 0 for one part.
+
+        An image of more captions than that is a part of its own: no image is in two parts.
+        """
+        if not 0 < size < len(self):
+            return [self]
+        index = self.image_index.tolist()
+        assert index == sorted(index), "captions of an image must stand together, in the order of the images"
+        bounds, end = [0], 0
+        for row in range(1, len(self) + 1):
+            if row == len(self) or index[row] != index[row - 1]:  # an image ends here
+                if row - bounds[-1] > size and end > bounds[-1]:
+                    bounds.append(end)
+                end = row
+        bounds.append(len(self))
+        return [
+            self._part(slice(first, last), slice(index[first], index[last - 1] + 1)) for first, last in pairwise(bounds)
+        ]
+
+    def _part(self, captions: slice, images: slice) -> Batch:
+        return Batch(
+            self.image[images],
+            self.image_id[images],
+            self.text[captions],
+            self.text_id[captions],
+            self.image_index[captions] - images.start,
+            {name: value[images] for name, value in self.image_extra.items()},
+            {name: value[captions] for name, value in self.text_extra.items()},
+            self.keys[images],
+        )
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, for faster copies to a GPU."""
@@ -125,8 +162,11 @@ class Encoded:
         return self.map(lambda tensor: tensor[index])
 
     def without_tokens(self) -> Encoded:
-        """The same with no token-level features [N, 0, D]."""
-        return Encoded(self.pooled, self.tokens[:, :0], self.mask[:, :0], self.unimodal)
+        """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
+        count, _, width = self.tokens.shape
+        return Encoded(
+            self.pooled, self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0), self.unimodal
+        )
 
     def padded(self, length: int) -> Encoded:
         """The same with token-level features padded to `length`."""
@@ -154,30 +194,68 @@ class Encoded:
 
 
 @dataclass
-class Pairs:
-    """The B pairs of a training step on all processes, embedded: row b of everything belongs to pair b.
+class Scores:
+    """Some rows of the similarity matrix of a batch's B pairs, both ways; a loss of them is summed over such blocks.
 
-    Every process holds the same pairs and computes the same losses of them; the gradient that reaches its own rows is
-    then that of the whole batch.
+    Attributes:
+        rows: which R of the B pairs these are.
+        image_to_text: score of these pairs' images against every caption [R, B], float32 or wider.
+        text_to_image: score of these pairs' captions against every image [R, B].
+        positives: True where these pairs and all others are of one image, either way [R, B], bool.
+    """
+
+    rows: slice
+    image_to_text: Tensor
+    text_to_image: Tensor
+    positives: Tensor
+
+    @staticmethod
+    def whole(similarity: Tensor, positives: Tensor) -> Scores:
+        """All rows, of the score of each image and caption [B, B] and where they belong together [B, B], bool."""
+        return Scores(slice(0, len(similarity)), similarity, similarity.T, positives)
+
+    @property
+    def size(self) -> int:
+        """B, the number of pairs of the batch."""
+        return self.positives.shape[1]
+
+    @property
+    def share(self) -> float:
+        """R / B, which of a value that is not made of rows (a regulariser) belongs to these."""
+        return len(self.positives) / self.size
+
+
+@dataclass
+class Pairs:
+    """The B pairs of a training step on all processes, embedded, and the rows of them that a loss is asked for.
+
+    Row b of everything belongs to pair b. All processes hold the same embeddings; the gradients that reach a row are
+    summed over processes.
 
     Attributes:
         image: the images [B], an image of several captions repeated.
         text: the captions [B].
         image_id: identity of each row's image [B].
-        similarity: score of every image against every caption [B, B], float32 or wider.
+        scores: the rows of the similarity matrix whose share of the loss is wanted; all of them, unless told otherwise
+            by `itr.training.large_batch`.
         extra: what methods prepared, by name, each [B, ...].
     """
 
     image: Encoded
     text: Encoded
     image_id: Tensor
-    similarity: Tensor
+    scores: Scores
     extra: dict[str, Tensor]
 
     @property
-    def positives(self) -> Tensor:
-        """True where image and caption belong together [B, B], bool."""
-        return self.image_id[:, None] == self.image_id[None, :]
+    def rows(self) -> slice:
+        """Which R of the B pairs the loss is asked for."""
+        return self.scores.rows
+
+    @property
+    def share(self) -> float:
+        """R / B, the share of a term that is not made of rows."""
+        return self.scores.share
 
     def __len__(self) -> int:
         return len(self.image_id)

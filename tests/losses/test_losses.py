@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 
 from itr.losses import info_nce, sigmoid, triplet
 from itr.objectives import InfoNCE, Sigmoid, Temperature, Triplet
+from itr.types import Scores
 
 CASES = [(size, images, seed) for size in (2, 5, 9) for images in (1, 3, 100) for seed in (0, 1)]
 
 
 def case(size: int, images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities, and where images and captions belong together."""
     generator = torch.Generator().manual_seed(seed)
     similarity = torch.rand(size, size, dtype=torch.float64, generator=generator) * 2 - 1
     image_id = torch.randint(images, (size,), generator=generator)
@@ -58,8 +61,9 @@ def naive_sigmoid(similarity, positives, temperature, bias):
 def test_info_nce_is_its_formula(size, images, seed, temperature):
     similarity, positives = case(size, images, seed)
     expected = naive_info_nce(similarity, positives, temperature)
-    assert info_nce(similarity, positives, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    scaled = info_nce(similarity, positives, temperature, scale="element_mean")
+    scores = Scores.whole(similarity, positives)
+    assert info_nce(scores, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    scaled = info_nce(scores, temperature, scale="element_mean")
     assert scaled.item() == pytest.approx(expected / size, rel=1e-9, abs=1e-12)
 
 
@@ -68,28 +72,43 @@ def test_info_nce_is_its_formula(size, images, seed, temperature):
 def test_triplet_is_its_formula(size, images, seed, negatives):
     similarity, positives = case(size, images, seed)
     expected = naive_triplet(similarity, positives, 0.2, negatives)
-    assert triplet(similarity, positives, 0.2, negatives).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    found = triplet(Scores.whole(similarity, positives), 0.2, negatives)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(("size", "images", "seed"), CASES)
 def test_sigmoid_is_its_formula(size, images, seed):
     similarity, positives = case(size, images, seed)
     expected = naive_sigmoid(similarity, positives, 0.3, -2.0)
-    assert sigmoid(similarity, positives, 0.3, -2.0).item() == pytest.approx(expected, rel=1e-9)
+    assert sigmoid(Scores.whole(similarity, positives), 0.3, -2.0).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(), InfoNCE(scale="element_mean"), Triplet(), Triplet(0.3, 0), Sigmoid()])
+@pytest.mark.parametrize("blocks", [(9,), (4, 5), (1, 7, 1)])
+def test_the_shares_of_blocks_of_rows_are_the_loss(objective, blocks):
+    similarity, positives = case(9, 6, 0)
+    ends = list(accumulate(blocks))
+    total = sum(
+        objective(Scores(slice(end - size, end), similarity[end - size : end], similarity.T[end - size : end],
+                         positives[end - size : end]), 0.5)
+        for size, end in zip(blocks, ends, strict=True)
+    )  # fmt: skip
+    whole = objective(Scores.whole(similarity, positives), 0.5)
+    assert total.item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_info_nce_of_equal_similarities_is_the_logarithm_of_the_batch():
     positives = torch.eye(8, dtype=torch.bool)
-    assert info_nce(torch.zeros(8, 8), positives, 0.05).item() == pytest.approx(math.log(8))
+    assert info_nce(Scores.whole(torch.zeros(8, 8), positives), 0.05).item() == pytest.approx(math.log(8))
 
 
 def test_a_batch_of_one_image_has_no_triplet():
-    assert triplet(torch.rand(4, 4), torch.ones(4, 4, dtype=torch.bool), 0.2, "all").item() == 0
+    assert triplet(Scores.whole(torch.rand(4, 4), torch.ones(4, 4, dtype=torch.bool)), 0.2, "all").item() == 0
 
 
 def test_triplet_has_no_gradient_where_the_margin_is_kept():
     similarity = torch.eye(3, requires_grad=True)
-    triplet(similarity, torch.eye(3, dtype=torch.bool), 0.2, "all").backward()
+    triplet(Scores.whole(similarity, torch.eye(3, dtype=torch.bool)), 0.2, "all").backward()
     assert similarity.grad is not None
     assert similarity.grad.abs().sum() == 0
 
@@ -98,16 +117,17 @@ def test_triplet_switches_and_ramps_with_progress():
     similarity, positives = case(5, 100, 0)
     objective = Triplet(margin=0.3, hardest_after=1, ramp=0.5)
     everything, hardest = (naive_triplet(similarity, positives, 0.3, n) for n in ("all", "hardest"))
-    assert objective(similarity, positives, 0.25).item() == pytest.approx(everything / 2)
-    assert objective(similarity, positives, 0.99).item() == pytest.approx(everything)
-    assert objective(similarity, positives, 1.0).item() == pytest.approx(hardest)
+    scores = Scores.whole(similarity, positives)
+    assert objective(scores, 0.25).item() == pytest.approx(everything / 2)
+    assert objective(scores, 0.99).item() == pytest.approx(everything)
+    assert objective(scores, 1.0).item() == pytest.approx(hardest)
 
 
 @pytest.mark.parametrize("objective", [InfoNCE(temperature=0.1), Sigmoid(temperature=0.005)])
 def test_a_learnable_temperature_moves_and_stays_in_its_bounds(objective):
-    similarity, positives = case(6, 100, 0)
+    scores = Scores.whole(*case(6, 100, 0))
     optimizer = torch.optim.SGD(objective.parameters(), lr=10.0)
-    objective(similarity, positives, 0.0).backward()
+    objective(scores, 0.0).backward()
     assert all(parameter.grad is not None for parameter in objective.parameters())
     optimizer.step()
     objective.clamp()
@@ -138,5 +158,5 @@ def test_triplet_equals_the_authors_numbers(shared):
     image_id = fixture["in.image_index"]
     positives = image_id[:, None] == image_id[None, :]
     for name, negatives in (("mean", "all"), ("max", "hardest")):
-        found = triplet(image @ text.T, positives, 0.2, negatives)
+        found = triplet(Scores.whole(image @ text.T, positives), 0.2, negatives)
         torch.testing.assert_close(found, fixture[f"out.loss_{name}"], rtol=1e-6, atol=1e-7)

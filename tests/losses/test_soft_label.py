@@ -9,6 +9,7 @@ import torch
 
 from itr.losses import cross_modal_targets, soft_label_alignment, teacher_similarity
 
+ALL = slice(None)
 CASES = [(size, seed, t, soft) for size in (2, 7) for seed in (0, 1) for t in (0.1, 0.45) for soft in (0.3, 1.0)]
 
 
@@ -36,6 +37,15 @@ def test_alignment_is_its_formula(size, seed, t, soft):
     assert found == pytest.approx(kl + entropy, rel=1e-9)
     found = soft_label_alignment(similarity, teacher, t, soft, "cross_entropy_element_mean").item()
     assert found == pytest.approx((kl + entropy) / size, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["kl", "cross_entropy", "cross_entropy_element_mean"])
+def test_the_shares_of_blocks_of_rows_are_the_alignment(loss):
+    similarity, teacher = matrices(7, 2)
+    whole = soft_label_alignment(similarity, teacher, 0.3, 0.7, loss)
+    shares = [soft_label_alignment(similarity[rows], teacher[rows], 0.3, 0.7, loss) for rows in (slice(4), slice(4, 7))]
+    assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-12)
+    assert torch.equal(teacher_similarity(teacher, slice(4, 7)), teacher_similarity(teacher, ALL)[4:7])
 
 
 def test_who_agrees_with_the_teacher_has_no_divergence():
@@ -80,15 +90,15 @@ def test_half_precision_is_widened_before_anything_is_computed():
     """Long features overflow the norm in float16, and the published image teacher has 37,632 of them."""
     features = (20 * torch.randn(4, 3, 1000, generator=torch.Generator().manual_seed(0))).half()
     features[3] = 0
-    found = teacher_similarity(features)
+    found = teacher_similarity(features, ALL)
     rows = features[:3].double().flatten(1)
     expected = (rows @ rows.T) / (rows.norm(dim=1)[:, None] * rows.norm(dim=1)[None, :])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[:3, :3].double(), expected, rtol=1e-5, atol=1e-6)
     assert not found[3].any()
-    assert teacher_similarity(features.double()).dtype == torch.float64
+    assert teacher_similarity(features.double(), ALL).dtype == torch.float64
 
 
 def test_the_teacher_gets_no_gradient():
     features = torch.randn(3, 4, requires_grad=True)
-    assert not teacher_similarity(features).requires_grad
+    assert not teacher_similarity(features, ALL).requires_grad

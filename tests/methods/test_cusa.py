@@ -18,7 +18,7 @@ from itr.methods.cusa import Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.training_cli import TrainingCLI
-from itr.types import Batch, Encoded, Pairs
+from itr.types import Batch, Encoded, Pairs, Scores
 from tiny import TINY_VSE
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -60,7 +60,7 @@ def pairs(size: int = 6, seed: int = 0) -> Pairs:
         image=bare(draw(size, 8), draw(size, 8)),
         text=bare(draw(size, 8), draw(size, 8)),
         image_id=torch.arange(size),
-        similarity=draw(size, size).tanh(),
+        scores=Scores.whole(draw(size, size).tanh(), torch.eye(size, dtype=torch.bool)),
         extra={"teacher_image": draw(size, 5), "teacher_text": draw(size, 3)},
     )
 
@@ -135,14 +135,13 @@ def test_what_is_off_is_not_built():
 def test_the_terms_are_their_alignments():
     data, built = pairs(), build(targets="add", loss="cross_entropy", uni_loss="kl")
     terms = built.losses(data)
-    image, text = (teacher_similarity(data.extra[f"teacher_{side}"]) for side in ("image", "text"))
+    image, text = (teacher_similarity(data.extra[f"teacher_{side}"], data.rows) for side in ("image", "text"))
     goal = (image + text) / 2
     tau = built.temperatures["cross"].value
-    expected = sum(
-        soft_label_alignment(s, goal, tau, 1.0, "cross_entropy") for s in (data.similarity, data.similarity.T)
-    )
+    both = data.scores.image_to_text, data.scores.text_to_image
+    expected = sum(soft_label_alignment(s, goal, tau, 1.0, "cross_entropy") for s in both)
     torch.testing.assert_close(terms["csa"], expected / 2)
-    own = [teacher_similarity(side.unimodal) for side in (data.image, data.text)]
+    own = [teacher_similarity(side.unimodal, data.rows) for side in (data.image, data.text)]
     expected = sum(soft_label_alignment(s, t, tau) for s, t in zip(own, (image, text), strict=True))
     torch.testing.assert_close(terms["usa"], expected / 2)
 
@@ -157,7 +156,8 @@ def test_embeddings_that_are_the_teachers_cost_nothing():
 def test_the_cross_modal_term_takes_the_backbones_scores():
     data, built = pairs(), build()
     before = built.losses(data)
-    after = built.losses(dataclasses.replace(data, similarity=data.similarity.flip(0)))
+    flipped = Scores.whole(data.scores.image_to_text.flip(0), data.scores.positives)
+    after = built.losses(dataclasses.replace(data, scores=flipped))
     assert after["csa"] != before["csa"]
     assert after["usa"] == before["usa"]
 

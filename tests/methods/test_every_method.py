@@ -118,6 +118,23 @@ def test_it_trains_all_its_parameters_and_no_teacher(scenes, features, tmp_path,
         assert not any(part.training for key, part in method.named_modules() if key.startswith("teacher"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_in_parts_and_chunks(scenes, features, tmp_path, name):
+    parts = ["--model.large_batch.gradient_cache=3", "--model.large_batch.loss_chunk=5"]
+    chosen = options(scenes, features, tmp_path, name)
+    assert main(["fit", *chosen, *parts, "--trainer.max_epochs=1"]) == 0
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+    assert (
+        main(["fit", *chosen, "--model.large_batch.gradient_cache=5", "--trainer.max_epochs=2", "--ckpt_path=last"])
+        == 0
+    )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 10  # a run may go on with other parts
+    assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scenes, features, tmp_path, name):
     chosen = options(scenes, features, tmp_path, name)

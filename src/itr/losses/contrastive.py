@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.types import Scores
+
 Scale = Literal["standard", "element_mean"]
 
 
@@ -16,40 +18,38 @@ def cross_entropy_rows(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
-def info_nce(similarity: Tensor, positives: Tensor, temperature: Tensor | float, scale: Scale = "standard") -> Tensor:
-    """Symmetric InfoNCE where the positives of a row share its probability mass evenly.
+def info_nce(scores: Scores, temperature: Tensor | float, scale: Scale = "standard") -> Tensor:
+    """Symmetric InfoNCE where the positives of a row share its probability mass evenly; the share of some rows.
 
     L = 1/2 [ CE(P, softmax_j(s_ij / t)) + CE(P', softmax_i(s_ij / t)) ], with P_ij = y_ij / sum_k y_ik and P' the same
     over columns; one positive a row gives the loss of CLIP (https://arxiv.org/abs/2103.00020, figure 3), several the
     one that CUSA trains with (https://arxiv.org/abs/2403.05261, eq. 2).
 
     Args:
-        similarity: cosine of each image and caption [B, B].
-        positives: True where image and caption belong together [B, B], bool, at least one in each row and column.
+        scores: cosines of R pairs' images and captions with all B; at least one positive in each row.
         temperature: t > 0.
         scale: `standard` averages over rows. `element_mean` divides by the number of rows once more, as the authors of
             CUSA do in their configs; it makes every other loss term B times heavier in comparison.
     """
-    logits = similarity / temperature
-    mass = positives.to(logits.dtype)
-    image_to_text = cross_entropy_rows(logits, mass / mass.sum(dim=1, keepdim=True))
-    text_to_image = cross_entropy_rows(logits.T, (mass / mass.sum(dim=0, keepdim=True)).T)
-    loss = (image_to_text.mean() + text_to_image.mean()) / 2
-    return loss / len(similarity) if scale == "element_mean" else loss
+    mass = scores.positives.to(scores.image_to_text.dtype)
+    targets = mass / mass.sum(dim=1, keepdim=True)
+    image_to_text = cross_entropy_rows(scores.image_to_text / temperature, targets)
+    text_to_image = cross_entropy_rows(scores.text_to_image / temperature, targets)
+    loss = (image_to_text.sum() + text_to_image.sum()) / (2 * scores.size)
+    return loss / scores.size if scale == "element_mean" else loss
 
 
-def sigmoid(similarity: Tensor, positives: Tensor, temperature: Tensor | float, bias: Tensor | float) -> Tensor:
-    """Sigmoid loss of SigLIP: every pair is a yes-or-no question of its own.
+def sigmoid(scores: Scores, temperature: Tensor | float, bias: Tensor | float) -> Tensor:
+    """Sigmoid loss of SigLIP: every pair is a yes-or-no question of its own; the share of some images.
 
     L = -1/B sum_ij log sigmoid(z_ij (s_ij / t + b)), z = +1 at positives and -1 elsewhere
     (https://arxiv.org/abs/2303.15343, algorithm 1; t here is one over the paper's t).
 
     Args:
-        similarity: cosine of each image and caption [B, B].
-        positives: True where image and caption belong together [B, B], bool.
+        scores: cosines of R pairs' images with all B captions; those of captions with images are the same questions.
         temperature: t > 0.
         bias: b, negative at the start, for most pairs are negatives.
     """
-    logits = similarity / temperature + bias
-    signs = torch.where(positives, 1.0, -1.0).to(logits.dtype)
-    return -F.logsigmoid(signs * logits).sum() / len(similarity)
+    logits = scores.image_to_text / temperature + bias
+    signs = torch.where(scores.positives, 1.0, -1.0).to(logits.dtype)
+    return -F.logsigmoid(signs * logits).sum() / scores.size

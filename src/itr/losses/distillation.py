@@ -11,7 +11,7 @@ DistillationKind = Literal["cosine", "l1", "l2"]
 
 
 def distillation(student: Tensor, teacher: Tensor, kind: DistillationKind = "cosine") -> Tensor:
-    """Distance of each embedding from the teacher's, averaged over the batch; only the student gets a gradient.
+    """Distance of each embedding from the teacher's, averaged over those given; only the student gets a gradient.
 
     cosine: L = 1 - 1/B sum_b cos(s_b, t_b), the loss of D2S-VSE (ICCV 2025, https://github.com/liuyyy111/d2s-vse);
     l1: L = 1/(B D) sum_bd |s_bd - t_bd|; l2: L = 1/(B D) sum_bd (s_bd - t_bd)^2, its ablations, not normalised.

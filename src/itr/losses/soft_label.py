@@ -13,15 +13,16 @@ SoftLoss = Literal["kl", "cross_entropy", "cross_entropy_element_mean"]
 
 
 @torch.no_grad()
-def teacher_similarity(features: Tensor) -> Tensor:
-    """Cosine of each row with each other row [B, B], in float32 or wider, without a gradient.
+def teacher_similarity(features: Tensor, rows: slice) -> Tensor:
+    """Cosine of some rows with every row [R, B], in float32 or wider, without a gradient.
 
     Args:
         features: a frozen teacher's features [B, ...] of any width and precision; a row of zeros is like nothing.
+        rows: which R of them are compared with all.
     """
     wide = features if features.dtype == torch.float64 else features.float()
-    rows = F.normalize(wide.flatten(1), dim=1)
-    return rows @ rows.T
+    unit = F.normalize(wide.flatten(1), dim=1)
+    return unit[rows] @ unit.T
 
 
 @torch.no_grad()
@@ -32,8 +33,8 @@ def cross_modal_targets(image: Tensor, text: Tensor, targets: Targets) -> tuple[
     `dot`: sqrt([I]+ [T]+) for both, which are the further choices of the authors' code.
 
     Args:
-        image: teacher's similarities of images with images, I [B, B].
-        text: teacher's similarities of texts with texts, T [B, B].
+        image: teacher's similarities of images with images, I [R, B].
+        text: teacher's similarities of texts with texts, T [R, B].
         targets: how to join them.
     """
     if targets == "each":
@@ -54,27 +55,27 @@ def soft_label_alignment(
     soft_temperature: Tensor | float = 1.0,
     loss: SoftLoss = "kl",
 ) -> Tensor:
-    """How far the softmax of each row of similarities is from the teacher's.
+    """How far the softmax of each row of similarities is from the teacher's; the share of R of B rows.
 
     L = 1/B sum_i KL(P_i || Q_i), P_i = softmax_j(u_ij / t_s), Q_i = softmax_j(s_ij / t)
     (https://arxiv.org/abs/2403.05261; one direction of CSA or one modality of USA).
 
     Args:
-        similarity: the model's, s [B, B], or [B, M].
-        teacher: the teacher's, u, of the same shape.
+        similarity: the model's, s [R, B].
+        teacher: the teacher's, u [R, B].
         temperature: t > 0.
         soft_temperature: t_s > 0.
         loss: `kl`; `cross_entropy` leaves out the teacher's entropy, which moves no gradient but that of t_s;
-            `cross_entropy_element_mean` divides by the number of columns as well, as the authors' code does when
+            `cross_entropy_element_mean` divides by B once more, as the authors' code does when
             told `contrastive_loss_mode: mean`.
     """
     log_prediction = F.log_softmax(similarity / temperature, dim=1)
     log_target = F.log_softmax(teacher / soft_temperature, dim=1)
-    target = log_target.exp()
+    target, size = log_target.exp(), similarity.shape[1]
     if loss == "kl":
-        return (target * (log_target - log_prediction)).sum(dim=1).mean()
+        return (target * (log_target - log_prediction)).sum() / size
     if loss == "cross_entropy":
-        return -(target * log_prediction).sum(dim=1).mean()
+        return -(target * log_prediction).sum() / size
     if loss == "cross_entropy_element_mean":
-        return -(target * log_prediction).mean()
+        return -(target * log_prediction).sum() / size**2
     raise ValueError(f"loss {loss!r}: choose one of kl, cross_entropy, cross_entropy_element_mean")

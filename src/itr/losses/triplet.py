@@ -6,24 +6,32 @@ from typing import Literal
 
 from torch import Tensor
 
+from itr.types import Scores
+
 Negatives = Literal["all", "hardest"]
 
 
-def triplet(similarity: Tensor, positives: Tensor, margin: float, negatives: Negatives) -> Tensor:
-    """Hinge triplet loss in both directions, summed over the batch.
+def triplet(scores: Scores, margin: float, negatives: Negatives) -> Tensor:
+    """Hinge triplet loss in both directions, summed over the batch; the share of some rows.
 
     L = sum_i h_j [m - s_ii + s_ij]+ + h_j [m - s_ii + s_ji]+, where h sums over all negatives or takes the hardest
     (VSE++, https://arxiv.org/abs/1707.05612, eq. 5 and 6). Pairs of one image are no negatives.
 
     Args:
-        similarity: cosine of each image and caption [B, B], the pairs on the diagonal.
-        positives: True where image and caption belong together [B, B], bool; masked out of the negatives.
+        scores: cosines of R pairs' images and captions with all B; positives are masked out of the negatives.
         margin: m >= 0.
         negatives: `all` counts every violation, which is steady at the start; `hardest` only the worst of each row.
     """
-    pair = similarity.diagonal()
-    caption_cost = (margin + similarity - pair[:, None]).clamp(min=0).masked_fill(positives, 0)  # rows: wrong captions
-    image_cost = (margin + similarity - pair[None, :]).clamp(min=0).masked_fill(positives, 0)  # columns: wrong images
+    wrong_captions, wrong_images = (
+        _costs(scores.image_to_text, scores, margin),
+        _costs(scores.text_to_image, scores, margin),
+    )
     if negatives == "hardest":
-        return caption_cost.amax(dim=1).sum() + image_cost.amax(dim=0).sum()
-    return caption_cost.sum() + image_cost.sum()
+        return wrong_captions.amax(dim=1).sum() + wrong_images.amax(dim=1).sum()
+    return wrong_captions.sum() + wrong_images.sum()
+
+
+def _costs(similarity: Tensor, scores: Scores, margin: float) -> Tensor:
+    """By how much each negative violates the margin [R, B]."""
+    pair = similarity.diagonal(scores.rows.start)
+    return (margin + similarity - pair[:, None]).clamp(min=0).masked_fill(scores.positives, 0)

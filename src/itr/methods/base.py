@@ -41,7 +41,12 @@ class MethodModule(nn.Module):
         return {}
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """Loss terms by name, not yet weighted, of the pairs of all processes after all methods' `embed_*`."""
+        """The share of `pairs.rows` in each loss term by name, not yet weighted, after all methods' `embed_*`.
+
+        A term of the batch is the sum of the shares of blocks of rows, whatever the blocks. Compare the embeddings of
+        these rows with those of all B, sum over rows and divide by B; multiply a term that is not made of rows, such
+        as a regulariser, by `pairs.share`.
+        """
         return {}
 
     def scalars(self) -> dict[str, Tensor]:

@@ -208,16 +208,16 @@ class CUSAModule(MethodModule):
         return {f"teacher_{side}": teacher_features(batch, side, self.teachers) for side in SIDES}
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """The terms that are on, not yet multiplied by their rates."""
+        """The share of these rows in the terms that are on, not yet multiplied by their rates."""
         if not self.terms:
             return {}
-        image, text = (teacher_similarity(pairs.extra[f"teacher_{side}"]) for side in SIDES)
+        image, text = (teacher_similarity(pairs.extra[f"teacher_{side}"], pairs.rows) for side in SIDES)
         terms: dict[str, Tensor] = {}
         if "csa" in self.terms:
             goals = cross_modal_targets(image, text, self.targets)
-            terms["csa"] = self._align("csa", "cross", (pairs.similarity, pairs.similarity.T), goals)
+            terms["csa"] = self._align("csa", "cross", (pairs.scores.image_to_text, pairs.scores.text_to_image), goals)
         if "usa" in self.terms:
-            own = _within(pairs.image), _within(pairs.text)
+            own = _within(pairs.image, pairs.rows), _within(pairs.text, pairs.rows)
             terms["usa"] = self._align("usa", "uni", own, (image, text))
         return terms
 
@@ -246,11 +246,11 @@ class CUSAModule(MethodModule):
             temperature.clamp()
 
 
-def _within(side: Encoded) -> Tensor:
-    """Cosines of the embeddings for search within a modality [B, B]."""
-    rows = side.within
-    rows = F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
-    return rows @ rows.T
+def _within(side: Encoded, rows: slice) -> Tensor:
+    """Cosines of some embeddings for search within a modality with all of them [R, B]."""
+    own = side.within
+    unit = F.normalize(own if own.dtype == torch.float64 else own.float(), dim=-1)
+    return unit[rows] @ unit.T
 
 
 def _head(dim: int, init: HeadInit) -> nn.Sequential:

@@ -245,9 +245,10 @@ class D2SModule(MethodModule):
         return {TEACHER: self.teacher(dense)[batch.image_index]}
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """`distillation`: the distance of the texts that are searched to the teacher's dense embeddings."""
+        """`distillation`: the share of these rows in the texts' distance to the teacher's dense embeddings."""
         if TEACHER not in pairs.extra:
             return {}
-        student = pairs.text.pooled
+        student = pairs.text.pooled[pairs.rows]
         student = student if student.dtype == torch.float64 else student.float()
-        return {"distillation": distillation(student, pairs.extra[TEACHER], self.distillation)}
+        teacher = pairs.extra[TEACHER][pairs.rows]
+        return {"distillation": pairs.share * distillation(student, teacher, self.distillation)}

@@ -17,8 +17,8 @@ TRAINING = (
     "--trainer.precision bf16-mixed; --model.backbone.gradient_checkpointing true; --model.large_batch.gradient_cache, "
     "which keeps the batch; a smaller --data.batch_size; a smaller --data.eval_batch_size if it is validation that "
     "fails; for the machine's own memory fewer --data.num_workers and a smaller --data.shuffle_buffer. "
-    "The checkpoints are as they were: --ckpt_path last goes on from there with other --trainer and --data options, "
-    "while other --model options need a new run"
+    "The checkpoints are as they were: --ckpt_path last goes on from there with other --trainer, --data and "
+    "--model.large_batch options, while other --model options need a new run"
 )
 LEVERS = {
     "fit": TRAINING,

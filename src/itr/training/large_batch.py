@@ -1,0 +1,137 @@
+"""Settings for batches that don't fit, and the loss as a sum over blocks of rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor, nn
+
+from itr.distributed import mean_of_processes, process_number, world_size
+from itr.errors import UserError
+from itr.training.gradient_cache import replayed, running_statistics
+from itr.types import Encoded, Scores
+
+log = logging.getLogger(__name__)
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LargeBatch:
+    """How a batch is trained on that is too large for the memory. Loss and gradients stay those of the whole batch.
+
+    `docs/large_batches.md` has what each costs.
+
+    Args:
+        local_loss: each process computes the loss of its own pairs against all; otherwise each that of all pairs.
+        loss_chunk: pairs whose rows of the similarity matrix are held at a time, computed again in the backward pass;
+            0 for all at once.
+        gradient_cache: pairs of a process that are embedded at a time, once more in the backward pass; 0 for all at
+            once.
+    """
+
+    local_loss: bool = False
+    loss_chunk: int = 0
+    gradient_cache: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be, before anything is built."""
+        for name, value in (("loss_chunk", self.loss_chunk), ("gradient_cache", self.gradient_cache)):
+            if value < 0:
+                raise UserError(f"large_batch.{name} is {value}; it must be 0 (all at once) or a number of pairs")
+
+    def blocks(self, size: int) -> list[slice]:
+        """The rows of a batch of `size` pairs whose loss this process computes, in blocks."""
+        share = size // world_size() if self.local_loss else size
+        first = share * process_number() if self.local_loss else 0
+        step = self.loss_chunk or share
+        return [slice(row, min(row + step, first + share)) for row in range(first, first + share, step)]
+
+    def sum_of_shares(
+        self, share: Callable[[slice], Terms], size: int, module: nn.Module, device: torch.device
+    ) -> Terms:
+        """The terms of the loss whose gradients, averaged over processes as DDP does, are those of the whole batch.
+
+        Args:
+            share: the share of a block of rows in each term.
+            size: number B of pairs of all processes.
+            module: whose parameters and buffers `share` uses.
+            device: where it works.
+        """
+        blocks = self.blocks(size)
+        if len(blocks) == 1:
+            shares = [share(blocks[0])]
+        else:
+            shares = [replayed(lambda rows=rows: share(rows), module, device) for rows in blocks]  # type: ignore[misc]
+        factor = world_size() if self.local_loss else 1
+        return {name: factor * torch.stack([part[name] for part in shares]).sum() for name in shares[0]}
+
+    def whole(self, terms: Terms) -> Terms:
+        """The terms of the whole batch on every process, without gradients, from `sum_of_shares`."""
+        values = torch.stack([value.detach() for value in terms.values()])
+        if self.local_loss:
+            values = mean_of_processes(values)
+        return dict(zip(terms, values.unbind(), strict=True))
+
+    def announce(self, module: nn.Module, trainer: pl.Trainer) -> None:
+        """Say before training what is not what it may seem.
+
+        Raises:
+            UserError: layers that normalise over processes can't be run part by part.
+        """
+        steps = _accumulated(trainer)
+        if steps > 1:
+            log.warning(
+                "gradients of %d batches are averaged before a step: each pair still meets the negatives of its own "
+                "batch alone; for a larger contrastive batch raise --data.batch_size and set "
+                "--model.large_batch.gradient_cache to what fits into memory",
+                steps,
+            )
+        layers = running_statistics(module) if self.gradient_cache else []
+        if any(isinstance(module.get_submodule(name), nn.SyncBatchNorm) for name in layers):
+            raise UserError(
+                "large_batch.gradient_cache runs each process's parts on their own, which synchronised batch "
+                "normalisation does not allow; leave out one of it and --trainer.sync_batchnorm"
+            )
+        if layers:
+            log.warning(
+                "large_batch.gradient_cache is %d: batch normalisation sees that many pairs at a time, not the batch, "
+                "so figures differ from those without it: %s",
+                self.gradient_cache,
+                ", ".join(layers),
+            )
+
+
+def score_rows(
+    similarity: Callable[[Encoded, Encoded], Tensor], image: Encoded, text: Encoded, image_id: Tensor, rows: slice
+) -> Scores:
+    """Some rows of the similarity matrix of B pairs, both ways, in float32 or wider.
+
+    Args:
+        similarity: scores every image against every caption.
+        image: images of all pairs [B].
+        text: captions of all pairs [B].
+        image_id: identity of each pair's image [B].
+        rows: which pairs.
+    """
+    image_to_text = _wide(similarity(image.rows(rows), text))
+    if len(image_to_text) == len(image_id):
+        text_to_image = image_to_text.T
+    else:
+        text_to_image = _wide(similarity(image, text.rows(rows))).T
+    return Scores(rows, image_to_text, text_to_image, image_id[rows, None] == image_id[None, :])
+
+
+def _wide(similarity: Tensor) -> Tensor:
+    return similarity if similarity.dtype == torch.float64 else similarity.float()
+
+
+def _accumulated(trainer: pl.Trainer) -> int:
+    """The largest number of batches whose gradients make a step."""
+    callbacks = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return max([trainer.accumulate_grad_batches, *(n for c in callbacks for n in c.scheduling.values())])
