@@ -17,7 +17,7 @@ from itr.cli import main
 from itr.data.shards import Record, write_split
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
 from itr.training_cli import TrainingCLI
-from itr.types import Encoded
+from itr.types import Encoded, Scores
 from tiny import TINY_VSE
 
 
@@ -120,7 +120,7 @@ def test_an_embedding_of_zeros_gives_a_finite_loss_and_gradients(objective: Obje
 
     rows = [side.requires_grad_() for side in (image, text)]
     similarity = Backbone.similarity(None, *map(encoded, rows))
-    loss = objective(similarity.float(), torch.eye(6, dtype=torch.bool), 0.0)
+    loss = objective(Scores.whole(similarity.float(), torch.eye(6, dtype=torch.bool)), 0.0)
     loss.backward()
     assert loss.isfinite()
     assert all(side.grad.isfinite().all() for side in rows)

@@ -28,7 +28,7 @@ PLACES = {
     "without validation": ("on_train_epoch_end", 5, ["--data.val_split=null"]),
     "by a number of steps": ("on_train_batch_end", 6, ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]),
 }  # fmt: skip
-OFTEN = ("within an epoch", "within validation", "with accumulated gradients")
+OFTEN = ("within an epoch",)
 
 
 def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
@@ -52,7 +52,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path, capsys
         assert not differences(final(whole), final(stopped))
 
 
-@pytest.mark.parametrize("signum", SIGNALS, ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in list(SIGNALS)[1:])]
+)
 def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     handlers = {known: signal.getsignal(known) for known in SIGNALS}
     more = ["--data.num_workers=0", "--trainer.logger=false", "--trainer.limit_val_batches=0"]
@@ -63,6 +65,7 @@ def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     assert "--ckpt_path last goes on from there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_before_the_first_step_a_signal_ends_at_once(scenes, tmp_path, capsys):
     more = ["--data.num_workers=0", "--trainer.logger=false"]
     assert main(options(scenes, tmp_path, *more, *stop_at("on_fit_start", 0, signal.SIGINT))) == 130
@@ -203,6 +206,7 @@ def test_a_torn_last_gives_way_to_the_newest_whole_one(scenes, tmp_path, caplog,
     assert "holds no other that is whole" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_auto_begins_or_goes_on(scenes, tmp_path):
     more = ["--data.num_workers=0", "--trainer.logger=false", "--ckpt_path=auto"]
     for epochs in (1, 2):
@@ -215,6 +219,7 @@ def test_what_is_no_setting_of_checkpoints_is_refused(scenes, tmp_path, capsys):
     assert "checkpoint.every_minutes is -1.0; it must be 0 (off) or a positive number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changed", "told"), [("batch_size=4", "batch_size 8 -> 4"), ("seed=7", "seed 0 -> 7")])
 @pytest.mark.parametrize("step", [3, 5], ids=["within an epoch", "after an epoch"])
 def test_a_run_that_is_no_longer_the_same_says_what_begins_anew(scenes, tmp_path, caplog, changed, told, step):
