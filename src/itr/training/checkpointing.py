@@ -141,7 +141,7 @@ class Checkpoints(Checkpoint):
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or loop._num_ready_batches_reached():
             return  # the end of an epoch is that of its validation
-        ends = 0 < trainer.max_steps <= trainer.global_step
+        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step  # Lightning calls the epoch done
         if self._stop or self._due or ends:
             self._save(trainer, LAST)
         self._end_if_asked(trainer)
