@@ -140,6 +140,28 @@ def test_running_statistics_count_a_part_once(cached):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_new_tensors_are_of_one_kind_in_both_passes():
+    """As under `64-true`, whose default type is that of the forward pass alone."""
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+
+    def forward() -> torch.Tensor:
+        return layer(rows).square() * torch.linspace(0.1, 0.7, 2)
+
+    found = []
+    for again in (False, True):
+        layer.zero_grad()
+        torch.set_default_dtype(torch.float64)
+        try:
+            result = replayed(forward, layer, rows.device) if again else forward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        result.sum().backward()
+        assert torch.get_default_dtype() == torch.float32
+        found.append(layer.weight.grad.clone())
+    assert torch.equal(*found)
+
+
 def test_features_that_no_loss_needs_are_let_go():
     module, batch = make_module("both", LargeBatch()), make_batch(slice(0, BATCH))
     image, text = module._embed_pairs(batch)

@@ -16,7 +16,7 @@ from itr.module import RetrievalModule
 from itr.training.large_batch import LargeBatch
 from itr.training_cli import TrainingCLI, quieten
 from peak_memory import measure
-from tiny import TINY_VSE
+from tiny import STILL_VSE, TINY_VSE
 
 
 def trainer(**options) -> pl.Trainer:
@@ -61,14 +61,27 @@ def test_accumulation_is_named_for_what_it_is(caplog, scheduled):
     assert not [record for record in caplog.records if record.name.startswith("itr")]
 
 
-def test_a_run_that_accumulates_says_so(scenes, tmp_path, caplog):
+def fit(scenes, folder, *more: str) -> pl.Trainer:
+    """A training step in parts and chunks."""
     quieten()
-    options = [*TINY_VSE, f"--data.root={scenes}", "--data.batch_size=8", f"--trainer.default_root_dir={tmp_path}"]
+    options = [*STILL_VSE, f"--data.root={scenes}", "--data.batch_size=8", f"--trainer.default_root_dir={folder}"]
     options += ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false", "--data.num_workers=0"]
-    options += ["--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=0"]
-    cli = TrainingCLI([*options, "--model.large_batch.gradient_cache=3"], run=False)
+    options += ["--model.large_batch.gradient_cache=3", "--model.large_batch.loss_chunk=3"]
+    cli = TrainingCLI([*options, "--trainer.limit_val_batches=0", *more], run=False)
     cli.trainer.fit(cli.model, cli.datamodule)
-    assert cli.trainer.global_step == 1
+    return cli.trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_last_until_the_second_pass(scenes, tmp_path, precision):
+    trainer = fit(scenes, tmp_path, f"--trainer.precision={precision}")
+    assert trainer.global_step == 1
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_run_that_accumulates_says_so(scenes, tmp_path, caplog):
+    assert fit(scenes, tmp_path, "--trainer.accumulate_grad_batches=2").global_step == 1
     assert "gradients of 2 batches are averaged" in caplog.text
     assert "batch normalisation" not in caplog.text
 

@@ -37,7 +37,7 @@ def replayed(forward: Callable[[], T], module: nn.Module, device: torch.device) 
         torch.empty(0, device=device),  # random numbers are put back on the devices of arguments alone
         use_reentrant=False,
         preserve_rng_state=True,
-        context_fn=lambda: (nullcontext(), CopiedBuffers(module)),
+        context_fn=lambda: (nullcontext(), SecondPass(module)),
     )
     return result
 
@@ -54,11 +54,16 @@ def embed_parts(
     return image, text
 
 
-class CopiedBuffers:
-    """While it is entered, whatever trains writes into copies of its buffers: statistics count a part once."""
+class SecondPass:
+    """The backward pass's own run of a forward pass, while it is entered.
+
+    Whatever trains writes into copies of its buffers, so that statistics count a part once; and new tensors are of the
+    kind that they were of in the first pass, for precisions such as `bf16-true` last only until its end.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.dtype = torch.get_default_dtype()
         self.kept: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
 
     def __enter__(self) -> None:
@@ -66,8 +71,11 @@ class CopiedBuffers:
         self.kept = [(own, dict(own)) for own in buffers]
         for own in buffers:
             own.update({name: None if value is None else value.clone() for name, value in own.items()})
+        self.outside = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
 
     def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.outside)
         for own, before in self.kept:
             own.update(before)
         self.kept = []
