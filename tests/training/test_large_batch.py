@@ -6,6 +6,7 @@ import sys
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 
