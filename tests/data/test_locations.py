@@ -121,7 +121,7 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("told", "word"), [(6, "fewer"), (4, "more")])
 def test_counts_that_do_not_hold_are_told(tmp_path, told, word):
-    from itr.data.pipeline import read_items
+    from itr.data.items import read_items
 
     folder = downloaded(tmp_path, 1)
     stats = folder / "00000_stats.json"

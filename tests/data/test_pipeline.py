@@ -10,44 +10,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from foreign import write_tar
 from itr.backbones import VSE
-from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split
-from itr.data.pipeline import Reading, ShardLoader, ShardStream
 from itr.data.shards import Record, write_split
 from itr.errors import UserError
+from loaders import make_loader, same, small_backbone
 from web import Web
 
 
 @pytest.fixture(scope="module")
 def backbone() -> VSE:
-    vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
-    text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)
-
-
-def make_loader(
-    folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, start_method=None, **settings
-):
-    reading = Reading(find_split(folder, split), **{
-        "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
-        **settings,
-    })  # fmt: skip
-    transform = TrainingTransform(backbone.image_spec, Augmentation()) if training else None
-    transform = transform or EvaluationTransform(backbone.image_spec)
-    stream = ShardStream(reading, training, transform, backbone.tokenizer, rank, world)
-    return ShardLoader(stream, lambda: position, num_workers=workers, multiprocessing_context=start_method)
-
-
-def same(first, second) -> bool:
-    return all(
-        torch.equal(getattr(first, name), getattr(second, name))
-        for name in ("image", "image_id", "text_id", "image_index")
-    ) and torch.equal(first.text.ids, second.text.ids)
+    return small_backbone()
 
 
 def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
