@@ -192,6 +192,24 @@ def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evalu
         list(make_loader(tmp_path, "train", backbone, False))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, caplog, workers):
+    picture, limit = bad_record(1).image, backbone.tokenizer.max_length
+    records = [Record(picture, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
+    write_split(iter(records), tmp_path, "train", 8)
+    logging.getLogger("itr").propagate = True
+    loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+    (told,) = [text for text in caplog.messages if "cut off" in text]
+    assert told == f"25% of the first 16 captions reach the limit of {limit} tokens; what goes beyond it is cut off"
+    ends = {int(row[mask][-1]) for batch in batches for row, mask in zip(batch.text.ids, batch.text.mask, strict=True)}
+    assert ends == {backbone.tokenizer.end_id}  # each keeps its end, the cut ones too
+    list(make_loader(tmp_path, "train", backbone, True, rank=1, world=2))
+    list(make_loader(tmp_path, "train", backbone, False))
+    assert len([text for text in caplog.messages if "cut off" in text]) == 1  # neither by others nor in evaluation
+
+
 def test_missing_shards_are_named(tmp_path, scenes):
     with pytest.raises(UserError, match="no shard folder"):
         find_split(tmp_path / "none", "train")

@@ -26,7 +26,7 @@ from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split, locate, names_tars, read_positives, resolve
 from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
-from itr.data.remote import is_url
+from itr.data.remote import is_url, shown
 from itr.data.schema import Split
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
@@ -113,6 +113,7 @@ class ShardData(pl.LightningDataModule):
         self.splits = {"train": train_split, "val": val_split or "", "test": test_split, "predict": predict_split}
         self.features = None if features is None else Path(features).expanduser()
         self.train_stream: ShardStream | None = None
+        self.found: dict[Stage, Split] = {}
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of `batch_size` pairs, shuffled anew each epoch."""
@@ -186,7 +187,9 @@ class ShardData(pl.LightningDataModule):
         places = self.eval_batch_size
         if training:
             places = self.batch_size if self.captions == "all" else self.batch_size // self.captions
-        split = self._find(stage)
+        split = self.found[stage] = self._find(stage)
+        if "train" in self.found and "val" in self.found:  # Lightning asks for either first
+            check_apart(self.found["train"], self.found["val"], self.splits["val"])
         kept = self._dense_texts(split) if training else None
         reading = Reading(
             split=split,
@@ -260,3 +263,18 @@ class ShardData(pl.LightningDataModule):
             prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # its own: beginning an epoch must not move the run's random numbers
         )
+
+
+def check_apart(training: Split, validation: Split, name: str) -> None:
+    """Refuse to validate on shards that are trained on, by their places and, where they are known, checksums.
+
+    Raises:
+        UserError: a shard is in both.
+    """
+    known = {mark for shard in training.shards for mark in (shard.place.location, shard.sha256) if mark}
+    for shard in validation.shards:
+        if shard.place.location in known or shard.sha256 in known:
+            raise UserError(
+                f"shard {shown(shard.place.location)} of data.val_split = {name!r} is trained on too, so the best "
+                "checkpoint would be one that learnt by heart; give --data.val_split shards of its own, or null"
+            )

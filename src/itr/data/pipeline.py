@@ -19,6 +19,7 @@ from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.items import read_items, shuffle
+from itr.data.lengths import CutTexts
 from itr.data.schema import Sample, Split, stable_id
 from itr.errors import UnreadableError, UserError
 from itr.types import Batch
@@ -80,7 +81,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         world: int,
         fields: Sequence[Field] = (),
     ) -> None:
-        self.fields = list(fields)
+        self.fields, self.rank = list(fields), rank
         self.reading, self.training, self.transform, self.tokenizer = reading, training, transform, tokenizer
         self.pairs_each = training and reading.captions == "all"
         shards = reading.split.shards
@@ -253,6 +254,7 @@ class ShardLoader(DataLoader[Batch]):
 
     def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
         self.position = position
+        self.cut_texts = CutTexts(stream.tokenizer.max_length) if stream.training and stream.rank == 0 else None
         super().__init__(stream, batch_size=None, **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -261,7 +263,11 @@ class ShardLoader(DataLoader[Batch]):
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
+            if self.cut_texts:
+                self.cut_texts.look(batch)
             yield batch
+        if self.cut_texts:
+            self.cut_texts.tell()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""
