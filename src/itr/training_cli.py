@@ -23,6 +23,7 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import FriendlyParser, resolve_configs
+from itr.run_folder import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,22 @@ class TrainingCLI(LightningCLI):
                 f"{settings.trainer.default_root_dir} already holds a run. Go on with it by --ckpt_path last, choose "
                 "another folder by --trainer.default_root_dir, or give --overwrite true"
             )
+
+        self._check_folder("checkpoints", "logs")
+
+    def before_test(self) -> None:
+        """Find out now whether the figures can be written, not when all is measured."""
+        self._check_folder()
+
+    def before_predict(self) -> None:
+        """As `before_test`, for the embeddings."""
+        self._check_folder()
+
+    def _check_folder(self, *parts: str) -> None:
+        if self.trainer.is_global_zero:
+            root = Path(self.trainer.default_root_dir)
+            for folder in (root, *(root / part for part in parts)):
+                check_writable(folder, "--trainer.default_root_dir")
 
     def after_fit(self) -> None:
         """Say where things are."""
