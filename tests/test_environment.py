@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.raw import save_picture
 from itr.cli import main
@@ -36,6 +37,30 @@ def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, caps
     for verb in ("test", "predict"):  # before anything is measured
         assert main([verb, *where, *TINY_VSE]) == 1
         assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_refused(scenes, tmp_path, capsys):
+    where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", *where, *SMALL, "--trainer.accelerator=gpu"]) == 1
+    assert "itr: error: No supported gpu backend found" in capsys.readouterr().err
+    assert main(["fit", *where, *SMALL]) == 0
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_without_a_network_a_name_of_the_hub_is_told_with_the_way_out(scenes, tmp_path):
+    """Offline by the hub's own switch; a network that is not there is asked five times and ends the same."""
+    where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    command = [*ITR, "fit", *where, "--model.backbone=VSE", "--model.backbone.vision=google/vit-base-patch16-224"]
+    environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("itr: error: vision 'google/vit-base-patch16-224' can't be had")
+    assert "Give a folder made by save_pretrained" in told
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -70,12 +71,12 @@ class TrainingCLI(LightningCLI):
                 check_checkpoint_settings(settings, subcommand, args or [])
 
     def instantiate_classes(self) -> None:
-        """As Lightning does; a component that refuses its settings is the user's error."""
+        """As Lightning does; settings that a component refuses or the machine lacks are for the user to mend."""
         try:
             super().instantiate_classes()
         except UserError:
             raise
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise UserError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -201,6 +201,16 @@ def test_a_wrong_file_is_refused_with_the_command(scenes, made, tmp_path, text_m
     assert "--overwrite true" in str(error.value)
 
 
+def test_workers_get_no_copy_of_the_features(scenes, made):
+    """They are mapped from disk: what travels to a worker doesn't grow with the file."""
+    file = opened(made, "text", scenes)
+    assert isinstance(file.arrays[0], np.memmap)
+    assert isinstance(file.arrays[1], np.memmap)
+    travels = pickle.dumps(file)
+    assert len(travels) < 2000
+    assert torch.equal(pickle.loads(travels).rows([0, 1]), file.rows([0, 1]))
+
+
 def test_an_id_without_a_row_is_refused(scenes, made):
     with pytest.raises(UserError, match="no row for caption_id 999999"):
         opened(made, "text", scenes).rows([0, 999999])

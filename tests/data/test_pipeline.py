@@ -38,6 +38,19 @@ def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
     assert set(seen.values()) == {1}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_shards_than_processes_and_workers_serve_them_all(tmp_path, backbone, workers):
+    """One shard; images in equal parts, each once. A process that has no image of its own in evaluation joins too."""
+    write_split((bad_record(4 * i + 1) for i in range(26)), tmp_path, "train", 100)
+    loaders = [make_loader(tmp_path, "train", backbone, True, rank=r, world=3, workers=workers) for r in range(3)]
+    batches = [list(loader) for loader in loaders]
+    assert [len(each) for each in batches] == [2, 2, 2]
+    ids = [int(i) for each in batches for batch in each for i in batch.image_id]
+    assert len(set(ids)) == len(ids) == 24
+    many = [make_loader(tmp_path, "train", backbone, False, rank=r, world=40) for r in (0, 17, 39)]
+    assert [[len(batch.image) for batch in loader] for loader in many] == [[1], [1], [1]]
+
+
 def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbone):
     first, again = (list(make_loader(scenes, "train", backbone, True)) for _ in range(2))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
