@@ -39,6 +39,7 @@ def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, caps
         assert capsys.readouterr().err.splitlines()[-1] == told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_refused(scenes, tmp_path, capsys):
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]

@@ -141,7 +141,7 @@ def test_an_epoch_with_bad_shards_is_resumed_with_the_next_batch(shards, backbon
         assert all(same(a, b) for a, b in zip(whole[done:], rest, strict=True))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_processes_take_the_same_in_place_of_what_is_missing(shards, backbone, workers):
     spoil_two(shards)
     settings = {"strict": False, "max_bad_shards": 2, "shuffle_buffer": 0}
@@ -156,7 +156,7 @@ def test_all_processes_take_the_same_in_place_of_what_is_missing(shards, backbon
         assert [i for loader in three for i in ids(loader)] == one[:36]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_more_bad_shards_than_allowed_stop_the_run(shards, backbone, workers):
     spoil_two(shards)
     loader = make_loader(shards, "train", backbone, True, strict=False, max_bad_shards=1, workers=workers)
@@ -164,7 +164,7 @@ def test_more_bad_shards_than_allowed_stop_the_run(shards, backbone, workers):
         list(loader)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_when_no_shard_is_left_the_run_stops(shards, backbone, workers):
     for tar in (shards / "train").glob("*.tar"):
         tar.write_bytes(b"")

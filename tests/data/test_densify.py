@@ -152,6 +152,7 @@ def test_a_model_that_cannot_be_had(shards):
         densify(str(shards), "/nowhere", device="cpu")
 
 
+@pytest.mark.slow
 def test_only_who_uses_dense_texts_asks_for_them(shards, tmp_path, capsys):
     writer = DenseWriter(shards / "train", {"model": "m", "settings": {}, "data": "of other shards"}, 1)
     writer.write(0, {3: "c"})

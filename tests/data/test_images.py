@@ -121,6 +121,23 @@ def test_kinds_that_run_a_program_or_hide_their_size_are_no_pictures():
                 act()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of odd tags and goes on
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_cut_and_flipped_bytes_are_refused_or_give_a_picture_of_an_allowed_size(kind):
+    whole = encoded(noise(24, 16), kind)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[rng.integers(min(len(data), 200))] ^= 1 << rng.integers(8)  # in the header, most of them
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        try:
+            assert decode(bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]), 10_000)[0].numel() <= 10_000
+        except BadImageError:
+            refused += 1
+    assert refused
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_counts(kind):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]

@@ -223,6 +223,17 @@ def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, c
     assert len([text for text in caplog.messages if "cut off" in text]) == 1  # neither by others nor in evaluation
 
 
+def test_one_to_many_captions_an_image_and_of_six_the_five_that_the_protocol_takes(tmp_path, backbone):
+    picture = bad_record(1).image
+    records = [Record(picture, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
+    records[3].meta["standard"] = 5  # as the shards of COCO say
+    write_split(iter(records), tmp_path, "train", 4)
+    (batch,) = make_loader(tmp_path, "train", backbone, False)
+    assert batch.image_index.tolist() == [0] + [1] * 6 + [2] * 2 + [3] * 5
+    (batch,) = make_loader(tmp_path, "train", backbone, True, captions=3)
+    assert batch.image_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # those with fewer are drawn again
+
+
 def test_missing_shards_are_named(tmp_path, scenes):
     with pytest.raises(UserError, match="no shard folder"):
         find_split(tmp_path / "none", "train")

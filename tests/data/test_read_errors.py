@@ -60,7 +60,12 @@ def read_failing(library: Path, tar: Path, times: int, number: int, first: int =
 
 
 @pytest.mark.parametrize(
-    ("number", "times"), [(errno.EIO, 2), pytest.param(errno.ESTALE, 1), pytest.param(errno.EAGAIN, 4)]
+    ("number", "times"),
+    [
+        (errno.EIO, 2),
+        pytest.param(errno.ESTALE, 1, marks=pytest.mark.slow),
+        pytest.param(errno.EAGAIN, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_read_that_fails_for_a_moment_loses_and_repeats_nothing(library, tar, number, times):
     found, told = read_failing(library, tar, times, number)
@@ -71,7 +76,10 @@ def test_a_read_that_fails_for_a_moment_loses_and_repeats_nothing(library, tar, 
 
 @pytest.mark.parametrize(
     ("number", "first", "words"),
-    [(errno.EIO, 60_000, f"after {len(WAITS) + 1} tries: Input/output error"), (errno.EINVAL, 0, ": Invalid argument")],
+    [
+        (errno.EIO, 60_000, f"after {len(WAITS) + 1} tries: Input/output error"),
+        pytest.param(errno.EINVAL, 0, ": Invalid argument", marks=pytest.mark.slow),
+    ],
 )
 def test_a_read_that_goes_on_failing_is_one_named_error(library, tar, number, first, words):
     found, told = read_failing(library, tar, 10**6, number, first)
