@@ -130,6 +130,7 @@ def test_training_without_validation(scenes, tmp_path):
         (["--data.batch_size=1"], "this batch has one"),
         (["--data.batch_size=100"], "44 pairs, which do not fill one batch of 100"),
         (["--data.batch_size=0"], "data.batch_size is 0"),
+        (["--data.val_split=train/*.tar"], "train/000000.tar of data.val_split = 'train/*.tar' is trained on too"),
         (["--data.test_split=tset", "--data.val_split=vla"], "no split 'vla' (it has: test, train, val)"),
         (["--model.objective.temperature=7"], "temperature 7.0 must lie within its bounds"),
         (["--ckpt_path=last"], "there is no checkpoint"),

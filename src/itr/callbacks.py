@@ -118,8 +118,9 @@ class Results(pl.Callback):
         figures = self._module(pl_module).metrics
         recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
         loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # none yet if a resumed run validates first
-        skipped = trainer.datamodule.skipped  # type: ignore[attr-defined]
-        more = f", {skipped} bad images skipped" if skipped else ""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        more = f", {data.skipped} bad images skipped" if data.skipped else ""
+        more += f", {data.bad_shards} bad shards" if data.bad_shards else ""
         tqdm.write(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: loss {loss:.4f}, val {recalls}, "
             f"rsum {figures['val/rsum']:.2f}{more}"

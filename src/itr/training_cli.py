@@ -34,6 +34,7 @@ from itr.processes import (
     meeting,
     wait_for_processes,
 )
+from itr.run_folder import check_writable
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
 from itr.training.loggers import Csv, TensorBoard
@@ -110,7 +111,7 @@ class TrainingCLI(LightningCLI):
         return True
 
     def instantiate_classes(self) -> None:
-        """As Lightning does; a component that refuses its settings is the user's error."""
+        """As Lightning does; settings that a component refuses or the machine lacks are for the user to mend."""
         subcommand = self.config.get("subcommand")
         opened = subcommand and self.config[subcommand].get("ckpt_path")  # then the model is built as the file says
         try:
@@ -171,6 +172,22 @@ class TrainingCLI(LightningCLI):
                 f"{settings.trainer.default_root_dir} already holds a run. Go on with it by --ckpt_path last, choose "
                 "another folder by --trainer.default_root_dir, or give --overwrite true"
             )
+
+        self._check_folder("checkpoints", "logs")
+
+    def before_test(self) -> None:
+        """Find out now whether the figures can be written, not when all is measured."""
+        self._check_folder()
+
+    def before_predict(self) -> None:
+        """As `before_test`, for the embeddings."""
+        self._check_folder()
+
+    def _check_folder(self, *parts: str) -> None:
+        if self.trainer.is_global_zero:
+            root = Path(self.trainer.default_root_dir)
+            for folder in (root, *(root / part for part in parts)):
+                check_writable(folder, "--trainer.default_root_dir")
 
     def after_fit(self) -> None:
         """Say where things are."""

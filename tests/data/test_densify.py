@@ -150,3 +150,16 @@ def test_dense_texts_of_other_shards_are_refused(shards, tmp_path):
 def test_a_model_that_cannot_be_had(shards):
     with pytest.raises(UserError, match=r"/nowhere can't be had .*folder of a downloaded model"):
         densify(str(shards), "/nowhere", device="cpu")
+
+
+@pytest.mark.slow
+def test_only_who_uses_dense_texts_asks_for_them(shards, tmp_path, capsys):
+    writer = DenseWriter(shards / "train", {"model": "m", "settings": {}, "data": "of other shards"}, 1)
+    writer.write(0, {3: "c"})
+    assert writer.finish()
+    fit = ["fit", f"--data.root={shards}", "--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1"]
+    fit += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *TINY_VSE]
+    assert main([*fit, f"--trainer.default_root_dir={tmp_path / 'plain'}"]) == 0
+    for uses in ("--data.texts=dense", "--model.methods+=D2S"):
+        assert main([*fit, uses, f"--trainer.default_root_dir={tmp_path / 'dense'}"]) == 1
+        assert "dense.jsonl was made of other shards" in capsys.readouterr().err

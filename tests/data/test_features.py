@@ -6,6 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast, ViTModel
 
+from foreign import write_tar
 from itr.backbones import VSE
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
@@ -127,6 +132,30 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made,
         run(scenes, "text", text_model, tmp_path, precision="bf16")
 
 
+@pytest.mark.slow
+def test_a_run_that_is_really_killed_goes_on(text_model, tmp_path):
+    """By SIGKILL, when some of its chunks are on disk and others are not."""
+    for number in range(4):
+        members = {f"{i:05d}.jpg": b"not looked at" for i in range(500)}
+        members |= {f"{i:05d}.txt": f"{number} red circle {i}".encode() for i in range(500)}
+        write_tar(tmp_path / "shards" / "train" / f"{number}.tar", dict(sorted(members.items())))
+    command = [sys.executable, "-m", "itr", "features", "--data", str(tmp_path / "shards"), "--modality", "text"]
+    command += ["--model", text_model, "--splits", "train", "--batch_size=2", "--num_workers=0", "--device=cpu"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], env=environment, stderr=subprocess.PIPE)
+    done = tmp_path / "killed" / "train" / "text.done.part"
+    while not (done.is_file() and any(done.read_bytes())):
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    killed.stderr.close()
+    assert 0 < sum(done.read_bytes()) < 1000
+    for out in ("killed", "whole"):
+        subprocess.run([*command, "--out", str(tmp_path / out)], env=environment, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_two_processes_and_workers_write_what_one_does(scenes, image_model, made, tmp_path, monkeypatch, capsys):
     run(scenes, "image", image_model, tmp_path, process=1, of=2, num_workers=2)
     assert "process 1 of 2 is done" in capsys.readouterr().out
@@ -199,6 +228,16 @@ def test_a_wrong_file_is_refused_with_the_command(scenes, made, tmp_path, text_m
     if fault != "header":
         assert f"{text_model} --splits train --out {tmp_path} --output pooled" in str(error.value)
     assert "--overwrite true" in str(error.value)
+
+
+def test_workers_get_no_copy_of_the_features(scenes, made):
+    """They are mapped from disk: what travels to a worker doesn't grow with the file."""
+    file = opened(made, "text", scenes)
+    assert isinstance(file.arrays[0], np.memmap)
+    assert isinstance(file.arrays[1], np.memmap)
+    travels = pickle.dumps(file)
+    assert len(travels) < 2000
+    assert torch.equal(pickle.loads(travels).rows([0, 1]), file.rows([0, 1]))
 
 
 def test_an_id_without_a_row_is_refused(scenes, made):

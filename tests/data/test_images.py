@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from itr.backbones import ImageSpec
 from itr.data.images import Augmentation, BadImageError, EvaluationTransform, TrainingTransform, decode
+from itr.data.pictures import picture_size, shrink
 
 SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -62,6 +65,95 @@ def test_a_bomb_is_refused_by_its_header():
     for kind in ("JPEG", "PNG"):
         with pytest.raises(BadImageError, match="10,000 pixels"):
             decode(encoded(Image.new("1", (100, 100)).convert("L"), kind), max_pixels=9999)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_bomb_of_any_kind_is_refused(kind):
+    data = encoded(Image.new("RGB" if kind == "WEBP" else "L", (1500, 1000)), kind)
+    assert picture_size(data) == (1500, 1000)
+    with pytest.raises(BadImageError, match=r"1,500,000 pixels, more than data.max_pixels = 1,499,999"):
+        decode(data, max_pixels=1_499_999)
+
+
+def test_pictures_of_which_pillow_would_only_warn_are_refused_without_a_warning():
+    data = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 12 kB
+    with pytest.raises(BadImageError, match=r"100,000,000 pixels, more than data.max_pixels"):
+        decode(data, max_pixels=50_000_000)
+    with pytest.raises(BadImageError, match="100,000,000 pixels, more than Pillow's limit"):
+        shrink(data, 256, 95)
+    for beyond in (
+        data[:16] + struct.pack(">II", 20_000, 20_000),
+        data[:16],
+    ):  # Pillow refuses it itself, or can't tell
+        with pytest.raises(BadImageError):
+            decode(beyond + data[24:], max_pixels=10**9)
+
+
+def test_what_a_header_hides_is_no_way_round():
+    gif = bytearray(encoded(Image.new("P", (4, 4)), "GIF"))
+    frame = gif.index(b",", 13 + 3 * (2 << (gif[10] & 7)))
+    gif[frame + 5 : frame + 9] = struct.pack("<HH", 5000, 5000)  # the frame is larger than the screen
+    with pytest.raises(BadImageError, match="25,000,000 pixels"):
+        decode(bytes(gif), 10**7)
+    tiff = tiled_tiff(10, 10, 1008)  # so is the tile, and a tile is decoded whole
+    assert decode(tiff, 1008**2).shape == (3, 10, 10)
+    for act in (lambda: decode(tiff, 1008**2 - 1), lambda: shrink(tiled_tiff(10, 10, 10_000), 4, 90)):
+        with pytest.raises(BadImageError, match="pixels, more than"):
+            act()
+
+
+def tiled_tiff(width: int, height: int, tile: int) -> bytes:
+    """A grey TIFF of one tile."""
+    packed = zlib.compress(bytes(tile * tile) if tile < 5000 else b"", 1)
+    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(packed))]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + packed
+
+
+def test_kinds_that_run_a_program_or_hide_their_size_are_no_pictures():
+    inner = encoded(Image.new("1", (3000, 3000)), "PNG")
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    for data in (icon, postscript):
+        for act in (lambda d=data: decode(d, 10**8), lambda d=data: picture_size(d), lambda d=data: shrink(d, 4, 90)):
+            with pytest.raises(BadImageError, match="of an unknown kind"):
+                act()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of odd tags and goes on
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_cut_and_flipped_bytes_are_refused_or_give_a_picture_of_an_allowed_size(kind):
+    whole = encoded(noise(24, 16), kind)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[rng.integers(min(len(data), 200))] ^= 1 << rng.integers(8)  # in the header, most of them
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        try:
+            assert decode(bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]), 10_000)[0].numel() <= 10_000
+        except BadImageError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_counts(kind):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, **options)
+    pixels = decode(data, 100)
+    assert pixels.shape == (3, 6, 8)
+    assert pixels[:, 3, 4].tolist() == [255, 0, 0]
+
+
+def test_a_progressive_cmyk_jpeg_with_a_rotation_in_its_exif_is_taken_as_it_lies():
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    for mode in ("RGB", "L", "CMYK"):
+        pixels = decode(encoded(noise(20, 12, mode), "JPEG", progressive=True, exif=exif, quality=95), 1000)
+        assert pixels.shape == (3, 12, 20)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (16, 16), (40, 20), (20, 41), (1, 4000), (4000, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import random
@@ -121,7 +122,7 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("told", "word"), [(6, "fewer"), (4, "more")])
 def test_counts_that_do_not_hold_are_told(tmp_path, told, word):
-    from itr.data.pipeline import read_items
+    from itr.data.items import read_items
 
     folder = downloaded(tmp_path, 1)
     stats = folder / "00000_stats.json"
@@ -294,3 +295,41 @@ def test_damage_anywhere_is_told_or_harmless(tmp_path):
             messages.append(str(error))
     assert messages
     assert all("00000.tar" in message for message in messages)
+
+
+def both(tar: str, *keys: str) -> dict[str, bytes]:
+    return {
+        f"{key}.{kind}": picture(1) if kind == "jpg" else b"in " + tar.encode()
+        for key in keys
+        for kind in ("jpg", "txt")
+    }
+
+
+def test_the_same_keys_in_two_tars_are_two_images(tmp_path):
+    for tar in ("0", "1"):
+        write_tar(tmp_path / f"{tar}.tar", both(tar, "a", "b"))
+    found = samples(tmp_path, "*.tar")
+    assert len({sample.image_id for sample in found}) == len({i for s in found for i in s.caption_ids}) == 4
+
+
+@pytest.mark.parametrize("told", [None, 2])
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["a.jpg", "b.jpg", "a.txt", "b.txt"], "0.tar:a has no caption"),  # apart from each other
+        (["a.x.jpg", "a.x.txt", "b.y.jpg", "b.y.txt"], "0.tar:a has no (caption|image)"),  # keys with dots
+        (["a.1.jpg", "a.1.txt", "a.2.jpg", "a.2.txt"], "0.tar:a has no (caption|image)"),
+        (["a.jpg", "a.txt", "a.jpg", "a.txt"], "holds a.jpg twice"),
+    ],
+)
+def test_members_that_make_no_samples_are_refused_by_name(tmp_path, members, message, told):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in members:
+            data = picture(1) if name.endswith("jpg") else b"text"
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    if told:  # so that it shows only when it is read
+        (tmp_path / "0_stats.json").write_text('{"successes": 2}')
+    with pytest.raises(UserError, match=message):
+        list(read_tar(find_split(tmp_path, "0.tar").shards[0].place))

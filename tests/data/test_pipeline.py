@@ -10,44 +10,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from foreign import write_tar
 from itr.backbones import VSE
-from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split
-from itr.data.pipeline import Reading, ShardLoader, ShardStream
 from itr.data.shards import Record, write_split
 from itr.errors import UserError
+from loaders import make_loader, same, small_backbone
 from web import Web
 
 
 @pytest.fixture(scope="module")
 def backbone() -> VSE:
-    vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
-    text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)
-
-
-def make_loader(
-    folder, split, backbone, training, position=(0, 0), rank=0, world=1, workers=0, start_method=None, **settings
-):
-    reading = Reading(find_split(folder, split), **{
-        "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
-        **settings,
-    })  # fmt: skip
-    transform = TrainingTransform(backbone.image_spec, Augmentation()) if training else None
-    transform = transform or EvaluationTransform(backbone.image_spec)
-    stream = ShardStream(reading, training, transform, backbone.tokenizer, rank, world)
-    return ShardLoader(stream, lambda: position, num_workers=workers, multiprocessing_context=start_method)
-
-
-def same(first, second) -> bool:
-    return all(
-        torch.equal(getattr(first, name), getattr(second, name))
-        for name in ("image", "image_id", "text_id", "image_index")
-    ) and torch.equal(first.text.ids, second.text.ids)
+    return small_backbone()
 
 
 def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
@@ -60,6 +36,19 @@ def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
         seen.update(int(i) for batch in batches for i in batch.image_id)
     assert len(seen) == 36
     assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_shards_than_processes_and_workers_serve_them_all(tmp_path, backbone, workers):
+    """One shard; images in equal parts, each once. A process that has no image of its own in evaluation joins too."""
+    write_split((bad_record(4 * i + 1) for i in range(26)), tmp_path, "train", 100)
+    loaders = [make_loader(tmp_path, "train", backbone, True, rank=r, world=3, workers=workers) for r in range(3)]
+    batches = [list(loader) for loader in loaders]
+    assert [len(each) for each in batches] == [2, 2, 2]
+    ids = [int(i) for each in batches for batch in each for i in batch.image_id]
+    assert len(set(ids)) == len(ids) == 24
+    many = [make_loader(tmp_path, "train", backbone, False, rank=r, world=40) for r in (0, 17, 39)]
+    assert [[len(batch.image) for batch in loader] for loader in many] == [[1], [1], [1]]
 
 
 def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbone):
@@ -214,6 +203,35 @@ def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evalu
     assert loader.dataset.skipped == 2
     with pytest.raises(UserError, match=r"0.tar:b has no caption\. A figure without it would be wrong"):
         list(make_loader(tmp_path, "train", backbone, False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, caplog, workers):
+    picture, limit = bad_record(1).image, backbone.tokenizer.max_length
+    records = [Record(picture, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
+    write_split(iter(records), tmp_path, "train", 8)
+    logging.getLogger("itr").propagate = True
+    loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+    (told,) = [text for text in caplog.messages if "cut off" in text]
+    assert told == f"25% of the first 16 captions reach the limit of {limit} tokens; what goes beyond it is cut off"
+    ends = {int(row[mask][-1]) for batch in batches for row, mask in zip(batch.text.ids, batch.text.mask, strict=True)}
+    assert ends == {backbone.tokenizer.end_id}  # each keeps its end, the cut ones too
+    list(make_loader(tmp_path, "train", backbone, True, rank=1, world=2))
+    list(make_loader(tmp_path, "train", backbone, False))
+    assert len([text for text in caplog.messages if "cut off" in text]) == 1  # neither by others nor in evaluation
+
+
+def test_one_to_many_captions_an_image_and_of_six_the_five_that_the_protocol_takes(tmp_path, backbone):
+    picture = bad_record(1).image
+    records = [Record(picture, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
+    records[3].meta["standard"] = 5  # as the shards of COCO say
+    write_split(iter(records), tmp_path, "train", 4)
+    (batch,) = make_loader(tmp_path, "train", backbone, False)
+    assert batch.image_index.tolist() == [0] + [1] * 6 + [2] * 2 + [3] * 5
+    (batch,) = make_loader(tmp_path, "train", backbone, True, captions=3)
+    assert batch.image_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # those with fewer are drawn again
 
 
 def test_missing_shards_are_named(tmp_path, scenes):

@@ -26,7 +26,7 @@ from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split, locate, names_tars, read_positives, resolve
 from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
-from itr.data.remote import is_url
+from itr.data.remote import is_url, shown
 from itr.data.schema import Split
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
@@ -58,8 +58,10 @@ class ShardData(pl.LightningDataModule):
         augmentation: what happens to training pictures.
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
-        max_skipped: training pictures that may fail to decode, or have an empty caption, in an epoch before the run
-            stops; evaluation refuses the first.
+        max_skipped: training samples that may lack a picture that decodes, or a caption, in an epoch of a process
+            before the run stops; evaluation refuses the first.
+        max_bad_shards: training shards that may be missing, cut off or damaged in an epoch of a process before the run
+            stops. What they lack is taken from the shards that come next; evaluation refuses the first.
         max_pixels: larger pictures are refused before they are decoded.
         train_split: split to train on, or a list of tars: relative to `root`, by URL or from /.
         val_split: split that chooses the best checkpoint, or a list of tars; null trains without validation.
@@ -81,6 +83,7 @@ class ShardData(pl.LightningDataModule):
         shuffle_buffer: int = 1000,
         seed: int | None = None,
         max_skipped: int = 10,
+        max_bad_shards: int = 0,
         max_pixels: int = 50_000_000,
         train_split: str = "train",
         val_split: str | None = "val",
@@ -96,6 +99,7 @@ class ShardData(pl.LightningDataModule):
             ("num_workers", num_workers, 0),
             ("shuffle_buffer", shuffle_buffer, 0),
             ("max_skipped", max_skipped, 0),
+            ("max_bad_shards", max_bad_shards, 0),
             ("max_pixels", max_pixels, 1),
         ):
             if value < least:
@@ -111,10 +115,11 @@ class ShardData(pl.LightningDataModule):
             raise UserError("data.captions is 'all', which counts sparse captions; with data.texts = dense set it to 1")
         self.shuffle_buffer = shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.max_skipped, self.max_pixels = max_skipped, max_pixels
+        self.max_skipped, self.max_bad_shards, self.max_pixels = max_skipped, max_bad_shards, max_pixels
         self.splits = {"train": train_split, "val": val_split or "", "test": test_split, "predict": predict_split}
         self.features = None if features is None else Path(features).expanduser()
         self.train_stream: ShardStream | None = None
+        self.found: dict[Stage, Split] = {}
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of `batch_size` pairs, shuffled anew each epoch."""
@@ -168,13 +173,13 @@ class ShardData(pl.LightningDataModule):
 
     @property
     def skipped(self) -> int:
-        """Training pictures of this process that could not be decoded in the epoch so far."""
+        """Training samples of this process that could not be used in the epoch so far."""
         return 0 if self.train_stream is None else self.train_stream.skipped
 
     @property
     def bad_shards(self) -> int:
-        """Training shards of this process that could not be read to their end in the epoch so far."""
-        return 0
+        """Training shards of this process that were missing or damaged in the epoch so far."""
+        return 0 if self.train_stream is None else self.train_stream.bad_shards
 
     @property
     def _trainer(self) -> pl.Trainer:
@@ -194,7 +199,7 @@ class ShardData(pl.LightningDataModule):
                 f"data.root {self.root} lists tars, which are one split: training and validation would see the same "
                 "pictures. Give --data.val_split tars of its own, or null to train without validation"
             )
-        return find_split(self.root, split, self.cache)
+        return find_split(self.root, split, self.cache, strict=stage != "train" or not self.max_bad_shards)
 
     def _stream(self, stage: Stage) -> ShardStream:
         trainer, training = self._trainer, stage == "train"
@@ -203,8 +208,10 @@ class ShardData(pl.LightningDataModule):
         places = self.eval_batch_size
         if training:
             places = self.batch_size if self.captions == "all" else self.batch_size // self.captions
-        split = self._find(stage)
-        kept = DenseTexts.open(self.root, self.splits[stage], data_identity(split)) if training else None
+        split = self.found[stage] = self._find(stage)
+        if "train" in self.found and "val" in self.found:  # Lightning asks for either first
+            check_apart(self.found["train"], self.found["val"], self.splits["val"])
+        kept = self._dense_texts(split) if training else None
         reading = Reading(
             split=split,
             captions=self.captions,
@@ -213,6 +220,7 @@ class ShardData(pl.LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             max_pixels=self.max_pixels,
             max_skipped=self.max_skipped,
+            max_bad_shards=self.max_bad_shards,
             texts=self.texts if training else "captions",
             dense=kept,
         )
@@ -222,10 +230,22 @@ class ShardData(pl.LightningDataModule):
         fields = self._fields(split, kept) if training else []
         return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
 
+    @property
+    def _needs(self) -> list[str]:
+        """The fields that the methods of the model need, each as often as it is needed."""
+        module: Any = self._trainer.lightning_module
+        return [need for method in module.method_callbacks for need in method.needs]
+
+    def _dense_texts(self, split: Split) -> DenseTexts | None:
+        """The dense captions beside the training shards, if they are used."""
+        if self.texts != "dense" and DENSE not in self._needs:
+            return None
+        return DenseTexts.open(self.root, self.splits["train"], data_identity(split))
+
     def _fields(self, split: Split, kept: DenseTexts | None) -> list[Field]:
         """What the methods of the model need beyond pictures and captions, and have looked at."""
         module: Any = self._trainer.lightning_module
-        needs: list[str] = [need for method in module.method_callbacks for need in method.needs]
+        needs = self._needs
         makers: dict[str, Callable[[], Field]] = {
             DENSE: lambda: DenseCaptions(module.backbone.tokenizer, kept),
             CAPTIONS: CaptionTexts,
@@ -265,3 +285,18 @@ class ShardData(pl.LightningDataModule):
             worker_init_fn=deaf_worker,
             generator=torch.Generator(),  # its own: beginning an epoch must not move the run's random numbers
         )
+
+
+def check_apart(training: Split, validation: Split, name: str) -> None:
+    """Refuse to validate on shards that are trained on, by their places and, where they are known, checksums.
+
+    Raises:
+        UserError: a shard is in both.
+    """
+    known = {mark for shard in training.shards for mark in (shard.place.location, shard.sha256) if mark}
+    for shard in validation.shards:
+        if shard.place.location in known or shard.sha256 in known:
+            raise UserError(
+                f"shard {shown(shard.place.location)} of data.val_split = {name!r} is trained on too, so the best "
+                "checkpoint would be one that learnt by heart; give --data.val_split shards of its own, or null"
+            )

@@ -16,7 +16,7 @@ from itr.data.dense_texts import DenseTexts
 from itr.data.features import Modality
 from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
-from itr.data.pipeline import read_items
+from itr.data.items import read_items
 from itr.data.schema import Sample, Split
 from itr.data.teachers import PictureTransform
 from itr.errors import UserError

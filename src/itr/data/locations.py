@@ -30,7 +30,7 @@ def names_tars(text: str) -> bool:
     return any("*" in piece or "{" in piece or piece.partition("?")[0].endswith(".tar") for piece in _pieces(text))
 
 
-def find_split(root: str | Path, split: str, cache: str | None = None) -> Split:
+def find_split(root: str | Path, split: str, cache: str | None = None, strict: bool = True) -> Split:
     """The shards of a split, each with its place.
 
     Args:
@@ -38,6 +38,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None) -> Split:
             whatever it is called.
         split: a name, or a list of tars of its own, relative to `root` where that is a folder.
         cache: folder for copies of shards that come from a URL.
+        strict: whether every shard of the manifest must be there.
 
     Raises:
         UserError: nothing is there, with what lies near; or a kind of location that itr does not read.
@@ -49,7 +50,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None) -> Split:
         pieces = _pieces(where)
         found = _shards([tar for piece in pieces for tar in _expanded(piece, base)], base, cache or "")
     else:
-        found = _in_folder(root, split, cache or "")
+        found = _in_folder(root, split, cache or "", strict)
     if not found.images:
         raise UserError(f"the tars of split {split!r} of {shown(root)} hold no images")
     return found
@@ -100,7 +101,7 @@ def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray
         return pairs
 
 
-def _in_folder(root: str, split: str, cache: str) -> Split:
+def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
     """By the manifest, or what lies in `root/split`."""
     if not is_url(root) and not Path(root).is_dir():
         raise UserError(f"there is no shard folder {root}; `itr prepare --help` tells how to make one")
@@ -119,7 +120,7 @@ def _in_folder(root: str, split: str, cache: str) -> Split:
     found = manifest.splits[split]
     for shard in found.shards:
         shard.place = Place(_member(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)
-        if not is_url(root) and not Path(shard.place.location).is_file():
+        if strict and not is_url(root) and not Path(shard.place.location).is_file():
             raise UserError(f"shard {shard.place.location} of the manifest is missing; prepare the shards again")
     return found
 

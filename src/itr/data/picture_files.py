@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from itr.data.pictures import JPEG
+from itr.data.pictures import FORMATS, JPEG
 from itr.data.schema import IMAGE_TYPES
 
 THREADS = 16
@@ -69,7 +69,7 @@ def _problem_of_content(path: str, beginning: bytes) -> str:
     if beginning.lstrip().lower().startswith(WEB_PAGES):
         return "is no picture (but a web page)"
     try:
-        with Image.open(path):  # Pillow knows more kinds, under whatever name
+        with Image.open(path, formats=FORMATS):  # Pillow knows more kinds, under whatever name
             return ""
     except Exception:
         return f"is no picture (it begins with {bytes(beginning[:12])!r})"

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 JPEG = b"\xff\xd8\xff"
+# What Pillow may make of a file, whatever it is called. Others of its kinds run a program (EPS: Ghostscript), or are
+# boxes of pictures whose header doesn't tell what is in them (ICO, ICNS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 class BadImageError(ValueError):
@@ -35,18 +42,32 @@ def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
             _check_pixels(height * width, max_pixels)
             if colours in ("RGB", "Gray", "YCbCr", "GRAY"):
                 return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
-        with Image.open(io.BytesIO(data)) as picture:
-            _check_pixels(picture.width * picture.height, max_pixels)
+        with _opened(data) as picture:
+            _check_pixels(_pixels(picture), max_pixels)
             return np.array(to_rgb(picture))
     except BadImageError:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged bytes
-        raise BadImageError(str(error) or type(error).__name__) from None
+        raise BadImageError(_reason(error)) from None
 
 
-def _check_pixels(pixels: int, max_pixels: int) -> None:
-    if not 0 < pixels <= max_pixels:
-        raise BadImageError(f"its header says {pixels:,} pixels, more than data.max_pixels = {max_pixels:,}")
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit counts
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            yield picture
+
+
+def _pixels(picture: Image.Image) -> int:
+    """How many pixels are decoded: a TIFF's tile, which is decoded whole, may be larger than the picture."""
+    tags: Any = getattr(picture, "tag_v2", {})
+    return max(picture.width * picture.height, int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)))
+
+
+def _check_pixels(pixels: int, limit: int, whose: str = "data.max_pixels") -> None:
+    if not 0 < pixels <= limit:
+        raise BadImageError(f"its header says {pixels:,} pixels, more than {whose} = {limit:,}")
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -75,10 +96,8 @@ def picture_size(data: bytes) -> tuple[int, int]:
         except ValueError:
             pass  # Pillow knows more kinds, and tells what is wrong
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
-            with Image.open(io.BytesIO(data)) as picture:
-                return picture.size
+        with _opened(data) as picture:
+            return picture.size
     except Exception as error:
         raise BadImageError(_reason(error)) from None
 
@@ -93,15 +112,14 @@ def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
         BadImageError: if the bytes are no whole picture, or one of more pixels than Pillow takes for harmless.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                if min(picture.size) <= short_side:
-                    return None
-                scale = short_side / min(picture.size)
-                width, height = (max(1, round(side * scale)) for side in picture.size)
-                picture.draft(None, (2 * width, 2 * height))  # type: ignore[arg-type]
-                small = to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
+        with _opened(data) as picture:
+            _check_pixels(_pixels(picture), Image.MAX_IMAGE_PIXELS or 0, "Pillow's limit")
+            if min(picture.size) <= short_side:
+                return None
+            scale = short_side / min(picture.size)
+            width, height = (max(1, round(side * scale)) for side in picture.size)
+            picture.draft(None, (2 * width, 2 * height))  # type: ignore[arg-type]
+            small = to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality, comment=b"")
         return buffer.getvalue()

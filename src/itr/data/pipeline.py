@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from itr.data import plan
 from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
 from itr.data.images import BadImageError, decode
-from itr.data.remote import shown
-from itr.data.schema import Sample, Shard, Split, is_whole, stable_id
-from itr.data.tars import read_tar
-from itr.errors import UserError
+from itr.data.items import read_items, shuffle
+from itr.data.lengths import CutTexts
+from itr.data.schema import Sample, Split, is_whole, stable_id
+from itr.errors import UnreadableError, UserError
 from itr.types import Batch
 
 Captions = int | Literal["all"]
 Texts = Literal["captions", "dense"]
-T = TypeVar("T")
 MOST_WORKERS = 1024
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,8 @@ class Reading:
         max_pixels: a picture with more is not decoded.
         texts: which texts of a sample are its captions.
         dense: dense captions beside the shards.
-        max_skipped: training pictures that may fail to decode, in one epoch of a process.
+        max_skipped: training samples without a picture or caption that can be used, in one epoch of a process.
+        max_bad_shards: training shards that may be missing or damaged, in one epoch of a process.
     """
 
     split: Split
@@ -64,6 +64,7 @@ class Reading:
     shuffle_buffer: int
     max_pixels: int
     max_skipped: int
+    max_bad_shards: int = 0
     texts: Texts = "captions"
     dense: DenseTexts | None = None
 
@@ -81,7 +82,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         world: int,
         fields: Sequence[Field] = (),
     ) -> None:
-        self.fields = list(fields)
+        self.fields, self.rank = list(fields), rank
         self.reading, self.training, self.transform, self.tokenizer = reading, training, transform, tokenizer
         self.pairs_each = training and reading.captions == "all"
         shards = reading.split.shards
@@ -89,9 +90,11 @@ class ShardStream(IterableDataset[Batch | UserError]):
         self.total = sum(self.counts)
         share = plan.training_share if training else plan.evaluation_share
         self.share = share(self.total, reading.batch_items, rank, world)
-        # Shared with workers, which may outlive an epoch: where training stands, and what each worker skipped.
+        # Shared with workers, which may outlive an epoch: where training stands, what each worker skipped, and the
+        # number (from 1) of the epoch in which each shard was last found bad.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._skips = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
+        self._bad_in = torch.zeros(len(shards), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return self.share.batches
@@ -108,8 +111,13 @@ class ShardStream(IterableDataset[Batch | UserError]):
 
     @property
     def skipped(self) -> int:
-        """Pictures that could not be decoded in this epoch, by any worker."""
+        """Samples that could not be used in this epoch, by any worker."""
         return int(self._skips.sum())
+
+    @property
+    def bad_shards(self) -> int:
+        """Shards that were missing or damaged in this epoch, by any worker."""
+        return int((self._bad_in == self.epoch + 1).sum())
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         try:
@@ -145,10 +153,11 @@ class ShardStream(IterableDataset[Batch | UserError]):
         def places(sample: Sample) -> list[Item]:
             return self._places(self._with_texts(sample))
 
-        return read_items(self.reading.split.shards, self.counts, order, start, stop, places)
+        bad = self._bad_shard if self.training else None
+        return read_items(self.reading.split.shards, self.counts, order, start, stop, places, bad)
 
     def _with_texts(self, sample: Sample) -> Sample:
-        if self.reading.texts == "captions":
+        if self.reading.texts == "captions" or sample.fault:
             return sample
         texts = dense_captions(sample, self.reading.dense)
         ids = [stable_id(sample.image_id, "dense", i) for i in range(len(texts))]
@@ -192,8 +201,8 @@ class ShardStream(IterableDataset[Batch | UserError]):
 
     def _picture(self, place: Item) -> Tensor | None:
         sample = place.sample
-        if not any(sample.captions):
-            self._skip(f"{sample.where} has no caption")
+        if sample.fault or not any(sample.captions):
+            self._skip(sample.fault or f"{sample.where} has no caption")
             return None
         try:
             pixels = decode(sample.image, self.reading.max_pixels)
@@ -224,63 +233,17 @@ class ShardStream(IterableDataset[Batch | UserError]):
             )
         log.warning("skipped %s", named)
 
-
-def read_items(
-    shards: Sequence[Shard],
-    counts: list[int],
-    order: list[int],
-    start: int,
-    stop: int,
-    items_of: Callable[[Sample], Sequence[T]],
-) -> Iterator[T]:
-    """Items [start, stop) of shards laid end to end, opening only those that hold some of them.
-
-    Args:
-        shards: the tars.
-        counts: how many items each holds.
-        order: the order in which they lie.
-        start: first item; beyond the end it goes round.
-        stop: last item, excluded.
-        items_of: the items of a sample.
-
-    Raises:
-        UserError: if a shard holds fewer items than its count, or more.
-    """
-    for span in plan.spans(counts, order, start, stop):
-        shard, count = shards[span.shard], counts[span.shard]
-        skip = span.skip if count == shard.images else 0  # one item a sample: those that are left out need no look
-        items = (item for sample in read_tar(shard.place, skip) for item in items_of(sample))
-        read = 0
-        for item in islice(items, span.skip - skip, span.skip - skip + span.take):
-            read += 1
-            yield item
-        if read < span.take:
+    def _bad_shard(self, shard: int, error: UnreadableError) -> None:
+        known = bool(self._bad_in[shard])
+        self._bad_in[shard] = self.epoch + 1
+        limit = self.reading.max_bad_shards
+        if self.bad_shards > limit:
             raise UserError(
-                f"shard {shown(shard.place.location)} holds fewer samples than was counted "
-                f"({span.skip + read} of {count}); prepare or fetch it again"
+                f"{error}. That makes {self.bad_shards} bad shard(s), more than data.max_bad_shards = {limit}; "
+                "mend the shards or raise the limit"
             )
-        if span.skip + span.take == count and next(items, None) is not None:
-            raise UserError(
-                f"shard {shown(shard.place.location)} holds more samples than the {count} that were counted; "
-                "prepare or fetch it again"
-            )
-
-
-def shuffle(items: Iterator[T], buffer: int, rng: np.random.Generator) -> Iterator[T]:
-    """Give out the items in random order, drawing from a buffer that is kept full."""
-    kept: list[T] = []
-    for item in items:
-        kept.append(item)
-        if len(kept) > buffer:
-            yield _take(kept, rng)
-    while kept:
-        yield _take(kept, rng)
-
-
-def _take(kept: list[T], rng: np.random.Generator) -> T:
-    at = int(rng.integers(len(kept)))
-    kept[at], kept[-1] = kept[-1], kept[at]
-    return kept.pop()
+        if not known:
+            log.warning("%s. What it lacks is taken from the shards that come next", error)
 
 
 class ShardLoader(DataLoader[Batch]):
@@ -298,6 +261,7 @@ class ShardLoader(DataLoader[Batch]):
     def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
         self.position = position
         self.waited = 0.0
+        self.cut_texts = CutTexts(stream.tokenizer.max_length) if stream.training and stream.rank == 0 else None
         super().__init__(stream, batch_size=None, **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -312,7 +276,11 @@ class ShardLoader(DataLoader[Batch]):
                 return
             if isinstance(batch, UserError):
                 raise batch
+            if self.cut_texts:
+                self.cut_texts.look(batch)
             yield batch
+        if self.cut_texts:
+            self.cut_texts.tell()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""

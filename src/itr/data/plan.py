@@ -23,7 +23,7 @@ class Span:
 
 def spans(counts: list[int], order: list[int], start: int, stop: int) -> list[Span]:
     """The parts of shards that items [start, stop) cover when shards of `counts` items lie in `order`, going round."""
-    total = sum(counts)
+    total = sum(counts[shard] for shard in order)
     if stop > start and not total:
         raise ValueError("no items to read")
     found: list[Span] = []

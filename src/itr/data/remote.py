@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import time
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
-from itr.errors import UserError
+from itr.errors import UnreadableError, UserError
 
 # What a URL may begin with, and the package that reads it. Others of fsspec open archives, run programs or follow
 # what a file of a stranger says, and `a::b` chains them: none is accepted.
@@ -23,11 +24,21 @@ VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "u
 WAITS = (0.1, 0.5, 2.0, 8.0)  # seconds before each further try
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, TypeError, ImportError)
 BUSY = (408, 425, 429)  # HTTP: try again
+# What a file system on a network, or a disk that is slow to wake, may say for a moment. Not every system has them all.
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EINTR", "EBUSY", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "EPIPE",
+        "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EREMOTEIO",
+        "ECOMM", "EPROTO", "ENOBUFS",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class AbsentError(UserError):
+class AbsentError(UnreadableError):
     """What a URL names is not there, or not for us: some stores say the one for the other."""
 
 
@@ -79,12 +90,12 @@ def connect(url: str) -> tuple[Any, str]:
         raise UserError(f"{shown(url)} needs the package {package}: pip install {package}") from None
 
 
-def persist(url: str, action: Callable[[], T]) -> T:
-    """Do something that may fail for a moment, up to five times.
+def persist(location: str, action: Callable[[], T]) -> T:
+    """Do something with a URL or a file that may fail for a moment, up to five times.
 
     Raises:
-        AbsentError: the URL is not there or forbidden.
-        UserError: it can't be read, for a lasting reason or for too long.
+        AbsentError: it is not there or forbidden.
+        UnreadableError: it can't be read, for a lasting reason or for too long.
     """
     tries = 0
     while True:
@@ -94,10 +105,10 @@ def persist(url: str, action: Callable[[], T]) -> T:
             raise
         except Exception as error:  # every store has errors of its own
             cause = _cause(error)
-            if tries == len(WAITS) or not _may_pass(cause):
-                raise _explained(url, cause, tries) from None
+            if tries == len(WAITS) or not (_may_pass if is_url(location) else _may_pass_here)(cause):
+                raise _explained(location, cause, tries) from None
             if tries:  # once is nothing to speak of
-                log.warning("%s: %s; trying again", shown(url), _words(cause))
+                log.warning("%s: %s; trying again", shown(location), _words(cause))
             time.sleep(WAITS[tries])
             tries += 1
 
@@ -116,20 +127,26 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, PERMANENT) and "Credentials" not in type(error).__name__
 
 
-def _explained(url: str, error: Exception, tries: int) -> UserError:
-    status, name = getattr(error, "status", None), shown(url)
+def _may_pass_here(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def _explained(location: str, error: Exception, tries: int) -> UnreadableError:
+    status, name = getattr(error, "status", None), shown(location)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return AbsentError(f"there is no {name}{f' (HTTP {status})' if status else ''}; check the address")
+        thing = "address" if is_url(location) else "path"
+        return AbsentError(f"there is no {name}{f' (HTTP {status})' if status else ''}; check the {thing}")
     if isinstance(error, PermissionError) or status in (401, 403):
         code = f" (HTTP {status})" if status else ""
         return AbsentError(f"{name} may not be read{code}; check the address and the rights of your account")
     again = f" after {tries + 1} tries" if tries else ""
-    return UserError(f"{name} can't be read{again}: {_words(error)}; check the address and the network")
+    where = "address and the network" if is_url(location) else "disk or the file system it is on"
+    return UnreadableError(f"{name} can't be read{again}: {_words(error)}; check the {where}")
 
 
 def _words(error: Exception) -> str:
     status = getattr(error, "status", None)
-    lines = str(error).strip().splitlines()
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
 
 

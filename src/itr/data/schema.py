@@ -136,6 +136,7 @@ class Sample:
         captions: texts.
         caption_ids: identities, unique in the split.
         meta: the whole JSON member, for fields that a method needs.
+        fault: what is wrong with a sample that can't be used; empty for a whole one.
     """
 
     where: str
@@ -145,6 +146,13 @@ class Sample:
     captions: list[str]
     caption_ids: list[int]
     meta: dict[str, Any]
+    fault: str = ""
+
+    @classmethod
+    def faulty(cls, raw: dict[str, Any], fault: str) -> Sample:
+        """What stands for a sample that lacks something, under an identity of its own."""
+        image_id = stable_id("faulty", raw["__folder__"], raw["__shard__"], raw["__key__"])
+        return cls(f"{raw['__url__']}:{raw['__key__']}", raw["__key__"], b"", image_id, [""], [image_id], {}, fault)
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample:

@@ -1,17 +1,19 @@
-"""The bytes of a URL from first to last, through faults of the network; or a copy of them on disk."""
+"""The bytes of a URL or a file, through faults that pass; or a copy of a URL on disk."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
 
-from itr.data.remote import connect, persist, shown
-from itr.errors import UserError
+from itr.data.remote import connect, is_url, persist, shown
+from itr.errors import UnreadableError, UserError
 
 BLOCK = 2**23  # bytes that a store other than HTTP gives at a time
 
@@ -132,7 +134,7 @@ class Stream(io.RawIOBase):
 
     def _expect(self, size: int | None) -> None:
         if size is not None and self._size not in (None, size):
-            raise UserError(f"{shown(self.url)} changed while it was read; start again")
+            raise UnreadableError(f"{shown(self.url)} changed while it was read; start again")
         self._size = size if size is not None else self._size
 
     def _drop(self) -> None:
@@ -141,9 +143,54 @@ class Stream(io.RawIOBase):
             self._file = None
 
 
-def open_stream(url: str) -> io.BufferedReader:
-    """The bytes of a URL, to be read once from first to last."""
-    return io.BufferedReader(Stream(url), 2**20)
+class LocalFile(io.FileIO):
+    """The bytes of a file. After a fault that may pass it opens the file anew and goes on where it stood."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._resume_at: int | None = None  # set after a fault
+        persist(path, partial(super().__init__, path))
+        self._state = self._look()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill part of the buffer; 0 at the end."""
+        return persist(self.path, partial(self._read, buffer))
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes, `size` at most, by way of `readinto`, which that of a FileIO doesn't take."""
+        return io.RawIOBase.read(self, -1 if size is None else size)
+
+    def readall(self) -> bytes:
+        """The bytes to the end, likewise."""
+        return io.RawIOBase.readall(self)
+
+    def _read(self, buffer: Any) -> int:
+        if self._resume_at is not None:
+            self._open_anew(self._resume_at)
+        try:
+            count = super().readinto(buffer)
+            if count is None:  # what Python makes of EAGAIN
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return count
+        except OSError:
+            self._resume_at = self.tell()
+            raise
+
+    def _open_anew(self, position: int) -> None:
+        super().__init__(self.path)  # closes the file that failed
+        if self._look() != self._state:
+            raise UnreadableError(f"{self.path} changed while it was read; start again")
+        self.seek(position)
+        self._resume_at = None
+
+    def _look(self) -> tuple[int, int]:
+        found = os.fstat(self.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
+def open_stream(location: str) -> io.BufferedReader:
+    """The bytes of a URL, to be read once from first to last, or those of a file."""
+    return io.BufferedReader(Stream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
 
 
 def download(url: str, target: Path) -> None:

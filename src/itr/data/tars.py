@@ -19,21 +19,33 @@ from filelock import FileLock
 from itr.data.remote import is_url, shown
 from itr.data.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
 from itr.data.streams import download, open_stream
-from itr.errors import UserError
+from itr.errors import UnreadableError, UserError
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
 LARGEST = 2**30  # bytes of a member: a compressed tar may be small and yet fill the memory
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
-def read_tar(place: Place | Path, skip: int = 0) -> Iterator[Sample]:
+def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterator[Sample]:
     """The samples of a tar in order, without the first `skip`, whose pictures are not read.
 
+    Args:
+        place: where it is.
+        skip: how many samples to leave out.
+        strict: whether a sample that lacks something is refused; otherwise it comes with a `fault`.
+
     Raises:
-        UserError: it is no tar, is cut off, can't be fetched, or a sample lacks something.
+        UnreadableError: it is no tar, is cut off, or can't be fetched.
+        UserError: a sample lacks something.
     """
     for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, pictures=True):
-        yield parse_sample(raw)
+        try:
+            sample = parse_sample(raw)
+        except UserError as error:
+            if strict:
+                raise
+            sample = Sample.faulty(raw, str(error))
+        yield sample
 
 
 def count_tar(place: Place) -> tuple[int, int]:
@@ -73,7 +85,7 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
     except UserError:
         raise
     except Exception as error:  # tarfile raises many kinds
-        raise UserError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
+        raise UnreadableError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
@@ -93,7 +105,7 @@ def open_shard(place: Place) -> Iterator[io.BufferedReader]:
     location = place.location
     if is_url(location) and place.cache:
         location = str(_copy(place))
-    with open_stream(location) if is_url(location) else open(location, "rb") as stream:
+    with open_stream(location) as stream:
         yield stream
 
 
@@ -116,7 +128,7 @@ def _copy(place: Place) -> Path:
 def _opened(stream: io.BufferedReader, name: str) -> tarfile.TarFile:
     start = stream.peek(512)[:512]
     if start.lstrip().lower().startswith(PAGES):
-        raise UserError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
+        raise UnreadableError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
     if not start:
         raise EOFError("it is empty")
     try:
