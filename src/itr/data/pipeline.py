@@ -273,7 +273,7 @@ class ShardLoader(DataLoader[Batch]):
             batch = next(batches, None)
             self.waited += time.perf_counter() - asked
             if batch is None:
-                return
+                break
             if isinstance(batch, UserError):
                 raise batch
             if self.cut_texts:
