@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +86,23 @@ def test_the_workers_of_the_loader_survive_a_signal_to_the_whole_group(scenes, t
     assert f"stopped after step {checkpoint(tmp_path)['global_step']}" in told
     assert "Traceback" not in told
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_does_not_wait_for_workers_that_hear_no_signal():
+    """As one that is stopped while its loader is being started, and so was never shut down."""
+    keeps_its_loader = """
+import os
+from torch.utils.data import DataLoader
+from itr.training.stopping import deaf_worker
+batches = iter(DataLoader([1, 2, 3], num_workers=1, worker_init_fn=deaf_worker, persistent_workers=True))
+next(batches)
+print(batches._workers[0].pid, flush=True)
+batches._shutdown_workers = lambda: None
+"""
+    done = subprocess.run([sys.executable, "-c", keeps_its_loader], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not Path(f"/proc/{done.stdout.strip()}").exists()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def check_resumed(wanted: Mapping[str, Any], saved: Mapping[str, Any], arguments
 def _options(arguments: Sequence[str]) -> dict[str, bool]:
     """Model options of the command line by name, and whether a file or a dictionary gives all that lies below."""
     found = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name.startswith("--model"):
             value = value if equals else following

@@ -6,7 +6,9 @@ hear at the end of the next what the others said, so that nobody waits. Then all
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -118,6 +120,14 @@ def deaf_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@atexit.register
+def end_workers() -> None:
+    """End what loads data for this process, when it ends: Python sends each a single SIGTERM, and waits."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class Agreement:
