@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import tarfile
@@ -85,7 +84,6 @@ def damaged(shards, request) -> tuple[Path, str]:
 
 def test_training_goes_on_without_a_bad_shard_names_and_counts_it(damaged, backbone, caplog):
     folder, message = damaged
-    logging.getLogger("itr").propagate = True
     loader = make_loader(folder, "train", backbone, True, strict=False, max_bad_shards=1)
     for _ in range(2):
         batches = list(loader)
@@ -185,7 +183,6 @@ def test_a_sample_that_lacks_something_is_skipped_in_training_and_refused_in_eva
     name = next(name for name in list(members)[2:] if name.endswith(".json") != of_picture)
     del members[name]
     write_tar(tar, dict(sorted((members if data is None else {**members, name: data}).items())))
-    logging.getLogger("itr").propagate = True
     loader = make_loader(shards, "train", backbone, True, max_skipped=1)
     assert [len(batch.image) for batch in loader] == [4] * 11
     assert (loader.dataset.skipped, loader.dataset.bad_shards) == (1, 0)

@@ -210,7 +210,6 @@ def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, c
     picture, limit = bad_record(1).image, backbone.tokenizer.max_length
     records = [Record(picture, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
     write_split(iter(records), tmp_path, "train", 8)
-    logging.getLogger("itr").propagate = True
     loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
     for _ in range(2):
         batches = list(loader)

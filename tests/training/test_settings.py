@@ -90,7 +90,6 @@ def test_a_resumed_run_refuses_options_that_its_checkpoint_contradicts(scenes, t
         assert message in capsys.readouterr().err
     config = tmp_path / "other.yaml"
     config.write_text("model: {optimizer: {lr: 0.5}, objective: {class_path: Triplet}}")
-    logging.getLogger("itr").propagate = True
     with caplog.at_level(logging.INFO, logger="itr"):
         assert main(command(tmp_path, scenes, f"--config={config}", *again)) == 0  # a config is told, not refused
     assert "model.optimizer.lr is 0.001, as in" in caplog.text
