@@ -247,3 +247,29 @@ def test_the_lock_file_names_files_by_hash_and_no_places():
     assert len(entries) == sum(map(len, locked().values())) > 100
     assert all("--hash=sha256:" in entry for entry in entries)
     assert not re.search(r"://|index|find-links|\s@\s|/[a-z]+/", text)
+
+
+@pytest.mark.slow
+def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(scenes, tmp_path):
+    (tmp_path / "my_parts.py").write_text(
+        "from itr.methods import Method, MethodModule\n\n"
+        "class Nothing(Method):\n    name = 'nothing'\n\n"
+        "    def build(self, backbone):\n        return MethodModule()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def itr(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+        command = [sys.executable, "-m", "itr", *arguments]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+
+    where = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    quick = [f"--data.root={scenes}", "--data.batch_size=8", "--data.num_workers=0"]
+    made = itr("fit", *TINY_VSE, *where, *quick, "--model.methods+=my_parts.Nothing")
+    assert made.returncode == 0, made.stderr
+    embed = ["embed", "--ckpt_path", f"{tmp_path / 'run'}/checkpoints/last.ckpt", "--data", str(scenes)]
+    embed += ["--out", str(tmp_path / "e.npz")]
+    refused = itr(*embed)
+    assert refused.returncode == 1
+    assert "names the class 'my_parts.Nothing', which is none of itr's" in refused.stderr
+    assert itr(*embed, ITR_IMPORT="my_parts").returncode == 0
