@@ -79,7 +79,9 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
                 torch.testing.assert_close(found, torch.from_numpy(arrays["text"][row]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [5, 7], ids=["after an epoch", "within an epoch"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), 7], ids=["after an epoch", "within an epoch"]
+)
 def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, step):
     still = [option.replace("intermediate_size", "hidden_dropout_prob: 0.0, intermediate_size") for option in TINY_VSE]
     still = [option.replace("hidden_size", "attention_probs_dropout_prob: 0.0, hidden_size") for option in still]
@@ -99,7 +101,9 @@ def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, st
         assert torch.equal(value, two["state_dict"][name]), name
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-true", "64-true"))]
+)
 def test_precisions_with_clipping(scenes, tmp_path, precision):
     options = [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.5", "--trainer.max_epochs=1"]
     assert fit(tmp_path, scenes, *TINY_VSE, *options) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 
 from itr.cli import main
 from itr.module import RetrievalModule
+from runs import STILL, checkpoint, start, wait_for
 from tiny import TINY_VSE
 
 
@@ -38,6 +41,7 @@ def test_a_first_stage_starts_the_second(scenes: Path, tmp_path: Path) -> None:
             assert torch.equal(match, value), name
 
 
+@pytest.mark.slow
 def test_stages_that_fail_stop(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "one.yaml"
     config.write_text(yaml.safe_dump({"data": {"root": "nowhere"}}))
@@ -46,3 +50,19 @@ def test_stages_that_fail_stop(scenes: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["stages", "none.yaml"]) == 1
     assert main(["stages", str(config), "--trainer.default_root_dir=x"]) == 1
     assert main(["stages", "--help"]) == 0
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_stopped_keeps_its_state_and_the_later_ones_wait(scenes: Path, tmp_path: Path) -> None:
+    """The signal reaches the group, so the stage hears it twice: once itself, once handed on."""
+    configs = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for config in configs:
+        config.write_text(yaml.safe_dump({"trainer": {"default_root_dir": str(tmp_path / config.stem)}}))
+    more = [f"--data.root={scenes}", "--data.num_workers=0", "--data.batch_size=8", *STILL, *TINY_VSE]
+    more += ["--checkpoint.every_steps=3", "--trainer.max_epochs=200"]
+    process = start(["stages", *map(str, configs), *more], tmp_path / "log")
+    wait_for(tmp_path / "one" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert f"stopped after step {checkpoint(tmp_path / 'one')['global_step']}" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "two").exists()

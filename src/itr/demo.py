@@ -19,23 +19,23 @@ What to try next:
   tensorboard --logdir {run}"""
 
 
-def main(arguments: list[str]) -> None:
-    """Prepare scenes, train, and test."""
+def main(arguments: list[str]) -> int:
+    """Prepare scenes, train, and test; the exit status."""
     parser = FriendlyParser(prog="itr demo", description="Make a small data set, train on it and test.")
     parser.add_argument("--out", type=str, default="runs/demo", help="run folder; one with a run in it is left alone")
     run = _free(Path(parser.parse_args(arguments[1:]).out))
     shards = run / "shards"
-    _run("itr.data.prepare", f"prepare scenes --out {shlex.quote(str(shards))}")
+    steps = [("itr.data.prepare", f"prepare scenes --out {shlex.quote(str(shards))}")]
     where = f"--data.root {shlex.quote(str(shards))} --trainer.default_root_dir {shlex.quote(str(run))}"
-    _run("itr.training_cli", f"fit --config demo.yaml {where}")
-    _run("itr.training_cli", f"test --config demo.yaml {where} --ckpt_path best")
+    steps.append(("itr.training_cli", f"fit --config demo.yaml {where}"))
+    steps.append(("itr.training_cli", f"test --config demo.yaml {where} --ckpt_path best"))
+    for module, command in steps:
+        print(f"\n$ itr {command}", flush=True)
+        if status := import_module(module).main(shlex.split(command)):
+            return int(status)
     print(f"\nEverything lies in {run}: shards/, checkpoints/best.ckpt, metrics.json, config.yaml, logs/.")
     print(NEXT.format(run=run, shards=shards, epochs=40))
-
-
-def _run(module: str, command: str) -> None:
-    print(f"\n$ itr {command}", flush=True)
-    import_module(module).main(shlex.split(command))
+    return 0
 
 
 def _free(wanted: Path) -> Path:

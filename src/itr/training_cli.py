@@ -230,7 +230,7 @@ def main(arguments: list[str]) -> int:
     except Stopped as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"itr: {stop}", file=sys.stderr)
-            if stop.signum == signal.SIGUSR1:
+            if signal.Signals(stop.signum).name == "SIGUSR1":
                 requeue()
         return stop.status
     finally:

@@ -76,9 +76,9 @@ def test_a_manifest_whose_shards_say_something_else(change):
             Manifest.parse(data.encode(), "here")
 
 
-@pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar"])
+@pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar", "~no\0body/*.tar"])
 def test_patterns_that_can_not_be(tmp_path, split):
-    with pytest.raises(UserError, match=r"no pattern of tars|home directory|no shards match"):
+    with pytest.raises(UserError, match=r"no pattern of tars|is no folder|no shards match"):
         find_split(tmp_path, split)
 
 
@@ -138,6 +138,17 @@ def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
     named = {"filename": "a.jpg", "split": "train", "sentences": [], "cocoid": change.get("split", 1)}
     write_json(tmp_path / "dataset_coco.json", {"images": [named]})
     with pytest.raises(UserError, match=r"captions_train2014|COCO's images"):
+        read_coco(str(tmp_path), layout="official")
+
+
+def test_two_annotations_of_coco_with_one_number(tmp_path):
+    annotations = [{"id": 5, "image_id": 1}, {"id": 5, "image_id": 1, "caption": "x"}]
+    write_json(
+        tmp_path / "captions_train2014.json",
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations},
+    )
+    write_json(tmp_path / "dataset_coco.json", {"images": []})
+    with pytest.raises(UserError, match="an annotation or image has no 'caption'"):
         read_coco(str(tmp_path), layout="official")
 
 

@@ -50,6 +50,8 @@ OFTEN = (
     "CUSA, teachers in the loop",
     "D2S, cached",
 )  # the other rows run with the slow tests
+ENOUGH = ("CUSA+D2S",)  # for what takes two runs
+RESUMED = [name if name in ENOUGH else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 ROWS = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 SETTINGS = [*TINY_VSE, "--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]  # with all its dropout
 
@@ -135,7 +137,7 @@ def test_it_trains_in_parts_and_chunks(scenes, features, tmp_path, name):
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", RESUMED)
 def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scenes, features, tmp_path, name):
     chosen = options(scenes, features, tmp_path, name)
     keep = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]

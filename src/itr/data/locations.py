@@ -230,8 +230,8 @@ def _below(base: str, name: str) -> str:
 def _from_home(path: str) -> str:
     try:
         return str(Path(path).expanduser())
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error} Write the folder out") from None
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path!r} is no folder: {error} Write it out") from None
 
 
 def _pieces(text: str) -> list[str]:

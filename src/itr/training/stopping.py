@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 
 from itr.distributed import world_size
+from itr.stages import HANDED_ON
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SAME = 1.0  # seconds within which a scheduler and torchrun may each deliver the same signal
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SAME = 1.0  # seconds within which two who pass signals on may deliver the same one
 log = logging.getLogger(__name__)
 
 
@@ -88,7 +89,7 @@ class Signals:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received:
-            if not (_scheduled() and now - self._when < SAME):
+            if not (_handed_on() and now - self._when < SAME):
                 self._end(signum)
             return
         self.received, self._when = signum, now
@@ -108,8 +109,9 @@ def _say(text: str) -> None:
     os.write(2, f"\nitr: {text}\n".encode())  # a handler may interrupt a print
 
 
-def _scheduled() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ
+def _handed_on() -> bool:
+    """Whether whoever started this process passes on signals that may have reached it already."""
+    return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", HANDED_ON))
 
 
 def deaf_worker(worker: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _open(path: Path) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
             coco = COCO(str(path))
-        for annotation in coco.anns.values():
+        for annotation in chain.from_iterable(coco.imgToAnns.values()):  # its other list keeps one of those with an id
             if annotation["image_id"] not in coco.imgs:
                 raise ValueError(f"annotation {annotation['id']} is of image {annotation['image_id']}, not in `images`")
             if not isinstance(annotation["caption"], str):
