@@ -43,6 +43,15 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 90) 
         time.sleep(0.02)
 
 
+def wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    """Wait until a process has said something."""
+    end = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert process.poll() is None, f"the process ended with {process.returncode}"
+        assert time.monotonic() < end, f"no {text!r} after {seconds} s"
+        time.sleep(0.02)
+
+
 def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
     """What a run folder's checkpoint holds."""
     found: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from itr.errors import UserError
-from itr.training.checkpoint_files import fault, keep_as, newest, read, write
+from itr.training.checkpoint_files import fault, newest, read, write
 
 
 def checkpoint(step: int) -> dict:
@@ -73,10 +73,10 @@ def test_the_newest_whole_one_is_found(tmp_path):
     assert newest(tmp_path / "nowhere", without=tmp_path) is None
 
 
-def test_a_second_name_is_the_same_file(tmp_path):
-    path = tmp_path / "best.ckpt"
-    write(checkpoint(1), path)
-    keep_as(path, "last.ckpt")
-    assert (tmp_path / "last.ckpt").samefile(path)
-    write(checkpoint(2), path)  # a file that is whole is never changed, only replaced
-    assert read(tmp_path / "last.ckpt")["global_step"] == 1
+def test_the_file_before_is_kept_under_another_name_once_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "last.ckpt"
+    for number in (1, 2, 3):
+        write(checkpoint(number), path, keep_as="previous.ckpt")
+    assert read(path)["global_step"] == 3
+    assert read(tmp_path / "previous.ckpt")["global_step"] == 2
+    assert len(list(tmp_path.iterdir())) == 2

@@ -13,7 +13,7 @@ import pytest
 
 from itr.cli import main
 from itr.training.checkpoint_files import fault
-from runs import checkpoint, children, options, start, wait_for
+from runs import checkpoint, children, options, start, wait_for, wait_for_text
 from soak import differences, final
 
 LONG = ["--checkpoint.every_steps=3", "--trainer.max_epochs=200"]
@@ -202,6 +202,13 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         assert "logs can NOT be written" in told
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
+        (disk / "filler").unlink()
+        process = start(options(scenes, disk / "run", *more, "--ckpt_path=last"), log)
+        wait_for_text(log, "Restored all states", process)
+        subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert "which could not be written: there is the state after step 5 to go on from" in log.read_text()
         (disk / "filler").unlink()
         go_on = ["--trainer.max_epochs=2", "--data.num_workers=0", "--ckpt_path=last"]
         assert start(options(scenes, disk / "run", *go_on), log).wait(60) == 0

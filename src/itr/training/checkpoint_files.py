@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,13 @@ LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
 PART = ".part"  # ends the name of a file that is being written
 
 
-def write(checkpoint: Mapping[str, Any], path: Path) -> None:
+def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
     """Write a checkpoint under another name, make sure that it is on the disk, then give it its name.
+
+    Args:
+        checkpoint: what to write.
+        path: the file.
+        keep_as: name in the same folder for the file that was there; empty to lose it.
 
     Raises:
         OSError: it can't be written; what was there before is as it was.
@@ -31,6 +37,8 @@ def write(checkpoint: Mapping[str, Any], path: Path) -> None:
             torch.save(checkpoint, writer)
             file.flush()
             os.fsync(file.fileno())
+        if keep_as and path.exists():
+            _link(path, path.with_name(keep_as))
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -63,15 +71,13 @@ class _Writer(io.RawIOBase):
         self._file.flush()
 
 
-def keep_as(path: Path, name: str) -> None:
-    """Give a file, which is never changed once it is whole, a second name; a file system without links makes a copy."""
-    target, part = path.with_name(name), path.with_name(name + PART)
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name; a file system without links makes a copy."""
+    part = target.with_name(target.name + PART)
     part.unlink(missing_ok=True)
     try:
         os.link(path, part)
     except OSError:
-        import shutil
-
         shutil.copyfile(path, part)
     os.replace(part, target)
 

@@ -64,8 +64,9 @@ class Checkpoints(Checkpoint):
         self.folder, self.settings, self.signals, self.fresh = folder, settings, signals, fresh
         self.agreement = Agreement()
         self.best_score: float | None = None
-        self._saved_step = -1
+        self._saved_step = -1  # when it was last tried
         self._saved_time = 0.0
+        self._kept_step: int | None = None  # what is on the disk
         self._stop = 0
         self._due = False
 
@@ -98,7 +99,7 @@ class Checkpoints(Checkpoint):
             raise UserError(
                 f"{trainer.ckpt_path} has format {found}, and this version reads up to {FORMAT}: update itr"
             )
-        self._saved_step = checkpoint["global_step"]
+        self._saved_step = self._kept_step = checkpoint["global_step"]
         for state in checkpoint["callbacks"].values():
             if isinstance(state, Mapping) and state.get("monitor") == MONITOR and "best_model_score" in state:
                 score = state["best_model_score"]
@@ -176,7 +177,7 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is nothing left to stop, nor to go back to."""
         self.agreement.finish()
-        if trainer.is_global_zero and self._saved_step == trainer.global_step:
+        if trainer.is_global_zero and self._kept_step == trainer.global_step:
             (self.folder / PREVIOUS).unlink(missing_ok=True)
 
     @staticmethod
@@ -204,8 +205,13 @@ class Checkpoints(Checkpoint):
         ours = isinstance(launcher, _SubprocessScriptLauncher) and isinstance(
             launcher.cluster_environment, LightningEnvironment
         )
-        told = f"stopped after step {trainer.global_step}; --ckpt_path last goes on from there"
-        raise Stopped(self._stop, told, helper=ours and trainer.local_rank > 0)
+        raise Stopped(self._stop, self._told(trainer.global_step), helper=ours and trainer.local_rank > 0)
+
+    def _told(self, step: int) -> str:
+        if self._kept_step == step:
+            return f"stopped after step {step}; --ckpt_path last goes on from there"
+        kept = "nothing" if self._kept_step is None else f"the state after step {self._kept_step}"
+        return f"stopped after step {step}, which could not be written: there is {kept} to go on from"
 
     def _save(
         self, trainer: pl.Trainer, *names: str, score: float | None = None, before_validation: bool = False
@@ -216,7 +222,9 @@ class Checkpoints(Checkpoint):
         if before_validation:
             _begin_validation_anew(checkpoint)
         written = trainer.strategy.broadcast(trainer.is_global_zero and self._write(checkpoint, names))
-        if not written:
+        if written:
+            self._kept_step = trainer.global_step
+        else:
             self.best_score = earlier
         self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
 
@@ -224,10 +232,9 @@ class Checkpoints(Checkpoint):
         """Each name is a file of its own, so that what damages one leaves the other."""
         path = self.folder
         try:
-            if LAST in names and self.settings.keep_previous and (self.folder / LAST).exists():
-                checkpoint_files.keep_as(self.folder / LAST, PREVIOUS)
             for path in (self.folder / name for name in names):
-                checkpoint_files.write(checkpoint, path)
+                keep = self.settings.keep_previous and path.name == LAST
+                checkpoint_files.write(checkpoint, path, PREVIOUS if keep else "")
         except OSError as error:
             log.error(
                 "step %d: %s could NOT be written (%s). Training goes on, and the earlier file is as it was; make room",
