@@ -127,9 +127,11 @@ def deaf_worker(worker: int) -> None:
 @atexit.register
 def end_workers() -> None:
     """End what loads data for this process, when it ends: Python sends each a single SIGTERM, and waits."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for an accident
+    for worker in workers:
+        worker.kill()
 
 
 class Agreement:
