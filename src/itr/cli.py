@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TextIO
 
 from itr.errors import UserError
 from itr.training.memory import memory_told
@@ -74,6 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: it may have been put aside or replaced since."""
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The present stderr."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Leave it."""
+
+
 def _show_our_messages() -> None:
     ours = logging.getLogger("itr")
     ours.setLevel(logging.INFO)
@@ -82,7 +96,7 @@ def _show_our_messages() -> None:
             stream.reconfigure(errors="backslashreplace")
     ours.propagate = False
     if not ours.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("itr: %(message)s"))
         ours.addHandler(handler)
 
