@@ -58,6 +58,8 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
         raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
     backbone, objective, methods = (description[part] for part in PARTS[:3])
+    if not isinstance(description["optimizer"], dict):
+        raise UserError(f"{where} is no checkpoint of itr: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
         import_module(name.strip())
     known = {class_path(cls): cls for cls in subclasses(Component)}

@@ -22,7 +22,7 @@ from itr.evaluation.ranks import Score
 from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
-from itr.offline import offline
+from itr.offline import sealed
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
@@ -248,9 +248,9 @@ class RetrievalModule(pl.LightningModule):
             UserError: it names others.
         """
         saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
-        check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
+        description = check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
         options.pop("weights_only", None)
-        with offline():
+        with sealed(description):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -1,9 +1,15 @@
-"""No hub while a model is built from a checkpoint: a file that somebody sent may not decide what is fetched."""
+"""What a checkpoint may not do while a model is built from it: have something fetched, or a module imported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 @contextmanager
@@ -16,3 +22,48 @@ def offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def sealed(description: Any) -> Iterator[None]:
+    """Offline, and no module is imported that a description names, wherever in it: jsonargparse takes text for a path.
+
+    What is imported already may be named, and whatever code imports of its own is.
+    """
+    refused = _Refuse({name for text in _texts(description) for name in _modules(text)} - set(sys.modules))
+    sys.meta_path.insert(0, refused)
+    try:
+        with offline():
+            yield
+    finally:
+        sys.meta_path.remove(refused)
+
+
+class _Refuse(MetaPathFinder):
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
+        """Stands before all who find modules."""
+        if fullname in self.names:
+            raise ImportError(f"a checkpoint names the module {fullname}, and may not have it imported")
+        return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _modules(text: str) -> Iterator[str]:
+    """The modules that a dotted path leads through."""
+    if DOTTED.fullmatch(text):
+        parts = text.split(".")
+        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))

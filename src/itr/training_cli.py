@@ -23,7 +23,7 @@ from itr.callbacks import History, ProgressBar, Results, SaveConfig
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
-from itr.offline import offline
+from itr.offline import sealed
 from itr.parsing import FriendlyParser, resolve_configs
 from itr.processes import (
     UnusedParameters,
@@ -56,6 +56,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True, signals: Signals | None = None) -> None:
         self.signals = signals or Signals()
+        self.saved: dict[str, Any] | None = None  # how a checkpoint says that its model is built
         super().__init__(
             RetrievalModule,
             ShardData,
@@ -94,7 +95,12 @@ class TrainingCLI(LightningCLI):
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
-                check_settings(settings, subcommand, args or [])
+                self.saved = check_settings(settings, subcommand, args or [])
+
+    def _parse_ckpt_path(self) -> None:
+        """As Lightning does, which takes the model's settings from the checkpoint."""
+        with nullcontext() if self.saved is None else sealed(self.saved):
+            super()._parse_ckpt_path()
 
     def _default_to_chosen_classes(self) -> bool:
         """Let what isn't set be as the chosen class has it; whether that changes anything.
@@ -112,10 +118,8 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does; settings that a component refuses or the machine lacks are for the user to mend."""
-        subcommand = self.config.get("subcommand")
-        opened = subcommand and self.config[subcommand].get("ckpt_path")  # then the model is built as the file says
         try:
-            with offline() if opened else nullcontext():
+            with nullcontext() if self.saved is None else sealed(self.saved):
                 super().instantiate_classes()
         except UserError:
             raise

@@ -32,6 +32,7 @@ from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.evaluation.embeddings import load_embeddings
 from itr.interop import cusa, d2s
+from itr.methods import CUSA
 from itr.module import RetrievalModule
 from judging import Bug, Target, check
 from raw_trees import write_json
@@ -227,7 +228,9 @@ def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["backbone", "objective", "methods", "arguments", "whole"])
+@pytest.mark.parametrize(
+    "place", ["backbone", "objective", "methods", "arguments", "whole", "optimizer", "temperature"]
+)
 def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypatch, place):
     (tmp_path / "itr_stranger.py").write_text("raise SystemExit('a stranger runs')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -238,11 +241,16 @@ def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypa
         parts["backbone"]["init_args"]["vision_config"]["more"] = [stranger]
     elif place == "whole":
         parts["_class_path"] = "itr_stranger.Bomb"
+    elif place == "optimizer":  # text is taken for the path of a class wherever settings of a class are wanted
+        parts[place] = "itr_stranger.Bomb"
+    elif place == "temperature":
+        parts["methods"] = [CUSA().describe()]
+        parts["methods"][0]["init_args"]["cross_temperature"] = "itr_stranger.Bomb"
     else:
         parts[place] = [stranger] if place == "methods" else stranger
     torch.save(saved, path)
     for read in (open_checkpoint, RetrievalModule.load_from_checkpoint):
-        with pytest.raises(UserError, match=r"which is none of itr's|no checkpoint of itr"):
+        with pytest.raises(UserError, match=r"which is none of itr's|no checkpoint"):
             read(path)
     shards = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     assert main(["test", *shards, f"--ckpt_path={path}"]) == 1

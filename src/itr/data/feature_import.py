@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,10 +175,8 @@ def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> Dictiona
 
 def _half(file: Path, modality: Modality) -> np.ndarray:
     """The text's or the image's half of a tensor [N, 2 D]."""
-    try:
+    with refusing(f"{file} can't be read as a tensor"):
         tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} can't be read as a tensor: {str(error).strip().splitlines()[0][:150]}") from None
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.shape[1] % 2:
         found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise UserError(f"{file} holds {found}; a tensor [nodes, text and image] of one width each is wanted")

@@ -85,8 +85,8 @@ def _whole_last(path: Path) -> Path:
     return other
 
 
-def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> None:
-    """Model settings come from the checkpoint: refuse others of the command line, mention those of the config."""
+def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> dict[str, Any]:
+    """The model settings of the checkpoint, which hold: refuse others of the command line, mention the config's."""
     saved = check_description(read(Path(settings.ckpt_path))["hyper_parameters"], settings.ckpt_path)
     given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
     if given and subcommand != "fit":
@@ -95,6 +95,7 @@ def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -
         )
     if subcommand == "fit":
         check_resumed(plain(namespace_to_dict(settings.model)), saved, arguments, settings.ckpt_path)
+    return saved
 
 
 def namespace_to_dict(value: Any) -> Any:
