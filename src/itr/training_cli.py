@@ -98,9 +98,17 @@ class TrainingCLI(LightningCLI):
                 self.saved = check_settings(settings, subcommand, args or [])
 
     def _parse_ckpt_path(self) -> None:
-        """As Lightning does, which takes the model's settings from the checkpoint."""
-        with nullcontext() if self.saved is None else sealed(self.saved):
-            super()._parse_ckpt_path()
+        """As Lightning does, which takes the model's settings from the checkpoint.
+
+        Raises:
+            UserError: they are none of ours.
+        """
+        try:
+            with nullcontext() if self.saved is None else sealed(self.saved):
+                super()._parse_ckpt_path()
+        except SystemExit:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise UserError(f"{path} is no checkpoint of itr: its settings are not those of a model") from None
 
     def _default_to_chosen_classes(self) -> bool:
         """Let what isn't set be as the chosen class has it; whether that changes anything.
