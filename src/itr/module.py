@@ -16,7 +16,7 @@ from itr import random_state
 from itr.backbones import Backbone
 from itr.component import check_description, plain
 from itr.distributed import gather, gather_encoded
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.evaluation.gallery import Gallery, GalleryBuilder
 from itr.evaluation.ranks import Score
 from itr.evaluation.retrieval import evaluate
@@ -250,7 +250,7 @@ class RetrievalModule(pl.LightningModule):
         saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
         description = check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
         options.pop("weights_only", None)
-        with sealed(description):
+        with refusing(f"{checkpoint_path} is no checkpoint of itr"), sealed(description):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def configure_callbacks(self) -> list[pl.Callback]:
