@@ -95,7 +95,7 @@ class Signals:
         self.received, self._when = signum, now
         name = signal.Signals(signum).name
         if not self.patient:
-            raise Stopped(signum, f"stopped by {name} before the first step")
+            raise Stopped(signum, f"stopped by {name} before there was anything to keep")
         _say(f"{name}: the run stops after this step and keeps its state; the signal once more ends it at once")
 
     def _end(self, signum: int) -> None:
