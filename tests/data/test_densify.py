@@ -115,6 +115,7 @@ def test_every_picture_gets_a_text_that_does_not_depend_on_the_way(shards, llava
     assert run(third, llava, temperature=0.0, overwrite=True) != whole
 
 
+@pytest.mark.slow
 def test_training_finds_them(shards, llava, tmp_path, capsys):
     fit = ["fit", f"--data.root={shards}", "--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1"]
     fit += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *TINY_VSE]

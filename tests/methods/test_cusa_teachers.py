@@ -39,6 +39,7 @@ def fitted(scenes: Path, made: Path, folder: Path, *chosen: str) -> TrainingCLI:
     return cli
 
 
+@pytest.mark.slow
 def test_in_the_loop_is_what_the_files_say(scenes, made, tmp_path):
     terms = []
     for sides in ((), ("text",), ("image",), ("text", "image")):

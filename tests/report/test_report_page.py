@@ -71,6 +71,7 @@ def test_a_page_asks_for_nothing_and_its_pictures_decode(run):
     assert [name for name, _ in page.elements if name in ("h1", "h2", "h3", "h4")][:2] == ["h1", "h2"]
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
