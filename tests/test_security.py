@@ -22,7 +22,8 @@ from tiny import TINY_VSE, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 NEVER = {
-    "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load", "shelve.open", "marshal.load",
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "dill.load", "joblib.load", "shelve.open",
+    "marshal.load",
     "marshal.loads", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "eval", "exec", "compile",
     "__import__", "os.system", "os.popen", "shutil.unpack_archive", "torch.hub.load", "torch.jit.load",
     "torch.export.load", "urllib.request.urlopen", "urllib.request.urlretrieve", "requests.get",
@@ -37,7 +38,7 @@ ALLOWED = {
     ("src/itr/demo.py", "import_module"): "the verbs of its own list",
     ("src/itr/parsing.py", "import_module"): "a class that the parser has imported and refused an option of",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",
-    ("src/itr/data/array_pickle.py", "pickle.Unpickler"): "find_class gives stand-ins for arrays and nothing else",
+    ("src/itr/data/array_pickle.py", "pickle._Unpickler"): "find_class gives stand-ins for arrays and nothing else",
     ("src/itr/data/teachers.py", "hf_hub_download"): "modules.json of the model that the user names",
 }
 

@@ -54,8 +54,12 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 2 renamed it
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain containers by means of our own stand-ins, and refuses whatever else a pickle names."""
+class ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Reads arrays and plain containers by means of our own stand-ins, and refuses whatever else a pickle names.
+
+    It is the one that Python writes in Python: that in C makes room for as many values as a single number in the file
+    asks for, which may be all memory there is.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of the few names that arrays need."""
