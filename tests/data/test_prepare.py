@@ -23,6 +23,7 @@ from itr.data.pictures import picture_size
 from itr.data.schema import Manifest
 from itr.data.tars import read_tar
 
+WORKERS = [pytest.param(1, marks=pytest.mark.slow), 2]
 ITR = [sys.executable, "-m", "itr"]
 SOURCES = str(Path(__file__).parents[2] / "src")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
@@ -57,7 +58,7 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
 def test_killed_again_and_again_it_goes_on_to_the_same_bytes(root, tmp_path, workers):
     out, options = tmp_path / "out", ("--resize=100", f"--num_workers={workers}")
@@ -90,7 +91,7 @@ def test_a_worker_that_is_killed_is_told(root, tmp_path):
     assert run.returncode == 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_a_stop_from_the_keyboard_is_one_line(root, tmp_path, workers):
     run = subprocess.Popen(
         command(root, tmp_path, "--resize=100", f"--num_workers={workers}"),
@@ -106,7 +107,7 @@ def test_a_stop_from_the_keyboard_is_one_line(root, tmp_path, workers):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_a_full_disk_is_told_and_room_is_all_it_needs(root, tmp_path, workers):
     """On a real file system of one megabyte, in a name space of its own."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
@@ -133,7 +134,7 @@ def test_a_full_disk_is_told_and_room_is_all_it_needs(root, tmp_path, workers):
     assert tree(tmp_path / "kept") == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_a_limit_of_the_file_size_is_told_like_a_full_disk(root, tmp_path, workers):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
@@ -150,7 +151,7 @@ def test_a_limit_of_the_file_size_is_told_like_a_full_disk(root, tmp_path, worke
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_memory_does_not_grow_with_the_pictures(tmp_path, workers):
     peaks = []
     for number in (4, 60):

@@ -256,6 +256,7 @@ def test_runs_over_the_network_end_at_the_same_weights(scenes, tmp_path):
         assert all(torch.equal(value, found["state_dict"][name]) for name, value in here["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_tars_of_others_are_trained_on_by_their_urls(tmp_path):
     downloaded(tmp_path / "cc", 3, size=32)
     with Web(tmp_path) as web:

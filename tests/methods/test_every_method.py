@@ -42,14 +42,7 @@ METHODS: dict[str, list[str]] = {
     "D2S without distillation": [*SMALL_D2S, "--model.methods.weight=0"],
     "CUSA+D2S": ["--model.methods+=CUSA", *SMALL_D2S],
 }  # fmt: skip
-OFTEN = (
-    "CSA",
-    "CUSA",
-    "D2S",
-    "CUSA+D2S",
-    "CUSA, teachers in the loop",
-    "D2S, cached",
-)  # the other rows run with the slow tests
+OFTEN = ("CUSA", "D2S", "CUSA+D2S", "D2S, cached")  # the other rows run with the slow tests
 ENOUGH = ("CUSA+D2S",)  # for what takes two runs
 RESUMED = [name if name in ENOUGH else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 ROWS = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
