@@ -239,9 +239,11 @@ def main(arguments: list[str]) -> int:
         with meeting():
             cli = TrainingCLI(resolve_configs(arguments), signals=signals)
         wait_for_processes(cli.trainer)
+    except MisconfigurationException as error:  # settings that Lightning refuses once it knows the checkpoint
+        raise UserError(str(error)) from error
     except Stopped as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"itr: {stop}", file=sys.stderr)
+            print(f"\nitr: {stop}", file=sys.stderr)  # on a line of its own, below the bar
             if signal.Signals(stop.signum).name == "SIGUSR1":
                 requeue()
         return stop.status

@@ -78,7 +78,7 @@ class Slow(pl.Callback):
 class SignalAt(pl.Callback):
     """Sends this process a signal in a hook, when so many optimizer steps are done."""
 
-    def __init__(self, hook: str, step: int, signum: int = signal.SIGTERM) -> None:
+    def __init__(self, hook: str, step: int, signum: int = int(signal.SIGTERM)) -> None:
         self.step, self.signum, self.sent = step, signum, False
         setattr(self, hook, self._send)
 

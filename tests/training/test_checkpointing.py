@@ -112,3 +112,12 @@ def test_a_checkpoint_of_a_newer_version_is_refused(scenes, tmp_path, capsys):
     torch.save({**checkpoint(tmp_path), "itr_format": 99}, path)
     assert main(options(scenes, tmp_path, *QUICK, "--trainer.max_epochs=2", "--ckpt_path=last")) == 1
     assert "has format 99, and this version reads up to 1: update itr" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_beyond_the_wanted_epochs_says_so(scenes, tmp_path, capsys):
+    stop = ["--trainer.callbacks+=runs.SignalAt", "--trainer.callbacks.hook=on_train_batch_end"]
+    stop += ["--trainer.callbacks.step=13", "--trainer.max_epochs=3"]
+    assert main(options(scenes, tmp_path, *QUICK, *stop)) == 143
+    assert main(options(scenes, tmp_path, *QUICK, "--trainer.max_epochs=1", "--ckpt_path=last")) == 1
+    assert "itr: error: You restored a checkpoint with current_epoch=2" in capsys.readouterr().err
