@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from itr.cli import _show_our_messages
 from itr.data.sources.scenes import prepare_scenes
 
 # Two test processes share two cores.
 torch.set_num_threads(1)
+# As the first command does it: messages reach a test by the same way whether another has run a command before or not.
+_show_our_messages()
 
 
 @pytest.fixture(scope="session", autouse=True)
