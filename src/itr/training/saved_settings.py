@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from itr.component import PARTS
 from itr.errors import UserError
 
-PARTS = ("backbone", "objective", "methods", "optimizer")
 log = logging.getLogger(__name__)
 
 
