@@ -26,7 +26,7 @@ from itr.errors import UserError
 
 T = TypeVar("T")
 SECONDS = 10.0  # of processor time and of waiting that one example may take
-MEBIBYTES = 768  # by which one example may raise the memory of the process
+MEBIBYTES = 768
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "webbrowser.open")
 CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
@@ -46,6 +46,7 @@ class Target:
         act: reads an example in a folder of its own; returns, or raises one of `named`.
         named: the errors of ours that it may end in.
         sound: an example without damage, which must end cleanly; None where there is none.
+        mebibytes: by which one example may raise the memory of the process.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Target:
     act: Callable[[Any, Path], None]
     named: tuple[type[Exception], ...] = (UserError,)
     sound: Any = None
+    mebibytes: int = MEBIBYTES
 
     def judge(self, example: Any) -> str:
         """`clean`, or the name of the error of ours.
@@ -83,7 +85,7 @@ class Target:
         except BaseException as error:
             raise Bug(f"{self.name}: {type(error).__name__}: {str(error)[:300]}") from error
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        if grown > MEBIBYTES:
+        if grown > self.mebibytes:
             raise Bug(f"{self.name}: it took {grown:.0f} MiB of memory")
         return ended
 

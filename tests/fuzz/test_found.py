@@ -68,6 +68,15 @@ def test_captions_of_another_type_are_none(tmp_path, captions):
     assert one_sample(tmp_path, json.dumps({"captions": captions}).encode()).captions == [""]
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "a/" * 1500, "a\0b", "\ud800"])
+def test_a_manifest_with_names_that_no_folder_can_hold(name):
+    shard = {"path": "train/0.tar", "images": 1, "captions": 1}
+    text = {"format": "itr-shards/1", "source": "x", "fields": []}
+    for splits in ({name: {"shards": [shard]}}, {"train": {"shards": [shard | {"path": f"{name}.tar"}]}}):
+        with pytest.raises(UserError, match="is not a manifest"):
+            Manifest.parse(json.dumps(text | {"splits": splits}).encode(), "here")
+
+
 @pytest.mark.parametrize("change", [{"path": None}, {"path": ["a"]}, {"images": []}, {"captions": -1}, {"bytes": "9"}])
 def test_a_manifest_whose_shards_say_something_else(change):
     shard = {"path": "train/0.tar", "images": 1, "captions": 1, "bytes": 9, "sha256": ""} | change
@@ -77,7 +86,8 @@ def test_a_manifest_whose_shards_say_something_else(change):
             Manifest.parse(data.encode(), "here")
 
 
-@pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar", "~no\0body/*.tar"])
+@pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar", "~no\0body/*.tar",
+    f"{'x' * 300}/*.tar", f"{'x' * 300}.tar", "x" * 300])  # fmt: skip
 def test_patterns_that_can_not_be(tmp_path, split):
     with pytest.raises(UserError, match=r"no pattern of tars|is no folder|no shards match"):
         find_split(tmp_path, split)

@@ -1,7 +1,8 @@
 """Whatever strangers wrote ends in a clean result or in an error of ours: the properties, for some minutes.
 
-`ITR_FUZZ_SECONDS` gives each target that many seconds in the slow test. `tests/fuzz/campaign.py` runs the same targets
-for hours, and counts.
+The slow test takes the same examples each time, so that its result tells of the change at hand alone:
+`ITR_FUZZ_SEED` gives others, `ITR_FUZZ_EXAMPLES` and `ITR_FUZZ_SECONDS` more of them. `tests/fuzz/campaign.py` runs the
+same targets for hours with examples that nobody has seen, and counts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import time
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from all_targets import TARGETS
 from judging import Bug, Target, home
 
+SEED = int(os.environ.get("ITR_FUZZ_SEED", 0))
+EXAMPLES = int(os.environ.get("ITR_FUZZ_EXAMPLES", 400))
 SECONDS = float(os.environ.get("ITR_FUZZ_SECONDS", 4))
 
 
@@ -26,12 +29,13 @@ class OverError(BaseException):
 
 
 def hold(target: Target, seconds: float) -> None:
-    """Judge examples of a target until the time is over; the first bug is made as small as can be, and printed."""
+    """Judge a number of examples, or as many as the time allows; the first bug is made small, and printed."""
     set_hypothesis_home_dir(home())
     until: float | None = time.monotonic() + seconds
 
+    @seed(SEED)
     @settings(
-        max_examples=10**9,
+        max_examples=EXAMPLES,
         deadline=None,  # judging.SECONDS
         database=None,
         print_blob=True,

@@ -120,7 +120,7 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
     found = manifest.splits[split]
     for shard in found.shards:
         shard.place = Place(_member(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)
-        if strict and not is_url(root) and not Path(shard.place.location).is_file():
+        if strict and not is_url(root) and not os.path.isfile(shard.place.location):
             raise UserError(f"shard {shard.place.location} of the manifest is missing; prepare the shards again")
     return found
 
@@ -179,12 +179,12 @@ def _matching(name: str) -> list[str]:
     if is_url(name):
         return find(name) if "*" in name else [name]  # whether it is there shows when it is looked up
     if "*" not in name:
-        return [name] if Path(name).is_file() else []
+        return [name] if os.path.isfile(name) else []  # which knows no name that is too long to be looked for
     plain = name.partition("*")[0].rpartition("/")
     rest = name[len(plain[0] + plain[1]) :]
     try:
         return sorted(str(found) for found in Path(plain[0] + plain[1]).glob(re.sub(r"([\[?])", r"[\1]", rest)))
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:
         raise UserError(f"{name} is no pattern of tars: {error}; in a name, * stands for what is there") from None
 
 

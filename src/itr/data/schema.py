@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
 STAGING = ".preparing"  # folder inside the shard folder where shards are made until all are whole
 FORMAT = "itr-shards/1"
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes that file systems take
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
@@ -107,7 +108,7 @@ class Manifest:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
                 raise UserError(f"{where} has format {raw['format']!r}; this version reads {FORMAT!r}")
-            splits = {n: Split([_shard(shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
+            splits = {_name(n): Split([_shard(shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
             return cls(raw["source"], raw["fields"], splits, raw.get("settings", {}))
         except UserError:
             raise
@@ -121,7 +122,16 @@ def _shard(raw: dict[str, Any]) -> Shard:
     numbers = shard.images, shard.captions, shard.bytes
     if not (isinstance(shard.path, str) and isinstance(shard.sha256, str) and all(map(is_whole, numbers))):
         raise TypeError(f"a shard says {str(raw)[:120]}")
+    _name(shard.path)
     return shard
+
+
+def _name(text: str) -> str:
+    """The name of a split or shard, if a file system can have it; else a ValueError."""
+    parts = text.encode().split(b"/")
+    if "\0" in text or max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
+        raise ValueError(f"a name begins with {text[:40]!r}, and no folder can hold the whole of it")
+    return text
 
 
 @dataclass
