@@ -11,7 +11,7 @@ BROWSER := $(VENV)/browser/chromium
 
 
 .DELETE_ON_ERROR:
-.PHONY: help install lock audit browser demo test test-slow test-all bench-prepare bench-eval bench lint format type clean
+.PHONY: help install lock audit browser demo test test-slow test-all bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
@@ -70,13 +70,14 @@ test-slow: $(READY)  ## the slow tests; that of the report is skipped where no b
 
 test-all: test test-slow  ## all tests
 
-bench-prepare: $(READY)  ## images a second of `itr prepare`, beside cp and a bare loop of Pillow
-	$(BIN)/python benchmarks/prepare.py
+# One file a benchmark; each chooses its sizes by what the machine has. `make bench-start_up` runs one of them.
+BENCHMARKS := prepare evaluation start_up input_pipeline training_step overheads loss_at_scale cost_curves
 
-bench-eval: $(READY)  ## exact ranks of COCO's 5K test and of a large gallery, beside a bare product and others' ways
-	$(BIN)/python benchmarks/evaluation.py
+bench: $(BENCHMARKS:%=bench-%)  ## all benchmarks that suit the machine, and docs/performance.md from their results
 
-bench: bench-prepare bench-eval  ## all benchmarks that run anywhere
+bench-%: $(READY)
+	$(BIN)/python benchmarks/$*.py
+	$(BIN)/python benchmarks/page.py
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

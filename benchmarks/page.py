@@ -1,0 +1,128 @@
+"""Makes docs/performance.md from the files of results.
+
+    python benchmarks/page.py
+
+Each section is one benchmark; its words are here, its figures in `results/cpu` and `results/cuda`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from measuring import RESULTS, Line, read
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+HEAD = """# Figures of speed
+
+Made by `python benchmarks/page.py` from the files in `benchmarks/results`, which `make bench` writes; nothing here is
+written by hand. The ways that are compared take turns within one run, and a ratio is the median of the rounds' ratios.
+Absolute times are of the machine that is named, and mean little elsewhere. "Limit" is what operations and bytes allow,
+calculated, not measured. No test depends on a time.
+"""
+NO_GPU = "\nNo GPU was at hand: **nothing below was measured on one**, and every line that needs one says so.\n"
+SECTIONS = {
+    "input_pipeline": ("Input pipeline", "From tars to batches, through the whole data module."),
+    "training_step": ("Training step", "One step of `itr fit` beside the bare towers and beside other loops."),
+    "overheads": ("What the methods cost", "A step with CUSA or D2S-VSE beside the same step without it."),
+    "loss_at_scale": ("Loss of large batches", "`model.large_batch.loss_chunk` beside the loss of all rows at once."),
+    "cost_curves": ("Cost curves", "Measured points, the line fitted to them, and what follows for large runs."),
+    "start_up": ("Start-up", "Whole commands, from a new process on."),
+    "evaluation": ("Exact ranks", "All ranks of both directions, ties counted."),
+    "prepare": ("Shards", "`itr prepare` on files in the page cache, one process."),
+}
+
+
+def page(results: Path) -> str:
+    """The whole page.
+
+    Args:
+        results: the folder with `cpu/*.json` and `cuda/*.json`.
+    """
+    found = {name: {d: results / d / f"{name}.json" for d in DEVICES} for name in SECTIONS}
+    gpu = any(files["cuda"].exists() for files in found.values())
+    parts = [HEAD + ("" if gpu else NO_GPU)]
+    for name, (title, text) in SECTIONS.items():
+        files = {device: path for device, path in found[name].items() if path.exists()}
+        if not files:
+            parts.append(f"## {title}\n\nNot measured yet: `python benchmarks/{name}.py`.\n")
+            continue
+        parts.append(f"## {title}\n\n{text} `python benchmarks/{name}.py`\n")
+        parts += [section(device, *read(path)) for device, path in files.items()]
+    return "\n".join(parts)
+
+
+def section(device: str, outcome: dict[str, Any], lines: list[Line]) -> str:
+    """What one benchmark found on one machine."""
+    machine = ", ".join(f"{key} {value}" for key, value in outcome["machine"].items())
+    settings = ", ".join(f"{key}: {value}" for key, value in outcome["settings"].items())
+    rows = ["| | wanted | ours | beside it | limit | ratio | |", "|---|---|---|---|---|---|---|"]
+    rows += [row(line) for line in lines]
+    text = f"**{DEVICES[device]}** ({machine}). {settings}.\n\n" + "\n".join(rows) + "\n"
+    notes = [note(line) for line in lines if line.remark or line.profile or line.limit_by]
+    tables = [table(name, value) for name, value in outcome["figures"].items()]
+    return "\n".join([text, *notes, *tables])
+
+
+def row(line: Line) -> str:
+    """A line of the table."""
+    bounds = [f"at least {number(line.at_least)}"] if line.at_least is not None else []
+    bounds += [f"at most {number(line.at_most)}"] if line.at_most is not None else []
+    wanted = ", ".join(bounds)
+    if line.ours is None:
+        return f"| {line.what} | {wanted} | not measured: {line.unmeasured} | {line.beside} | {limit(line)} | | |"
+    theirs = "" if line.theirs is None else f"{line.beside}: {number(line.theirs)} {line.unit}"
+    ratio = "" if line.ratio is None else number(line.ratio)
+    kept = {True: "kept", False: "**falls short**", None: ""}[line.met]
+    return f"| {line.what} | {wanted} | {number(line.ours)} {line.unit} | {theirs} | {limit(line)} | {ratio} | {kept} |"
+
+
+def limit(line: Line) -> str:
+    """The calculated limit of a line."""
+    return "" if line.limit is None else f"{number(line.limit)} {line.unit}"
+
+
+def note(line: Line) -> str:
+    """How the limit is calculated, the remark and the profile of a line."""
+    parts = [f"Limit: {line.limit_by}."] if line.limit_by else []
+    parts += [line.remark] if line.remark else []
+    if line.profile:
+        shares = sorted(line.profile.items(), key=lambda item: -item[1])
+        parts.append("Profile: " + ", ".join(f"{what} {100 * share:.0f} %" for what, share in shares) + ".")
+    return f"- {line.what}: " + " ".join(parts)
+
+
+def table(name: str, value: Any) -> str:
+    """Further figures: rows of one kind as a table, a text as it is, anything else as a list."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        head = list(value[0])
+        rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        rows += [f"| {' | '.join(number(entry[key]) for key in head)} |" for entry in value]
+        return f"\n{name}:\n\n" + "\n".join(rows) + "\n"
+    if isinstance(value, dict):
+        return f"\n{name}: " + ", ".join(f"{key} {number(entry)}" for key, entry in value.items()) + ".\n"
+    return f"\n{name}: {number(value)}\n"
+
+
+def number(value: Any) -> str:
+    """A number with three digits that count, anything else as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    options = parser.parse_args()
+    options.out.write_text(page(options.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
