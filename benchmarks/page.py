@@ -31,6 +31,7 @@ SECTIONS = {
     "cost_curves": ("Cost curves", "Measured points, the line fitted to them, and what follows for large runs."),
     "start_up": ("Start-up", "Whole commands, from a new process on."),
     "evaluation": ("Exact ranks", "All ranks of both directions, ties counted."),
+    "same_numbers": ("The same numbers", "Loss curves of fixed seeds on the CPU, beside those of an earlier commit."),
     "prepare": ("Shards", "`itr prepare` on files in the page cache, one process."),
 }
 

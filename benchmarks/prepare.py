@@ -1,6 +1,6 @@
 """Images a second that one core prepares, beside `cp` and a bare loop of Pillow on the same files.
 
-    python benchmarks/prepare.py [--images FOLDER] [--resize 256] [--rounds 5]
+    python benchmarks/prepare.py [--images FOLDER] [--resize 256]
 
 Every figure is one process on files that lie in the page cache, so it tells what the code costs, not the disk. The four
 ways take turns, round after round; the table holds medians. `itr prepare` is measured whole: it looks at the files,
@@ -10,16 +10,12 @@ and writes nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,8 +25,8 @@ from PIL import Image
 
 from itr.data.entries import Entry, RawData
 from itr.data.writing import Writing, write_shards
+from measuring import Line, Rounds, arguments, seconds, write
 
-RESULTS = Path(__file__).parent / "results" / "prepare.json"
 TYPES = (".jpg", ".jpeg")
 
 
@@ -77,37 +73,41 @@ def prepare_bytes(images: Path, out: Path, resize: int) -> None:
 WAYS = {"cp": copy, "itr prepare": prepare_bytes, "bare loop": bare_loop, "itr prepare --resize": prepare}
 
 
-def seconds(way: Callable[[Path, Path, int], None], images: Path, resize: int) -> float:
+def duration(way: Callable[[Path, Path, int], None], images: Path, resize: int) -> float:
     """How long one way takes in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        way(images, Path(folder) / "out", resize)
-        return time.perf_counter() - began
+        return seconds(lambda: way(images, Path(folder) / "out", resize))
 
 
-def measure(images: Path, resize: int, rounds: int) -> dict[str, list[float]]:
+def measure(images: Path, resize: int, rounds: int) -> Rounds:
     """The seconds of each way in each round; each is a process of its own."""
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(rounds):
         for name, way in WAYS.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                taken[name].append(pool.submit(seconds, way, images, resize).result())
-    return taken
+                taken[name].append(pool.submit(duration, way, images, resize).result())
+    return Rounds(taken)
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    """The median of the rounds' ratios: what else the machine does, it does to both of a round."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def compared(found: Rounds, sizes: list[int]) -> list[Line]:
+    """Our two ways, each beside what comes nearest; ratios are of rates."""
+    rates = {name: len(sizes) / found.median(name) for name in WAYS}
+    copied, shrunk = rates["itr prepare"], rates["itr prepare --resize"]
+    speed = f"{copied * sum(sizes) / len(sizes) / 1e6:,.0f} MB/s."
+    return [
+        Line("byte copy: header check, tar, checksum", "images/s", copied, "cp", rates["cp"],
+             ratio=found.ratio("cp", "itr prepare"), remark=speed),
+        Line("shrinking to 256", "images/s", shrunk, "Pillow: decode, resize, encode, nothing written",
+             rates["bare loop"], ratio=found.ratio("bare loop", "itr prepare --resize"), at_least=0.85),
+    ]  # fmt: skip
 
 
 def main() -> None:
-    """Measure, print the table, and keep it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and write."""
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=Path, help="folder of JPEGs; by default some are made")
     parser.add_argument("--number", type=int, default=600, help="how many are made")
     parser.add_argument("--resize", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file for the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder)
@@ -116,26 +116,13 @@ def main() -> None:
                 if path.suffix.lower() in TYPES:
                     shutil.copy(path, images)
         else:
-            make_images(images, options.number)
+            make_images(images, 8 if options.quick else options.number)
         sizes = [path.stat().st_size for path in images.iterdir()]
         if not sizes:
             parser.error(f"{options.images} holds no JPEG")
-        rounds = measure(images, options.resize, options.rounds)
-    times = {name: statistics.median(taken) for name, taken in rounds.items()}
-    rates = {name: len(sizes) / time for name, time in times.items()}
-    ratios = {
-        "itr prepare / cp": ratio(rounds["itr prepare"], rounds["cp"]),
-        "itr prepare --resize / bare loop": ratio(rounds["itr prepare --resize"], rounds["bare loop"]),
-    }
-    print(f"{len(sizes)} JPEGs, {sum(sizes) / len(sizes) / 1e3:.0f} kB each; --resize {options.resize}; ", end="")
-    print(f"medians of {options.rounds} rounds, one core each\n")
-    for name, rate in rates.items():
-        print(f"{name:22}{rate:10,.0f} images/s{sum(sizes) / times[name] / 1e6:10,.0f} MB/s")
-    for name, value in ratios.items():
-        print(f"{name:34}{value:6.2f} times the seconds")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    outcome = {"images": len(sizes), "bytes": sum(sizes), "resize": options.resize, "rounds": options.rounds}
-    options.out.write_text(json.dumps({**outcome, "images_per_second": rates, "ratios": ratios}, indent=1) + "\n")
+        found = measure(images, options.resize, options.rounds)
+    settings = {"JPEGs": len(sizes), "kB each": round(sum(sizes) / len(sizes) / 1e3), "rounds": options.rounds}
+    write(options.out, "prepare", compared(found, sizes), settings, {})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Loss curves of a fixed seed, step by step, of these sources beside those of an earlier commit.
+
+    python benchmarks/same_numbers.py --before COMMIT
+
+Both train the same models on the same made-up scenes, each in processes of its own with one thread on the CPU, so that
+two runs of one source are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from measuring import Line, arguments, write
+from methods_on_scenes import write_teacher
+
+ROOT = Path(__file__).parents[1]
+CUSA = ["--model.methods+=CUSA"]
+D2S = ["--model.methods+=D2S", "--model.methods.num_prompts=8", "--model.methods.depth=1"]
+VARIANTS = {
+    "ResNet and BERT, InfoNCE": [],
+    "ViT and BERT with GPO, triplet": [
+        "--model.backbone=VSE",
+        "--model.objective=Triplet",
+        "--model.objective.hardest_after=0.5",
+    ],
+    "small CLIP, sigmoid": ["--model.backbone=CLIP", "--model.objective=Sigmoid"],
+    "CUSA": [*CUSA, "--model.methods.alpha=1"],
+    "D2S-VSE, without a first stage": D2S,
+    "CUSA and D2S-VSE, a caption a pair": [*CUSA, *D2S, "--data.captions=all"],
+}
+
+
+def losses(source: Path, options: list[str], data: Path, steps: int) -> list[float]:
+    """The loss of each step of a short run of the sources in a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [
+            "--config=demo.yaml", f"--data.root={data / 'shards'}", f"--data.features={data / 'teacher'}",
+            f"--trainer.default_root_dir={folder}", f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1",
+            "--data.val_split=null", "--data.batch_size=32", "--data.augmentation.crop_scale=[0.5, 1.0]",
+            "--data.augmentation.horizontal_flip=0.5", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false", *options,
+        ]  # fmt: skip
+        itr(source, "fit", *given)
+        with next(Path(folder).glob("logs/**/metrics.csv")).open(newline="") as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def itr(source: Path, *options: str) -> None:
+    """Run the command of the sources in a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source / "src")}
+    command = [sys.executable, "-m", "itr", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=source)
+    if done.returncode:
+        raise RuntimeError(f"itr {' '.join(options)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+def checkout(commit: str, folder: Path) -> Path:
+    """The files of a commit."""
+    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def compared(before: list[float], after: list[float]) -> float:
+    """The largest difference of two curves, each over the earlier one's value."""
+    return max(abs(new - old) / abs(old) for old, new in zip(before, after, strict=True))
+
+
+def main() -> None:
+    """Train, compare and write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--before", default="HEAD", help="commit to compare with")
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    steps, pictures = (3, 100) if options.quick else (options.steps, 400)
+    chosen = dict(list(VARIANTS.items())[:1]) if options.quick else VARIANTS
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        earlier = ROOT if options.quick else checkout(options.before, data / "before")
+        itr(ROOT, "prepare", "scenes", f"--out={data / 'shards'}", f"--train={pictures}", "--val=8", "--test=8")
+        write_teacher(data / "shards", data / "teacher")
+        lines, ends = [], []
+        for name, given in chosen.items():
+            before, after = (losses(source, given, data, steps) for source in (earlier, ROOT))
+            lines.append(Line(f"{name}: largest relative difference", "", compared(before, after), at_most=0.0))
+            ends.append({"model": name, "first loss": after[0], "last loss": after[-1], "last loss before": before[-1]})
+    settings = {"before": options.before, "steps": steps, "batch": 32}
+    write(options.out, "same_numbers", lines, settings, {"Ends of the curves": ends})
+
+
+if __name__ == "__main__":
+    main()
