@@ -65,15 +65,18 @@ def gather(rows: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+        if rows.numel():
+            dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(world_size())[process_number()]
+        gradient = gradients[0].contiguous()
+        own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
+        if own.numel():
+            dist.reduce_scatter_tensor(own, gradient)
+        return own
 
 
 def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:
