@@ -79,11 +79,12 @@ LARGE = Sizes(
 
 @dataclass
 class Curve:
-    """Points over one size, and what was fitted to them."""
+    """Points over one size, what was fitted to them, and the operations a second of a bare product beside them."""
 
     x: list[int]
     found: list[Point]
     powers: tuple[int, ...] = (0, 1)
+    rate: float = 0.0
 
     @property
     def time(self) -> Fit:
@@ -109,17 +110,22 @@ class Curve:
         ]
 
 
-def curve(make: Callable[[int], Callable[[], object]], x: list[int], rounds: int, powers: tuple[int, ...]) -> Curve:
-    """Measure a curve."""
-    return Curve(x, [measured(partial(make, size), rounds) for size in x], powers)
+def curve(
+    make: Callable[[int], Callable[[], object]], x: list[int], powers: tuple[int, ...], rounds: int, bare: partial[Any]
+) -> Curve:
+    """Measure a curve, and a bare matrix product before and after it."""
+    before = measured(bare, max(5, rounds)).seconds
+    found = [measured(partial(make, size), rounds) for size in x]
+    taken = (before + measured(bare, max(5, rounds)).seconds) / 2
+    return Curve(x, found, powers, 2 * bare.args[0] ** 3 / taken)
 
 
-def line(what: str, found: Curve, per: int, operations: float, rate: float, letter: str) -> Line:
+def line(what: str, found: Curve, per: int, operations: float, letter: str) -> Line:
     """The time of what is added with x, beside a bare product of as many operations."""
     power = max(found.powers)
-    own, bare = per * found.time.coefficients[power], operations / rate
+    own, bare = per * found.time.coefficients[power], operations / found.rate
     told = Line(what, "ms", 1e3 * own, "bare product of as many operations", 1e3 * bare, 1e3 * bare)
-    told.limit_by = f"{operations:.3g} operations at the {rate / 1e9:,.0f} GFLOP/s of a bare product of the same run"
+    told.limit_by = f"{operations:.3g} operations at the {found.rate / 1e9:,.0f} GFLOP/s of a bare product around it"
     told.ratio, told.remark = own / bare, found.time.told("ms", letter, 1e3)
     if power > 1:
         straight = replace(found, powers=(0, 1)).time.residual
@@ -137,15 +143,12 @@ def memory_line(what: str, found: Curve, per: int, letter: str) -> Line:
 def computing(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
     """Curves of batch, loss, caption length and gallery."""
     words, width, cuda = sizes.words_of_step, 512, device() == "cuda"
-    kinds = {"towers": torch.bfloat16 if cuda else torch.float32, "float32": torch.float32}
-    rates = {
-        name: 2 * sizes.product**3 / measured(partial(points.product, sizes.product, kind), max(5, rounds)).seconds
-        for name, kind in kinds.items()
-    }
-    step = curve(lambda size: points.step(size, words), sizes.batch, rounds, (0, 1))
-    loss = curve(lambda size: points.loss(size, width), sizes.loss, rounds, (0, 2))
-    text = curve(lambda length: points.text_tower(sizes.captions, length), sizes.words, rounds, (0, 1))
-    ranks = curve(lambda images: points.ranks(images, width), sizes.gallery, rounds, (0, 2))
+    towers = partial(points.product, sizes.product, torch.bfloat16 if cuda else torch.float32)
+    plain = partial(points.product, sizes.product, torch.float32)
+    step = curve(lambda size: points.step(size, words), sizes.batch, (0, 1), rounds, towers)
+    loss = curve(lambda size: points.loss(size, width), sizes.loss, (0, 2), rounds, plain)
+    text = curve(lambda length: points.text_tower(sizes.captions, length), sizes.words, (0, 1), rounds, towers)
+    ranks = curve(lambda images: points.ranks(images, width), sizes.gallery, (0, 2), rounds, plain)
     of_pair = alone(partial(points.step_operations, words))
     low, high = sizes.words[0], sizes.words[-1]
     of_words = alone(partial(points.text_operations, high)) - alone(partial(points.text_operations, low))
@@ -153,13 +156,13 @@ def computing(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
     straight = replace(ranks, powers=(0, 1))  # the memory of a tile doesn't grow, that of embeddings does
     million = "a million scores (N images by 5N captions)"
     lines = [
-        line("Training step: each further pair", step, 1, of_pair, rates["towers"], "B"),
+        line("Training step: each further pair", step, 1, of_pair, "B"),
         memory_line("Training step: memory of each further pair", step, 1, "B"),
-        line("Loss (InfoNCE, width 512): a million scores (B²)", loss, 10**6, 6e6 * width, rates["float32"], "B"),
+        line("Loss (InfoNCE, width 512): a million scores (B²)", loss, 10**6, 6e6 * width, "B"),
         memory_line("Loss: memory of a million scores, of which one matrix is 3.8 MiB", loss, 10**6, "B"),
-        line(f"Text tower, {sizes.captions} captions: each further word", text, 1, of_word, rates["towers"], "L"),
+        line(f"Text tower, {sizes.captions} captions: each further word", text, 1, of_word, "L"),
         memory_line(f"Text tower, {sizes.captions} captions: memory of each further word", text, 1, "L"),
-        line(f"Exact ranks, width {width}: {million}", ranks, 200_000, 2e6 * width, rates["float32"], "N"),
+        line(f"Exact ranks, width {width}: {million}", ranks, 200_000, 2e6 * width, "N"),
         memory_line(f"Exact ranks, width {width}: memory of each further 1,000 images", straight, 1000, "N"),
     ]
     return lines, {
@@ -215,8 +218,8 @@ def processes(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
     told = Line("Step of 2 processes (gloo, CPU)", "s", joined, "2 that don't talk", apart, ratio=joined / apart)
     told.remark = (
         f"One process alone: {rows[0]['step of DDP, s']:.3g} s. Processes share the machine's "
-        f"{len(os.sched_getaffinity(0))} cores, one thread each: beyond them they wait for each other, which the column "
-        "of those that don't talk shows."
+        f"{len(os.sched_getaffinity(0))} cores, one thread each: beyond them they wait for each other, which the "
+        "column of those that don't talk shows."
     )
     return [told], {f"Step by processes, {sizes.joined} pairs each": rows}
 

@@ -32,7 +32,7 @@ class Point:
 
     Attributes:
         seconds: the median of several calls.
-        mebibytes: most memory at a time during the first call, beyond what there was before it.
+        mebibytes: most memory at a time during a call, beyond what there was before it.
     """
 
     seconds: float
@@ -86,6 +86,7 @@ def measured(build: Callable[[], Callable[[], object]], rounds: int) -> Point:
         if device() == "cpu":
             _return_freed_memory()
         call = build()
+        call()  # what is made once, such as the state of the optimizer, is there before
         before = _forget_peak()
         call()
         return (_peak() - before) / MIB
