@@ -119,7 +119,7 @@ def explain(lines: list[Line], imported: list[dict[str, float | str]]) -> None:
         if line.met is False:
             line.profile = {str(row["package"]): float(row["seconds"]) / total for row in imported}
             line.remark = (
-                f"All but {(line.ours or 0) - (line.limit or 0):.2f} s is what Lightning imports: "
+                f"All but {max(0.0, (line.ours or 0) - (line.limit or 0)):.2f} s is what Lightning imports: "
                 "torchmetrics brings scipy and transformers along, and has no switch to leave them out."
             )
 
