@@ -38,7 +38,7 @@ from itr.run_folder import check_writable
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
 from itr.training.loggers import Csv, TensorBoard
-from itr.training.resume import SameOrder, check_settings, find_checkpoint
+from itr.training.resume import SameOrder, check_settings, find_checkpoint, with_saved
 from itr.training.stopping import Signals, Stopped, requeue
 from itr.training.waiting import DataWait
 from itr.training.watch import Watch
@@ -98,17 +98,9 @@ class TrainingCLI(LightningCLI):
                 self.saved = check_settings(settings, subcommand, args or [])
 
     def _parse_ckpt_path(self) -> None:
-        """As Lightning does, which takes the model's settings from the checkpoint.
-
-        Raises:
-            UserError: they are none of ours.
-        """
-        try:
-            with nullcontext() if self.saved is None else sealed(self.saved):
-                super()._parse_ckpt_path()
-        except SystemExit:
-            path = self.config[self.config.subcommand].ckpt_path
-            raise UserError(f"{path} is no checkpoint of itr: its settings are not those of a model") from None
+        """Take the model's settings from the checkpoint, as Lightning does, which would load all of it for them."""
+        if self.saved is not None:
+            self.config = with_saved(self.parser, self.config, self.saved)
 
     def _default_to_chosen_classes(self) -> bool:
         """Let what isn't set be as the chosen class has it; whether that changes anything.

@@ -26,6 +26,25 @@ def test_spans_go_through_the_shards_in_order_and_round():
         assert read(counts, order, start, stop) == expected
 
 
+class Counted(list):
+    """A list that knows how often it was asked for an element."""
+
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def test_the_work_of_planning_grows_with_the_shards_and_no_faster():
+    asked = []
+    for number in (100, 1000):
+        counts = Counted([2] * number)
+        assert len(plan.spans(counts, list(range(number)), 1, 2 * number + 1)) == number + 1
+        asked.append(counts.asked)
+    assert asked[1] < 11 * asked[0]
+
+
 @pytest.mark.parametrize("total", [1, 2, 7, 50, 101])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch", [1, 4, 16])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import itr.report.embeddings
+import itr.embed
 from html_page import Page
 from itr.cli import main
 from itr.data.shards import Record, write_split
@@ -89,7 +89,7 @@ def test_embeddings_are_made_once(run, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("embedded twice")
 
-    monkeypatch.setattr(itr.report.embeddings, "embed_shards", refuse)
+    monkeypatch.setattr(itr.embed, "embed_shards", refuse)
     assert report(run).source == first.source
     (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes() + b" ")
     with pytest.raises(AssertionError, match="embedded twice"):

@@ -74,7 +74,7 @@ def plain_pictures(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_refuses_options_that_its_checkpoint_contradicts(scenes, tmp_path, capsys, caplog):
+def test_a_resumed_run_refuses_options_that_its_checkpoint_contradicts(scenes, tmp_path, capsys, caplog, monkeypatch):
     trained = ["--model.objective=Triplet", "--model.optimizer.lr=0.001"]
     assert main(command(tmp_path, scenes, *trained)) == 0
     again = ["--ckpt_path=last", "--trainer.max_epochs=2"]
@@ -90,8 +90,16 @@ def test_a_resumed_run_refuses_options_that_its_checkpoint_contradicts(scenes, t
         assert message in capsys.readouterr().err
     config = tmp_path / "other.yaml"
     config.write_text("model: {optimizer: {lr: 0.5}, objective: {class_path: Triplet}}")
+    load, whole = torch.load, []
+
+    def counting(*args, **kwargs):
+        whole.extend([] if kwargs.get("mmap") else [args])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counting)
     with caplog.at_level(logging.INFO, logger="itr"):
         assert main(command(tmp_path, scenes, f"--config={config}", *again)) == 0  # a config is told, not refused
+    assert len(whole) == 1  # its settings are read without its tensors
     assert "model.optimizer.lr is 0.001, as in" in caplog.text
     assert "the config's 0.5 is not used" in caplog.text
 

@@ -23,19 +23,20 @@ class Span:
 
 def spans(counts: list[int], order: list[int], start: int, stop: int) -> list[Span]:
     """The parts of shards that items [start, stop) cover when shards of `counts` items lie in `order`, going round."""
-    total = sum(counts[shard] for shard in order)
-    if stop > start and not total:
+    ends = np.cumsum([counts[shard] for shard in order], dtype=np.int64)
+    if stop <= start:
+        return []
+    if not len(ends) or not ends[-1]:
         raise ValueError("no items to read")
     found: list[Span] = []
+    place = int(np.searchsorted(ends, start % ends[-1], side="right"))  # the first shard that ends after it
+    position = start % int(ends[-1]) - (int(ends[place - 1]) if place else 0)
     while start < stop:
-        position = start % total
-        for shard in order:
-            if position < counts[shard]:
-                break
-            position -= counts[shard]
+        shard = order[place]
         take = min(counts[shard] - position, stop - start)
-        found.append(Span(shard, position, take))
-        start += take
+        if take:
+            found.append(Span(shard, position, take))
+        start, position, place = start + take, 0, (place + 1) % len(order)
     return found
 
 

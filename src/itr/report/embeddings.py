@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from itr.checkpoints import open_checkpoint
-from itr.data.datamodule import ShardData
 from itr.data.features import data_identity
 from itr.data.locations import find_split
 from itr.distributed import choose_device
-from itr.embed import embed_shards
 from itr.evaluation.embeddings import gallery_of
 from itr.evaluation.gallery import Gallery
 
@@ -50,6 +48,9 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
                 return _gallery({name: kept[name] for name in kept if name != "identity"}, str(cache))
     except Exception:  # none, of another checkpoint, or cut short: made anew
         pass
+    from itr.data.datamodule import ShardData  # they take seconds to import, which kept embeddings do without
+    from itr.embed import embed_shards
+
     shards = ShardData(str(root), num_workers=2, predict_split=split)
     arrays = embed_shards(open_checkpoint(str(checkpoint)), shards, torch.device(choose_device(device)), "32")
     gallery = _gallery(arrays, f"{checkpoint} on {root}")

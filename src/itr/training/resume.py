@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from itr.component import check_description, plain
+from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
+from itr.offline import sealed
 from itr.training.checkpoint_files import BEST, LAST, fault, newest, read
 from itr.training.saved_settings import check_resumed
 
@@ -96,6 +98,23 @@ def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -
     if subcommand == "fit":
         check_resumed(plain(namespace_to_dict(settings.model)), saved, arguments, settings.ckpt_path)
     return saved
+
+
+def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any]) -> Namespace:
+    """A verb's config with the model settings of its checkpoint, `saved`.
+
+    Raises:
+        UserError: they are none of ours.
+    """
+    verb = config.subcommand
+    model = {part: deepcopy(saved[part]) for part in PARTS}
+    try:
+        with sealed(saved):
+            parsed: Namespace = parser.parse_object({verb: {"model": model}}, config)
+    except SystemExit:
+        path = config[verb].ckpt_path
+        raise UserError(f"{path} is no checkpoint of itr: its settings are not those of a model") from None
+    return parsed
 
 
 def namespace_to_dict(value: Any) -> Any:

@@ -97,7 +97,7 @@ class ObjectClaim:
 
     def told(self) -> dict[str, str]:
         """The attributes that the claim fixes."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}  # `asdict` copies deep
 
     def matches(self, item: SceneObject) -> bool:
         """Whether the object has every attribute that the claim fixes."""
