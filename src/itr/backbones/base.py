@@ -117,7 +117,9 @@ class Backbone(Component, nn.Module, ABC):
 
     def similarity(self, image: Encoded, text: Encoded) -> Tensor:
         """Score every image against every caption: the cosine of the pooled embeddings [I, C]."""
-        return F.normalize(image.pooled, dim=-1) @ F.normalize(text.pooled, dim=-1).T
+        if len(image) > len(text):  # so that each caption's scores lie together in memory, for those who look at them
+            return (text.unit @ image.unit.T).T
+        return image.unit @ text.unit.T
 
     @abstractmethod
     def is_tower(self, parameter_name: str) -> bool:
