@@ -13,8 +13,9 @@ from torch.autograd.function import once_differentiable
 def cross_entropy_rows(similarity: Tensor, temperature: Tensor | float, targets: Tensor) -> Tensor:
     """Cross entropy of soft targets, one value a row [R]: -sum_j p_ij log softmax_j(s_ij / t).
 
-    Until the backward pass it keeps the logarithms of the softmax alone, where a chain of operations would keep the
-    similarities too, and reads and writes the matrix half as often. It gives no second derivatives.
+    Its gradient is known as soon as the softmax is, and is all that is kept until the backward pass, where a chain of
+    operations would keep similarities, softmax and targets, and pass over them twice as often. It gives no second
+    derivatives.
 
     Args:
         similarity: s [R, B].
@@ -30,18 +31,20 @@ class _CrossEntropyRows(torch.autograd.Function):
     def forward(ctx: Any, similarity: Tensor, temperature: Tensor | float, targets: Tensor) -> Tensor:
         rate = torch.as_tensor(1 / temperature, dtype=similarity.dtype, device=similarity.device)
         logs = F.log_softmax(similarity * rate, dim=1)
-        ctx.save_for_backward(logs, rate, targets)
-        return -(targets * logs).sum(dim=1)
+        value = -(targets * logs).sum(dim=1)
+        slope = logs.exp().mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)  # by s / t
+        # By t; the logs stand for s / t here, since they differ by what is the same in a row, and slopes sum to 0.
+        whole = (slope * logs).sum(dim=1) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(slope, whole, rate, logs if ctx.needs_input_grad[2] else None)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        logs, rate, targets = ctx.saved_tensors
-        factor = (incoming[0] * rate)[:, None]
-        gradient = logs.exp().mul_(targets.sum(dim=1, keepdim=True) * factor).addcmul_(targets, factor, value=-1)
-        temperature = goal = None
-        if ctx.needs_input_grad[1]:  # logs stand for s / t here: they differ by what is the same in a whole row
-            temperature = -rate * torch.dot(gradient.flatten(), logs.flatten())
-        if ctx.needs_input_grad[2]:
-            goal = -logs * incoming[0][:, None]
-        return gradient, temperature, goal
+        slope, whole, rate, logs = ctx.saved_tensors
+        temperature = None if whole is None else -rate * (incoming[0] * whole).sum()
+        return (
+            slope * (incoming[0] * rate)[:, None],
+            temperature,
+            None if logs is None else -logs * incoming[0][:, None],
+        )

@@ -31,8 +31,8 @@ def sum_of_blocks(
     respect to the embeddings, what methods prepared, and the parameters; the backward pass multiplies the sums of these
     by the gradient that comes in. All that remains of a block is in them, of the size of the embeddings.
 
-    The gradients are those of the sum of all terms. Asked for another combination of terms they are NaN, and so are
-    those of a second order refused.
+    The gradients are those of the sum of all terms, times what it is multiplied by; those of another combination of
+    terms are NaN. There are none of a second order.
 
     Args:
         share: gives a block's share in each term, of nothing else with a gradient than its arguments and `module`.
@@ -65,8 +65,8 @@ class Inputs:
 
     def __init__(self, module: nn.Module, scale: Tensor | None) -> None:
         self.scale = scale
-        self.outside = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.inside = list(self.outside)
+        self.outside: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.inside: list[Tensor] = list(self.outside)
         self.gradients: dict[int, Tensor] = {}
 
     def cut(self, value: Tensor) -> Tensor:
