@@ -52,7 +52,6 @@ def time_lines(batch: int, chunk: int, rounds: int) -> list[Line]:
     scores, rows = torch.ones(batch, batch, device=device()), torch.randn(batch, WIDTH, device=device())
     bare = side_by_side({"product": lambda: rows @ rows.T, "copy": scores.clone}, rounds)
     del scores
-    del scores
     lines = []
     for name, case in CASES.items():
         loss = Loss(name, batch)
