@@ -21,7 +21,7 @@ from loss_cases import CASES, TEACHER, WIDTH, Case, Loss, difference
 from loss_profile import STATUS, peak_of, shares_of
 from measuring import Line, Rounds, arguments, device, side_by_side, write
 
-GPU_BATCH, GPU_CHUNK, LARGEST, LARGEST_CHUNK = 16_384, 512, 65_536, 512
+GPU_BATCH, LARGEST = 16_384, 65_536
 MEGABYTE = 1e6
 TRIED = (
     "In blocks the scores of captions with images are a product of their own, with two more in the backward pass. "
@@ -47,18 +47,17 @@ def memory(points: list[tuple[str, int, int]]) -> list[float]:
     return found
 
 
-def time_lines(batch: int, chunk: int, rounds: int) -> list[Line]:
+def time_lines(batch: int, chunks: dict[str, int], rounds: int) -> list[Line]:
     """Seconds of each case both ways, beside the limit of operations and bytes."""
     scores, rows = torch.ones(batch, batch, device=device()), torch.randn(batch, WIDTH, device=device())
     bare = side_by_side({"product": lambda: rows @ rows.T, "copy": scores.clone}, rounds)
     del scores
     lines = []
     for name, case in CASES.items():
-        loss = Loss(name, batch)
-        ways = {"plain": lambda loss=loss: loss.step(0), "blocks": lambda loss=loss: loss.step(chunk)}  # type: ignore[misc]
-        line = time_line(
-            f"{name}, {batch:,} pairs in blocks of {chunk:,}: time", case, side_by_side(ways, rounds), bare
-        )
+        loss, chunk = Loss(name, batch), chunks[name]
+        ways = {"plain": partial(loss.step, 0), "blocks": partial(loss.step, chunk)}
+        what = f"{name}, {batch:,} pairs in blocks of {chunk:,}: time"
+        line = time_line(what, case, side_by_side(ways, rounds), bare)
         if line.met is False:
             line.profile, line.remark = shares_of(ways["blocks"]), TRIED
         lines.append(line)
@@ -90,12 +89,12 @@ def exactness(batch: int) -> list[Line]:
     return lines
 
 
-def measured_memory(batch: int, chunk: int, bound: float | None) -> list[Line]:
+def measured_memory(batch: int, chunks: dict[str, int], bound: float | None) -> list[Line]:
     """Megabytes of each case both ways."""
-    points = [(name, batch, rows) for name in CASES for rows in (chunk, 0) if rows or batch < LARGEST]
+    points = [(name, batch, rows) for name in CASES for rows in (chunks[name], 0) if rows or batch < LARGEST]
     found = dict(zip(points, memory(points), strict=True))
     lines = []
-    for name in CASES:
+    for name, chunk in chunks.items():
         what = f"{name}, {batch:,} pairs in blocks of {chunk:,}: extra memory"
         ours, theirs = found[name, batch, chunk] / MEGABYTE, found.get((name, batch, 0))
         plain = None if theirs is None else theirs / MEGABYTE
@@ -118,11 +117,12 @@ def calculated_memory(batch: int, chunk: int) -> tuple[list[Line], list[dict[str
     points = [(batch, chunk // 2), (batch, chunk * 2), (2 * batch, chunk)]
     found = memory([(name, *point) for name in CASES for point in points])
     lines, table = [], []
-    for number, name in enumerate(CASES):
+    for number, (name, case) in enumerate(CASES.items()):
         low, high, check = found[3 * number : 3 * number + 3]
         block = (high - low) / (chunk * 2 - chunk // 2) / batch  # bytes for each of B x R
         side = (low - block * batch * (chunk // 2)) / batch  # bytes for each of B
-        for size, rows in ((GPU_BATCH, GPU_CHUNK), (LARGEST, LARGEST_CHUNK)):
+        for size in (GPU_BATCH, LARGEST):
+            rows = case.chunk
             what = f"{name}, {size:,} pairs in blocks of {rows:,}: extra memory, calculated from points on this CPU"
             ours, limit = size * (block * rows + side) / MEGABYTE, least_memory(name, size, rows) / MEGABYTE
             bound = 512.0 if size == GPU_BATCH else None
@@ -136,26 +136,26 @@ def calculated_memory(batch: int, chunk: int) -> tuple[list[Line], list[dict[str
 def on_a_cpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     """Small batches measured, large ones calculated."""
     batch, chunk = (256, 32) if options.quick else (4096, 512)
-    lines = time_lines(batch, chunk, options.rounds) + exactness(256 if options.quick else 1024)
+    chunks = dict.fromkeys(CASES, chunk)
+    lines = time_lines(batch, chunks, options.rounds) + exactness(256 if options.quick else 1024)
     if not STATUS.exists():
         return [*lines, Line("Extra memory", "MB", at_most=512, unmeasured="it needs Linux's /proc")], {}
-    lines += measured_memory(batch, chunk, 512)
+    lines += measured_memory(batch, chunks, 512)
     calculated, table = calculated_memory(batch, chunk)
-    for what in (f"{name}, {GPU_BATCH:,} pairs in blocks of {GPU_CHUNK:,}: time" for name in CASES):
+    for what in (f"{name}, {GPU_BATCH:,} pairs in blocks of {case.chunk:,}: time" for name, case in CASES.items()):
         lines.append(Line(what, "s", beside="all at once", at_most=1.25, unmeasured="it needs a GPU"))
     return lines + calculated, {"what the memory is made of": table}
 
 
 def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     """Both sizes of the issue."""
-    batch, chunk, largest = (512, 128, 1024) if options.quick else (GPU_BATCH, GPU_CHUNK, LARGEST)
-    lines = time_lines(batch, chunk, options.rounds) + measured_memory(batch, chunk, 512)
-    lines += exactness(1024)
-    lines += measured_memory(largest, LARGEST_CHUNK, None)
-    for name in CASES:
-        loss = Loss(name, largest)
-        found = side_by_side({"blocks": partial(loss.step, LARGEST_CHUNK)}, options.rounds)
-        lines.append(Line(f"{name}, {largest:,} pairs in blocks: time", "s", found.median("blocks")))
+    batch, largest = (512, 1024) if options.quick else (GPU_BATCH, LARGEST)
+    chunks = {name: case.chunk // (4 if options.quick else 1) for name, case in CASES.items()}
+    lines = time_lines(batch, chunks, options.rounds) + measured_memory(batch, chunks, 512)
+    lines += exactness(1024) + measured_memory(largest, chunks, None)
+    for name, chunk in chunks.items():
+        found = side_by_side({"blocks": partial(Loss(name, largest).step, chunk)}, options.rounds)
+        lines.append(Line(f"{name}, {largest:,} pairs in blocks of {chunk:,}: time", "s", found.median("blocks")))
     return lines, {}
 
 

@@ -30,6 +30,7 @@ class Case:
         products: matrix products of B x B scores in width D, forward and backward, in blocks.
         least: the same with all rows at once.
         matrices: of scores that have a gradient, in blocks.
+        chunk: rows of a block at a GPU's sizes.
     """
 
     objective: Callable[[], Objective]
@@ -37,13 +38,14 @@ class Case:
     products: float
     least: float
     matrices: int
+    chunk: int = 512
 
 
 CASES = {
     "InfoNCE": Case(InfoNCE, False, 6, 3, 2),
     "Triplet": Case(Triplet, False, 6, 3, 2),
     "Sigmoid": Case(Sigmoid, False, 3, 3, 1),
-    "InfoNCE + CUSA": Case(InfoNCE, True, 12 + 2 * TEACHER / WIDTH, 9 + 2 * TEACHER / WIDTH, 4),
+    "InfoNCE + CUSA": Case(InfoNCE, True, 12 + 2 * TEACHER / WIDTH, 9 + 2 * TEACHER / WIDTH, 4, 128),
 }
 
 

@@ -27,8 +27,8 @@ def info_nce(scores: Scores, temperature: Tensor | float, scale: Scale = "standa
         scale: `standard` averages over rows. `element_mean` divides by the number of rows once more, as the authors of
             CUSA do in their configs; it makes every other loss term B times heavier in comparison.
     """
-    mass = scores.positives.to(scores.image_to_text.dtype)
-    targets = mass / mass.sum(dim=1, keepdim=True)
+    targets = scores.positives.to(scores.image_to_text.dtype)
+    targets /= targets.sum(dim=1, keepdim=True)
     image_to_text = cross_entropy_rows(scores.image_to_text, temperature, targets)
     text_to_image = cross_entropy_rows(scores.text_to_image, temperature, targets)
     loss = (image_to_text.sum() + text_to_image.sum()) / (2 * scores.size)

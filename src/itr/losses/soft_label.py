@@ -73,9 +73,11 @@ def soft_label_alignment(
     """
     log_target = F.log_softmax(teacher * (1 / soft_temperature), dim=1)
     target, size = log_target.exp(), similarity.shape[1]
+    negative_entropy = (target * log_target).sum() if loss == "kl" else None
+    del log_target  # before the next matrices are made
     cross_entropy = cross_entropy_rows(similarity, temperature, target)
-    if loss == "kl":
-        return (cross_entropy + (target * log_target).sum(dim=1)).sum() / size
+    if negative_entropy is not None:
+        return (cross_entropy.sum() + negative_entropy) / size
     if loss == "cross_entropy":
         return cross_entropy.sum() / size
     if loss == "cross_entropy_element_mean":

@@ -118,9 +118,11 @@ class _Known(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradients of a loss in blocks have been taken already"
         # Equal for all terms, or else not what the gradients were taken of. No `if`: a GPU would be waited for.
         first = incoming[0][0]
         factor = torch.where((incoming[0] == first).all(), first, torch.nan)
         if ctx.scale is not None:
             factor = factor / ctx.scale
-        return None, None, None, *[(factor * g).to(kind) for g, kind in zip(ctx.gradients, ctx.dtypes, strict=True)]
+        return None, None, None, *[g.mul_(factor).to(kind) for g, kind in zip(gradients, ctx.dtypes, strict=True)]
