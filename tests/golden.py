@@ -20,7 +20,7 @@ from itr.backbones import Backbone
 from itr.backbones.pooling import GPO
 from itr.interop.cusa import convert, from_loss_config, parameter_name
 from itr.losses import triplet
-from itr.losses.contrastive import cross_entropy_rows
+from itr.losses.cross_entropy import cross_entropy_rows
 from itr.objectives import InfoNCE
 from itr.types import Encoded, Pairs, Scores
 
@@ -111,7 +111,7 @@ def rounding(objective: InfoNCE, scores: Scores) -> Tensor:
     mass = scores.positives.float()
     rounded, exact = (values / values.sum(dim=1, keepdim=True) for values in (mass, mass.double()))
     logits = scores.image_to_text / objective.temperature()
-    loss = sum(cross_entropy_rows(rows, rounded - exact).mean() for rows in (logits, logits.T)) / 2
+    loss = sum(cross_entropy_rows(rows, 1.0, rounded - exact).mean() for rows in (logits, logits.T)) / 2
     return loss / scores.size if objective.scale == "element_mean" else loss
 
 

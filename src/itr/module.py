@@ -119,11 +119,11 @@ class RetrievalModule(pl.LightningModule):
                 "a contrastive objective compares pairs, and this batch has one; set --data.batch_size to 2 or more"
             )
 
-        def share(rows: slice) -> dict[str, Tensor]:
+        def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
             scores = score_rows(self.backbone.similarity, image, text, image_id, rows)
             return self._share(Pairs(image, text, image_id, scores, extra), progress)
 
-        return self.large_batch.sum_of_shares(share, len(image_id), self, image_id.device)
+        return self.large_batch.sum_of_shares(share, image, text, extra, self, self._loss_scale())
 
     def _share(self, pairs: Pairs, progress: float) -> dict[str, Tensor]:
         """The share of some rows in every weighted term."""
@@ -134,6 +134,14 @@ class RetrievalModule(pl.LightningModule):
                 for term, value in method.losses(pairs).items():
                     terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
         return terms
+
+    def _loss_scale(self) -> Tensor | None:
+        """By what float16 training multiplies the loss, where it does []."""
+        scaler = None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None:
+            return None
+        scale: Tensor = scaler.scale(torch.ones((), device=self.device))
+        return scale
 
     def _embed_everything(self, batch: Batch) -> tuple[Encoded, Encoded, dict[str, Tensor]]:
         """Images, captions and what methods prepared, a row a pair of all processes."""

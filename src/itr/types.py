@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -137,12 +138,14 @@ class Encoded:
         tokens: features of patches or words, in the same width [N, T, D].
         mask: True at a patch or word, False at padding [N, T], bool.
         unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
+        known_unit: `unit`, where many blocks of rows ask for it; None to normalise when asked.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
     unimodal: Tensor | None = None
+    known_unit: Tensor | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -157,9 +160,16 @@ class Encoded:
         unimodal = None if self.unimodal is None else change(self.unimodal)
         return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal)
 
+    @property
+    def unit(self) -> Tensor:
+        """`pooled`, normalised [N, D]."""
+        return F.normalize(self.pooled, dim=-1) if self.known_unit is None else self.known_unit
+
     def rows(self, index: Tensor | slice) -> Encoded:
         """Some rows, in the order of `index`."""
-        return self.map(lambda tensor: tensor[index])
+        some = self.map(lambda tensor: tensor[index])
+        some.known_unit = None if self.known_unit is None else self.known_unit[index]
+        return some
 
     def without_tokens(self) -> Encoded:
         """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
@@ -200,19 +210,24 @@ class Scores:
     Attributes:
         rows: which R of the B pairs these are.
         image_to_text: score of these pairs' images against every caption [R, B], float32 or wider.
-        text_to_image: score of these pairs' captions against every image [R, B].
+        score_texts: gives `text_to_image`, for a loss that asks for it.
         positives: True where these pairs and all others are of one image, either way [R, B], bool.
     """
 
     rows: slice
     image_to_text: Tensor
-    text_to_image: Tensor
+    score_texts: Callable[[], Tensor]
     positives: Tensor
 
     @staticmethod
     def whole(similarity: Tensor, positives: Tensor) -> Scores:
         """All rows, of the score of each image and caption [B, B] and where they belong together [B, B], bool."""
-        return Scores(slice(0, len(similarity)), similarity, similarity.T, positives)
+        return Scores(slice(0, len(similarity)), similarity, lambda: similarity.T, positives)
+
+    @cached_property
+    def text_to_image(self) -> Tensor:
+        """Score of these pairs' captions against every image [R, B], float32 or wider."""
+        return self.score_texts()
 
     @property
     def size(self) -> int:

@@ -23,6 +23,10 @@ def case(size: int, images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]
     return similarity, image_id[:, None] == image_id[None, :]
 
 
+def rows_of(similarity: torch.Tensor, positives: torch.Tensor, rows: slice) -> Scores:
+    return Scores(rows, similarity[rows], lambda: similarity.T[rows], positives[rows])
+
+
 def naive_info_nce(similarity, positives, temperature):
     size, total = len(similarity), 0.0
     for matrix, own in ((similarity, positives), (similarity.T, positives.T)):
@@ -89,10 +93,9 @@ def test_the_shares_of_blocks_of_rows_are_the_loss(objective, blocks):
     similarity, positives = case(9, 6, 0)
     ends = list(accumulate(blocks))
     total = sum(
-        objective(Scores(slice(end - size, end), similarity[end - size : end], similarity.T[end - size : end],
-                         positives[end - size : end]), 0.5)
+        objective(rows_of(similarity, positives, slice(end - size, end)), 0.5)
         for size, end in zip(blocks, ends, strict=True)
-    )  # fmt: skip
+    )
     whole = objective(Scores.whole(similarity, positives), 0.5)
     assert total.item() == pytest.approx(whole.item(), rel=1e-12)
 

@@ -113,7 +113,7 @@ image, text = (Encoded(torch.randn(4096, 256, requires_grad=True), empty, empty[
 def similarity(one, other):
     return Backbone.similarity(None, one, other)
 
-def share(rows):
+def share(image, text, extra, rows):
     return {"objective": objective(score_rows(similarity, image, text, ids, rows), 0.0)}
 """
 
@@ -121,7 +121,7 @@ def share(rows):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_the_memory_of_a_loss_in_chunks_grows_with_the_chunk():
-    step = "LargeBatch(loss_chunk=setting).sum_of_shares(share, 4096, objective, ids.device)['objective'].backward()"
+    step = "LargeBatch(loss_chunk=setting).sum_of_shares(share, image, text, {}, objective)['objective'].backward()"
     (plain, plain_seconds), (chunks, chunk_seconds) = (measure(PREPARE, step, chunk) for chunk in (0, 256))
     print(f"{plain:.0f} MiB and {plain_seconds:.1f} s; in chunks: {chunks:.0f} MiB and {chunk_seconds:.1f} s")
     assert plain > 400, "too small to measure"

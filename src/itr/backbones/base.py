@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.component import Component
@@ -117,7 +116,9 @@ class Backbone(Component, nn.Module, ABC):
 
     def similarity(self, image: Encoded, text: Encoded) -> Tensor:
         """Score every image against every caption: the cosine of the pooled embeddings [I, C]."""
-        return F.normalize(image.pooled, dim=-1) @ F.normalize(text.pooled, dim=-1).T
+        if len(image) > len(text):  # so that each caption's scores lie together in memory, for those who look at them
+            return (text.unit @ image.unit.T).T
+        return image.unit @ text.unit.T
 
     @abstractmethod
     def is_tower(self, parameter_name: str) -> bool:

@@ -8,14 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.losses.cross_entropy import cross_entropy_rows
 from itr.types import Scores
 
 Scale = Literal["standard", "element_mean"]
-
-
-def cross_entropy_rows(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of soft targets, one value a row [N], of logits [N, M] against probabilities [N, M]."""
-    return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
 def info_nce(scores: Scores, temperature: Tensor | float, scale: Scale = "standard") -> Tensor:
@@ -31,10 +27,10 @@ def info_nce(scores: Scores, temperature: Tensor | float, scale: Scale = "standa
         scale: `standard` averages over rows. `element_mean` divides by the number of rows once more, as the authors of
             CUSA do in their configs; it makes every other loss term B times heavier in comparison.
     """
-    mass = scores.positives.to(scores.image_to_text.dtype)
-    targets = mass / mass.sum(dim=1, keepdim=True)
-    image_to_text = cross_entropy_rows(scores.image_to_text / temperature, targets)
-    text_to_image = cross_entropy_rows(scores.text_to_image / temperature, targets)
+    targets = scores.positives.to(scores.image_to_text.dtype)
+    targets /= targets.sum(dim=1, keepdim=True)
+    image_to_text = cross_entropy_rows(scores.image_to_text, temperature, targets)
+    text_to_image = cross_entropy_rows(scores.text_to_image, temperature, targets)
     loss = (image_to_text.sum() + text_to_image.sum()) / (2 * scores.size)
     return loss / scores.size if scale == "element_mean" else loss
 
@@ -50,6 +46,6 @@ def sigmoid(scores: Scores, temperature: Tensor | float, bias: Tensor | float) -
         temperature: t > 0.
         bias: b, negative at the start, for most pairs are negatives.
     """
-    logits = scores.image_to_text / temperature + bias
-    signs = torch.where(scores.positives, 1.0, -1.0).to(logits.dtype)
-    return -F.logsigmoid(signs * logits).sum() / scores.size
+    answers = scores.image_to_text * (1 / temperature) + bias
+    wrong = torch.where(scores.positives, -answers, answers)
+    return F.softplus(wrong, threshold=40).sum() / scores.size  # beyond 40 softplus is the identity, in float64 too

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.losses.cross_entropy import cross_entropy_rows
+
 Targets = Literal["each", "add", "dot"]
 SoftLoss = Literal["kl", "cross_entropy", "cross_entropy_element_mean"]
 
@@ -69,13 +71,15 @@ def soft_label_alignment(
             `cross_entropy_element_mean` divides by B once more, as the authors' code does when
             told `contrastive_loss_mode: mean`.
     """
-    log_prediction = F.log_softmax(similarity / temperature, dim=1)
-    log_target = F.log_softmax(teacher / soft_temperature, dim=1)
+    log_target = F.log_softmax(teacher * (1 / soft_temperature), dim=1)
     target, size = log_target.exp(), similarity.shape[1]
-    if loss == "kl":
-        return (target * (log_target - log_prediction)).sum() / size
+    negative_entropy = (target * log_target).sum() if loss == "kl" else None
+    del log_target  # before the next matrices are made
+    cross_entropy = cross_entropy_rows(similarity, temperature, target)
+    if negative_entropy is not None:
+        return (cross_entropy.sum() + negative_entropy) / size
     if loss == "cross_entropy":
-        return -(target * log_prediction).sum() / size
+        return cross_entropy.sum() / size
     if loss == "cross_entropy_element_mean":
-        return -(target * log_prediction).sum() / size**2
+        return cross_entropy.sum() / size**2
     raise ValueError(f"loss {loss!r}: choose one of kl, cross_entropy, cross_entropy_element_mean")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -22,16 +23,14 @@ def triplet(scores: Scores, margin: float, negatives: Negatives) -> Tensor:
         margin: m >= 0.
         negatives: `all` counts every violation, which is steady at the start; `hardest` only the worst of each row.
     """
-    wrong_captions, wrong_images = (
-        _costs(scores.image_to_text, scores, margin),
-        _costs(scores.text_to_image, scores, margin),
-    )
+    wrong_captions = _costs(scores.image_to_text, scores, margin, negatives)
+    return wrong_captions + _costs(scores.text_to_image, scores, margin, negatives)
+
+
+def _costs(similarity: Tensor, scores: Scores, margin: float, negatives: Negatives) -> Tensor:
+    """By how much the negatives that count violate the margin, summed []."""
+    room = margin - similarity.diagonal(scores.rows.start)
+    wrong = similarity.masked_fill(scores.positives, -math.inf)
     if negatives == "hardest":
-        return wrong_captions.amax(dim=1).sum() + wrong_images.amax(dim=1).sum()
-    return wrong_captions.sum() + wrong_images.sum()
-
-
-def _costs(similarity: Tensor, scores: Scores, margin: float) -> Tensor:
-    """By how much each negative violates the margin [R, B]."""
-    pair = similarity.diagonal(scores.rows.start)
-    return (margin + similarity - pair[:, None]).clamp(min=0).masked_fill(scores.positives, 0)
+        return (wrong.amax(dim=1) + room).relu().sum()
+    return wrong.add_(room[:, None]).relu_().sum()  # in place: it is a copy already, as large as the similarities

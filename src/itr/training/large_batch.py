@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from itr.distributed import mean_of_processes, process_number, world_size
 from itr.errors import UserError
-from itr.training.gradient_cache import replayed, running_statistics
+from itr.training.gradient_cache import running_statistics
+from itr.training.loss_blocks import Share, Terms, sum_of_blocks
 from itr.types import Encoded, Scores
 
 log = logging.getLogger(__name__)
-
-Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class LargeBatch:
 
     Args:
         local_loss: each process computes the loss of its own pairs against all; otherwise each that of all pairs.
-        loss_chunk: pairs whose rows of the similarity matrix are held at a time, computed again in the backward pass;
-            0 for all at once.
+        loss_chunk: pairs whose rows of the similarity matrix are held at a time, and differentiated at once; 0 for all
+            of the batch.
         gradient_cache: pairs of a process that are embedded at a time, once more in the backward pass; 0 for all at
             once.
     """
@@ -53,23 +52,33 @@ class LargeBatch:
         return [slice(row, min(row + step, first + share)) for row in range(first, first + share, step)]
 
     def sum_of_shares(
-        self, share: Callable[[slice], Terms], size: int, module: nn.Module, device: torch.device
+        self,
+        share: Share,
+        image: Encoded,
+        text: Encoded,
+        extra: dict[str, Tensor],
+        module: nn.Module,
+        scale: Tensor | None = None,
     ) -> Terms:
         """The terms of the loss whose gradients, averaged over processes as DDP does, are those of the whole batch.
 
+        In blocks, the gradients are those of the sum of all terms; see `itr.training.loss_blocks.sum_of_blocks`.
+
         Args:
-            share: the share of a block of rows in each term.
-            size: number B of pairs of all processes.
-            module: whose parameters and buffers `share` uses.
-            device: where it works.
+            share: gives the share of a block of rows in each term.
+            image: images of the pairs of all processes [B].
+            text: their captions [B].
+            extra: what methods prepared, each [B, ...].
+            module: whose parameters `share` uses.
+            scale: by what the loss will be multiplied for the sake of float16 []; None for nothing.
         """
-        blocks = self.blocks(size)
+        blocks = self.blocks(len(image))
         if len(blocks) == 1:
-            shares = [share(blocks[0])]
+            terms = share(image, text, extra, blocks[0])
         else:
-            shares = [replayed(lambda rows=rows: share(rows), module, device) for rows in blocks]  # type: ignore[misc]
+            terms = sum_of_blocks(share, blocks, image, text, extra, module, scale)
         factor = world_size() if self.local_loss else 1
-        return {name: factor * torch.stack([part[name] for part in shares]).sum() for name in shares[0]}
+        return {name: factor * value for name, value in terms.items()}
 
     def whole(self, terms: Terms) -> Terms:
         """The terms of the whole batch on every process, without gradients, from `sum_of_shares`."""
@@ -119,12 +128,17 @@ def score_rows(
         image_id: identity of each pair's image [B].
         rows: which pairs.
     """
-    image_to_text = _wide(similarity(image.rows(rows), text))
+    image_to_text, positives = _wide(similarity(image.rows(rows), text)), image_id[rows, None] == image_id[None, :]
     if len(image_to_text) == len(image_id):
-        text_to_image = image_to_text.T
-    else:
-        text_to_image = _wide(similarity(image, text.rows(rows))).T
-    return Scores(rows, image_to_text, text_to_image, image_id[rows, None] == image_id[None, :])
+        return Scores.whole(image_to_text, positives)
+    device = image_id.device.type
+    mixed, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def score_texts() -> Tensor:
+        with torch.autocast(device, kind, mixed):  # as now, whatever the loss that asks works in
+            return _wide(similarity(image, text.rows(rows))).T
+
+    return Scores(rows, image_to_text, score_texts, positives)
 
 
 def _wide(similarity: Tensor) -> Tensor:

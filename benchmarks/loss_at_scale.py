@@ -1,0 +1,177 @@
+"""Time, memory and exactness of the loss of a large batch, all rows at once and in blocks of rows, without towers.
+
+    python benchmarks/loss_at_scale.py
+
+Forward and backward pass with `model.large_batch.loss_chunk` and without, down to the embeddings. Memory is by how much
+the peak rises above what was held before: of a process (VmHWM) on a CPU, of the allocator on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from loss_cases import CASES, TEACHER, WIDTH, Case, Loss, difference
+from loss_profile import STATUS, peak_of, shares_of
+from measuring import Line, Rounds, arguments, device, side_by_side, write
+
+GPU_BATCH, LARGEST = 16_384, 65_536
+MEGABYTE = 1e6
+TRIED = (
+    "In blocks the scores of captions with images are a product of their own, with two more in the backward pass. "
+    "Tried: each block's gradients taken at once, instead of the block computed twice; normalising once, not in each "
+    "block; losses with half the passes, which helps those of all rows at once more; blocks of 128 to 1,024 rows. Not "
+    "built: a first round over all blocks for the sums of columns, which makes six products four, adds passes and asks "
+    "for a second form of each objective; on a GPU, where a pass costs a good part of a product, it would win little."
+)
+
+
+def memory(points: list[tuple[str, int, int]]) -> list[float]:
+    """By how many bytes the peak rises in a step, for each case, batch and chunk; on a CPU in a process of its own."""
+    if device() == "cpu" and "--memory" not in sys.argv:
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: no fragments
+        command = [sys.executable, __file__, "--memory", json.dumps(points)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return list(map(float, json.loads(done.stdout)))
+    for name in CASES:
+        Loss(name, 64).step(16)  # what libraries keep for themselves
+    found = []
+    for name, batch, chunk in points:
+        found.append(peak_of(partial(Loss(name, batch).step, chunk)))
+    return found
+
+
+def time_lines(batch: int, chunks: dict[str, int], rounds: int) -> list[Line]:
+    """Seconds of each case both ways, beside the limit of operations and bytes."""
+    scores, rows = torch.ones(batch, batch, device=device()), torch.randn(batch, WIDTH, device=device())
+    bare = side_by_side({"product": lambda: rows @ rows.T, "copy": scores.clone}, rounds)
+    del scores
+    lines = []
+    for name, case in CASES.items():
+        loss, chunk = Loss(name, batch), chunks[name]
+        ways = {"plain": partial(loss.step, 0), "blocks": partial(loss.step, chunk)}
+        what = f"{name}, {batch:,} pairs in blocks of {chunk:,}: time"
+        line = time_line(what, case, side_by_side(ways, rounds), bare)
+        if line.met is False:
+            line.profile, line.remark = shares_of(ways["blocks"]), TRIED
+        lines.append(line)
+    return lines
+
+
+def time_line(what: str, case: Case, found: Rounds, bare: Rounds) -> Line:
+    """A line of seconds."""
+    limit = case.products * bare.median("product") + case.matrices * 2.5 * bare.median("copy")
+    by = (
+        f"{case.products:.3g} products of B x B x {WIDTH} (all at once {case.least:.3g}) at the rate of one alone, and "
+        f"{case.matrices} matrices of scores and as many of gradients, which products write or read five times, at the "
+        "rate of a copy"
+    )
+    ratio = found.ratio("blocks", "plain")
+    ours, theirs = found.median("blocks"), found.median("plain")
+    return Line(what, "s", ours, "all at once", theirs, limit, by, ratio, at_most=1.25)
+
+
+def exactness(batch: int) -> list[Line]:
+    """How far losses and gradients in blocks are from those at once."""
+    lines = []
+    for kind, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        worst = max(difference(name, batch, kind) for name in CASES)
+        name = str(kind).removeprefix("torch.")
+        what = f"All cases, {batch:,} pairs, {name}: largest relative difference of loss and gradients to all at once"
+        limit = torch.finfo(kind).eps
+        lines.append(Line(what, "", worst, limit=limit, limit_by="the rounding of one number", at_most=bound))
+    return lines
+
+
+def measured_memory(batch: int, chunks: dict[str, int], bound: float | None) -> list[Line]:
+    """Megabytes of each case both ways."""
+    points = [(name, batch, rows) for name in CASES for rows in (chunks[name], 0) if rows or batch < LARGEST]
+    found = dict(zip(points, memory(points), strict=True))
+    lines = []
+    for name, chunk in chunks.items():
+        what = f"{name}, {batch:,} pairs in blocks of {chunk:,}: extra memory"
+        ours, theirs = found[name, batch, chunk] / MEGABYTE, found.get((name, batch, 0))
+        plain = None if theirs is None else theirs / MEGABYTE
+        limit = least_memory(name, batch, chunk) / MEGABYTE
+        lines.append(Line(what, "MB", ours, "all at once", plain, limit, LEAST, at_most=bound))
+    return lines
+
+
+LEAST = "one block of scores and its gradient, and the gradients of all embeddings"
+
+
+def least_memory(name: str, batch: int, chunk: int) -> float:
+    """Bytes that blocks of so many rows can't do without."""
+    sides = 4 if CASES[name].cusa else 2
+    return 4 * (2 * chunk * batch + sides * batch * WIDTH)
+
+
+def calculated_memory(batch: int, chunk: int) -> tuple[list[Line], list[dict[str, Any]]]:
+    """Megabytes at a GPU's sizes, by matrices of a block and of embeddings that two measured points give."""
+    points = [(batch, chunk // 2), (batch, chunk * 2), (2 * batch, chunk)]
+    found = memory([(name, *point) for name in CASES for point in points])
+    lines, table = [], []
+    for number, (name, case) in enumerate(CASES.items()):
+        low, high, check = found[3 * number : 3 * number + 3]
+        block = (high - low) / (chunk * 2 - chunk // 2) / batch  # bytes for each of B x R
+        side = (low - block * batch * (chunk // 2)) / batch  # bytes for each of B
+        for size in (GPU_BATCH, LARGEST):
+            rows = case.chunk
+            what = f"{name}, {size:,} pairs in blocks of {rows:,}: extra memory, calculated from points on this CPU"
+            ours, limit = size * (block * rows + side) / MEGABYTE, least_memory(name, size, rows) / MEGABYTE
+            bound = 512.0 if size == GPU_BATCH else None
+            lines.append(Line(what, "MB", ours, limit=limit, limit_by=LEAST, at_most=bound))
+        foreseen = 2 * batch * (block * chunk + side) / MEGABYTE
+        table.append({"case": name, "matrices of a block": block / 4, "of the embeddings": side / 4 / WIDTH,
+                      f"MB at {2 * batch:,} pairs, calculated": foreseen, "measured": check / MEGABYTE})  # fmt: skip
+    return lines, table
+
+
+def on_a_cpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
+    """Small batches measured, large ones calculated."""
+    batch, chunk = (256, 32) if options.quick else (4096, 512)
+    chunks = dict.fromkeys(CASES, chunk)
+    lines = time_lines(batch, chunks, options.rounds) + exactness(256 if options.quick else 1024)
+    if not STATUS.exists():
+        return [*lines, Line("Extra memory", "MB", at_most=512, unmeasured="it needs Linux's /proc")], {}
+    lines += measured_memory(batch, chunks, 512)
+    calculated, table = calculated_memory(batch, chunk)
+    for what in (f"{name}, {GPU_BATCH:,} pairs in blocks of {case.chunk:,}: time" for name, case in CASES.items()):
+        lines.append(Line(what, "s", beside="all at once", at_most=1.25, unmeasured="it needs a GPU"))
+    return lines + calculated, {"what the memory is made of": table}
+
+
+def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
+    """Both sizes of the issue."""
+    batch, largest = (512, 1024) if options.quick else (GPU_BATCH, LARGEST)
+    chunks = {name: case.chunk // (4 if options.quick else 1) for name, case in CASES.items()}
+    lines = time_lines(batch, chunks, options.rounds) + measured_memory(batch, chunks, 512)
+    lines += exactness(1024) + measured_memory(largest, chunks, None)
+    for name, chunk in chunks.items():
+        found = side_by_side({"blocks": partial(Loss(name, largest).step, chunk)}, options.rounds)
+        lines.append(Line(f"{name}, {largest:,} pairs in blocks of {chunk:,}: time", "s", found.median("blocks")))
+    return lines, {}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--memory", type=json.loads, help="points whose bytes to print; the script asks itself")
+    options = parser.parse_args()
+    if options.memory:
+        print(json.dumps(memory(options.memory)))
+        return
+    torch.set_float32_matmul_precision("high")  # as `itr fit` does
+    lines, figures = on_a_gpu(options) if device() == "cuda" else on_a_cpu(options)
+    settings = {"rounds": options.rounds, "width": WIDTH, "of teachers": TEACHER}
+    write(options.out, "loss_at_scale", lines, settings, figures)
+
+
+if __name__ == "__main__":
+    main()

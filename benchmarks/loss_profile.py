@@ -1,0 +1,42 @@
+"""By how much memory rises in a call, and what its time goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_of(work: Callable[[], object]) -> float:
+    """By how many bytes the peak of this process, or of the GPU's allocator, rises above what is held before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return float(torch.cuda.max_memory_allocated() - before)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now what is held
+    before = _kibibytes("VmRSS")
+    work()
+    return 1024.0 * (_kibibytes("VmHWM") - before)
+
+
+def _kibibytes(name: str) -> int:
+    return int(next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")).split()[1])
+
+
+def shares_of(work: Callable[[], object], most: int = 6) -> dict[str, float]:
+    """The share of the time by operation, of those that take most; on a GPU of the kernels' time."""
+    gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as found:
+        work()
+    events = found.key_averages()
+    taken = {e.key: float(e.self_device_time_total if gpu else e.self_cpu_time_total) for e in events}
+    first = sorted(taken, key=lambda key: -taken[key])[:most]
+    return {name: taken[name] / sum(taken.values()) for name in first}

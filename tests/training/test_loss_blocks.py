@@ -1,0 +1,133 @@
+"""A loss that is differentiated block by block: its gradients, what they reach, and what they don't stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+
+from exact_parts import BATCH, make_batch, make_module
+from itr.training.large_batch import LargeBatch
+from itr.training.loss_blocks import Terms, sum_of_blocks
+from itr.types import Encoded
+
+BLOCKS = [slice(0, 5), slice(5, 10), slice(10, 12)]
+Share = Callable[[Encoded, Encoded, dict[str, Tensor], slice], Terms]
+
+
+class Head(nn.Module):
+    """A parameter that the loss uses, one that only its second block uses, and one that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.used, self.seldom, self.unused = (nn.Parameter(torch.randn(3, generator=generator)) for _ in range(3))
+
+    def share(self, image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        scores = (self.used * image.unit[rows]) @ text.pooled.T
+        terms = {"scores": scores.exp().sum(), "extra": (extra["value"][rows] * image.pooled[rows]).sum()}
+        if rows.start == 5:
+            terms["extra"] = terms["extra"] + self.seldom.sum()
+        return terms
+
+
+def encoded(seed: int, kind: torch.dtype = torch.float32) -> Encoded:
+    generator = torch.Generator().manual_seed(seed)
+    pooled = torch.randn(12, 3, generator=generator).to(kind).requires_grad_()
+    return Encoded(pooled, torch.empty(12, 0, 3), torch.empty(12, 0).bool())
+
+
+def terms_and_trained(blocks: list[slice] | None) -> tuple[Terms, list[Tensor]]:
+    """The terms, in blocks or plainly, and what they depend on."""
+    head, image, text = Head(), encoded(1), encoded(2)
+    value = encoded(3).pooled
+    extra = {"value": 2 * value, "constant": torch.ones(12)}
+    if blocks is None:
+        parts = [head.share(image, text, extra, rows) for rows in BLOCKS]
+        terms = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+    else:
+        terms = sum_of_blocks(head.share, blocks, image, text, extra, head)
+    return terms, [image.pooled, text.pooled, value, head.used, head.seldom, head.unused]
+
+
+def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
+    found = []
+    for blocks in (None, BLOCKS):
+        terms, trained = terms_and_trained(blocks)
+        (3 * torch.stack(list(terms.values())).sum()).backward()
+        found.append([*terms.values(), *(value.grad for value in trained)])
+    for plain, ours in zip(*found, strict=True):
+        assert (plain is None) == (ours is None)
+        if plain is not None:
+            torch.testing.assert_close(ours, plain)
+    assert found[1][-1] is None, "DDP must see that nothing uses it"
+
+
+def test_the_gradient_of_one_of_several_terms_is_not_a_number():
+    terms, trained = terms_and_trained(BLOCKS)
+    terms["extra"].backward()
+    assert all(value.grad.isnan().all() for value in trained if value.grad is not None)
+
+
+def test_each_block_is_computed_once():
+    seen: list[slice] = []
+
+    def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        seen.append(rows)
+        return {"drawn": (nn.functional.dropout(image.pooled[rows], 0.5) * text.pooled[rows]).sum()}
+
+    torch.manual_seed(0)
+    image, text = encoded(1), encoded(2)
+    sum_of_blocks(share, BLOCKS, image, text, {}, nn.Module())["drawn"].backward()
+    assert seen == BLOCKS
+    assert image.pooled.grad is not None
+    kept = image.pooled.grad != 0
+    assert 0 < kept.sum() < kept.numel()
+    torch.testing.assert_close(image.pooled.grad, torch.where(kept, 2 * text.pooled, 0))
+
+
+def test_without_gradients_there_are_values():
+    wanted, _ = terms_and_trained(None)
+    with torch.no_grad():
+        terms, _ = terms_and_trained(BLOCKS)
+    assert not any(value.requires_grad for value in terms.values())
+    for name, value in wanted.items():
+        torch.testing.assert_close(terms[name], value)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_float16_holds_gradients_where_the_scale_is_known(scaled):
+    """A gradient of 1e-9 for each number is 0 in float16, and 6.6e-5 when the scaler's factor is in it."""
+    scale = torch.tensor(65536.0)
+
+    def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        return {"small": image.pooled[rows].float().sum() * 1e-9 + 0 * text.pooled.float().sum()}
+
+    image = encoded(1, torch.float16)
+    terms = sum_of_blocks(share, BLOCKS, image, encoded(2), {}, nn.Module(), scale if scaled else None)
+    (scale * terms["small"]).backward()
+    assert image.pooled.grad is not None
+    wanted = 65536e-9 if scaled else 0.0
+    torch.testing.assert_close(image.pooled.grad.float(), torch.full((12, 3), wanted), rtol=2e-2, atol=0)
+
+
+def test_a_module_scales_blocks_by_the_scaler_of_its_training():
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, plugins=half)
+    found = []
+    for chunk in (0, 5):
+        module = make_module("info_nce", LargeBatch(loss_chunk=chunk)).float()
+        assert module._loss_scale() is None
+        module.trainer = trainer
+        assert module._loss_scale() == 256
+        with torch.autocast("cpu", torch.float16):
+            terms = module.loss_terms(make_batch(slice(0, BATCH)), 0.0)
+        scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+        found.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+    assert found[0].norm() > 1
+    assert (found[1] - found[0]).norm() < 0.02 * found[0].norm()
