@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import costs
 import curve_data
 import curve_points as points
-import torch
 from curves import Fit, Point, alone, fitted, measured
 from measuring import Line, arguments, device, write
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import seconds
 from PIL import Image
 
 from itr.data.datamodule import ShardData
@@ -23,6 +22,7 @@ from itr.data.shards import Record, write_split
 from itr.data.sources.scenes import prepare_scenes
 from itr.training_cli import TrainingCLI
 from itr.types import Batch
+from measuring import seconds
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)

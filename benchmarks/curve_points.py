@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from curves import forked
-from measuring import device, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from curves import forked
 from itr.backbones import CLIP
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.ranks import Matches, rank
@@ -24,6 +23,7 @@ from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.training.large_batch import score_rows
 from itr.types import Batch, Encoded, Tokens
+from measuring import device, seconds
 
 SMALL = {
     "embed_dim": 128,

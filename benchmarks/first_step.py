@@ -11,10 +11,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `itr` itself does before torch is imported
 
-from measuring import synchronise
-
 from itr.callbacks import History
 from itr.cli import main
+from measuring import synchronise
 
 IMPORTED = "everything is imported"
 MOMENTS = {

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from loss_cases import CASES, TEACHER, WIDTH, Case, Loss, difference
 from loss_profile import STATUS, peak_of, shares_of
 from measuring import Line, Rounds, arguments, device, side_by_side, write

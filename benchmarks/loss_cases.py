@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from measuring import device
 from torch import Tensor, nn
 
 from itr.backbones import Backbone
@@ -15,6 +14,7 @@ from itr.methods import CUSA
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
 from itr.training.large_batch import LargeBatch, score_rows
 from itr.types import Encoded, Pairs
+from measuring import device
 
 WIDTH = 512
 TEACHER = 768

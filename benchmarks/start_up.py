@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 import torch
-from first_step import IMPORTED, MOMENTS
-from measuring import Line, arguments, device, side_by_side, write
 
 import itr
+from first_step import IMPORTED, MOMENTS
 from itr.cli import VERBS
 from itr.training import checkpoint_files
+from measuring import Line, arguments, device, side_by_side, write
 
 HERE = Path(__file__).parent
 PYTHON, TORCH = "python -c pass", "import torch"
