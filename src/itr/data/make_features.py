@@ -94,6 +94,7 @@ def make_features(
         teacher = first_stage_teacher(model, where, precision)
     else:
         teacher = load_teacher(modality, model, output, where, precision)
+    teacher.settle()
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
     for name, split in found.items():
@@ -102,7 +103,7 @@ def make_features(
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
         texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
-        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts)
+        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts, teacher.tokenizer)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,18 +12,22 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from itr.backbones.base import ImageSpec
+from itr.backbones.base import ImageSpec, Tokenizer
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
-from itr.backbones.tokenizers import first_line, load_tokenizer
+from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
 from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
 from itr.data.features import Modality
 from itr.data.images import EvaluationTransform
 from itr.data.unicom import load_unicom
 from itr.errors import UserError
+from itr.types import Tokens
 
 Output = Literal["pooled", "tokens"]
 Precision = Literal["32", "bf16", "16"]
+Inputs = Tensor | Tokens | Sequence[str]
+PART = {"cpu": 16, "cuda": 256}  # captions of about the same length that a teacher embeds together
+PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # on which tokenizers are compared
 WAY_OUT = "Give the folder of a downloaded model, or run once with a network."
 
 
@@ -51,10 +55,12 @@ class Encoder:
 
     Attributes:
         module: its weights.
-        run: turns normalised pictures [I, 3, H, H] or captions into features [n, D].
+        run: turns normalised pictures [I, 3, H, H] or captions into features [n, D]; captions as tokens on its device
+            where there is a tokenizer.
         spec: picture format; None for text.
         resize: short side before the crop.
         weights: identity of its weights, where it is a checkpoint of ours.
+        tokenizer: of captions, for the workers; None for pictures, and where the module has a way of its own.
     """
 
     module: nn.Module
@@ -62,6 +68,7 @@ class Encoder:
     spec: ImageSpec | None = None
     resize: int | None = None
     weights: str = ""
+    tokenizer: Tokenizer | None = None
 
 
 class Teacher:
@@ -71,10 +78,12 @@ class Teacher:
         width: D of a feature.
         weights: identity of its weights, where it is a checkpoint of ours.
         transform: preprocessing of a picture, for the workers; None for text.
+        tokenizer: of captions, for the workers; None for pictures, and where the encoder has a way of its own.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
         self.encoder, self.device, self.weights = encoder, device, encoder.weights
+        self.tokenizer = encoder.tokenizer
         self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
         encoder.module.to(device).eval().requires_grad_(False)
         spec = encoder.spec
@@ -91,17 +100,50 @@ class Teacher:
                 f"the teacher can't encode a picture or a caption of its size: {first_line(error)}"
             ) from None
 
-    def encode(self, inputs: Tensor | Sequence[str]) -> Tensor:
+    def encode(self, inputs: Inputs) -> Tensor:
         """Features [n, D], float32, on the CPU, of pictures [n, 3, H, H], uint8, or of captions."""
         return self.features(inputs).cpu()
 
-    def features(self, inputs: Tensor | Sequence[str]) -> Tensor:
-        """The same on the teacher's device."""
+    def features(self, inputs: Inputs) -> Tensor:
+        """The same on the teacher's device. Captions may be what `tokenizer` made of them, on the host."""
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if isinstance(inputs, Tensor):
-                inputs = (inputs.to(self.device, torch.float32) - self.mean) / self.std
-            rows = self.encoder.run(inputs)
+                rows = self.encoder.run((inputs.to(self.device, torch.float32) - self.mean) / self.std)
+            elif isinstance(inputs, Tokens):
+                rows = self._by_length(inputs)
+            elif self.tokenizer is not None:
+                rows = self._by_length(self.tokenizer(inputs))
+            else:
+                rows = self.encoder.run(inputs)
         return rows.to(torch.float32, copy=True)  # what inference mode made can't take part in a loss
+
+    def _by_length(self, tokens: Tokens) -> Tensor:
+        """Embed captions, those of about the same length together, so that little padding is paid for."""
+        size = PART.get(self.device.type, PART["cpu"])
+        if getattr(self.tokenizer, "full_length", False):  # its padding takes part
+            stretches = [(torch.arange(len(tokens)), tokens)]
+        else:
+            stretches = list(by_length(tokens, size))
+        order, parts = [], []
+        for index, part in stretches:
+            ids, mask = (tensor.to(self.device, non_blocking=True) for tensor in (part.ids, part.mask))
+            order.append(index)
+            parts.append(self.encoder.run(Tokens(ids, mask)))
+        return torch.cat(parts)[torch.cat(order).argsort().to(self.device, non_blocking=True)]
+
+    def settle(self, compiled: bool = False) -> None:
+        """Make ready for many calls, with the same results.
+
+        Linear layers keep their weights in the precision that autocast gives them, instead of being cast every time.
+
+        Args:
+            compiled: compile the module, for shapes that change; results are then equal up to rounding.
+        """
+        for layer in self.encoder.module.modules() if self.dtype is not None else ():
+            if isinstance(layer, nn.Linear):
+                layer.to(self.dtype)
+        if compiled:
+            self.encoder.module.compile(dynamic=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self  # frozen, so a copy of the model, such as its moving average, shares it
@@ -167,6 +209,10 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
     except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
         raise UserError(f"teacher {name} can't be had ({first_line(error)}). {WAY_OUT}") from error
 
+    tokenizer = _tokenizer_like(name, model)
+    if tokenizer is not None:
+        return Encoder(model, lambda tokens: _sentences(model, tokens), tokenizer=tokenizer)
+
     def run(captions: Sequence[str]) -> Tensor:
         options: dict[str, Any] = {"batch_size": len(captions), "show_progress_bar": False}
         encoded: Tensor = model.encode(list(captions), convert_to_tensor=True, **options)
@@ -175,19 +221,37 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
     return Encoder(model, run)
 
 
+def _sentences(model: Any, tokens: Tokens) -> Tensor:
+    embedded: Tensor = model({"input_ids": tokens.ids, "attention_mask": tokens.mask.long()})["sentence_embedding"]
+    return embedded
+
+
+def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
+    """A tokenizer for the workers that gives what the model of sentence-transformers makes of captions; or None."""
+    if model.default_prompt_name is not None:
+        return None
+    try:
+        tokenizer = load_tokenizer(name)
+        tokenizer.limit(int(model.max_seq_length))
+        ours, theirs = tokenizer(PROBES), model.preprocess(PROBES)
+        same = torch.equal(ours.ids, theirs["input_ids"]) and torch.equal(ours.mask, theirs["attention_mask"].bool())
+        plain = not any(theirs[key].any() for key in theirs.keys() & {"token_type_ids"})
+    except Exception:  # whatever its modules are, they are not a plain transformer
+        return None
+    known = {"input_ids", "attention_mask", "token_type_ids", "modality"}
+    return tokenizer if same and plain and theirs.keys() <= known else None
+
+
 def _text(name: str) -> Encoder:
     tower, tokenizer = _tower("text", name), load_tokenizer(name)
     tokenizer.limit(word_limit(tower, tokenizer.max_length, None))
 
-    def run(captions: Sequence[str]) -> Tensor:
-        tokens = tokenizer(captions)
-        device = next(tower.parameters()).device
-        mask = tokens.mask.to(device)
-        hidden = token_features(tower(input_ids=tokens.ids.to(device), attention_mask=mask.long()))
-        weight = mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
+    def run(tokens: Tokens) -> Tensor:
+        hidden = token_features(tower(input_ids=tokens.ids, attention_mask=tokens.mask.long()))
+        weight = tokens.mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
         return (hidden * weight).sum(1) / weight.sum(1)
 
-    return Encoder(tower, run)
+    return Encoder(tower, run, tokenizer=tokenizer)
 
 
 def _vision(name: str, output: Output) -> Encoder:
@@ -265,3 +329,19 @@ def _unicom(path: str, output: Output) -> Encoder:
     model = load_unicom(path)
     spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
     return Encoder(model, model.forward_features if output == "tokens" else model, spec)
+
+
+def by_length(tokens: Tokens, size: int) -> Iterator[tuple[Tensor, Tokens]]:
+    """Captions in parts of at most `size`, the shortest first, without padding beyond the longest of a part.
+
+    Args:
+        tokens: captions on the host.
+        size: captions of a part.
+
+    Yields:
+        Which captions [n], and their tokens.
+    """
+    lengths = tokens.mask.sum(1)
+    for index in lengths.argsort(stable=True).split(size):
+        width = int(lengths[index].max())
+        yield index, Tokens(tokens.ids[index, :width], tokens.mask[index, :width])
