@@ -11,18 +11,17 @@ from __future__ import annotations
 import copy
 import io
 import json
-import statistics
+import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import overhead_memory
 import torch
-from measuring import Line, Rounds, arguments, device, seconds, side_by_side, write
+from measuring import Line, Rounds, arguments, device, side_by_side, write
 from overhead_parts import (
     PATCHES,
     Sizes,
@@ -101,8 +100,8 @@ def d2s_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list
     live.beside = "the step without distillation, and one bare forward of the dense captions"
     live.limit, live.limit_by = None, ""
     live.remark = (
-        f"A step's noise, {NOISE:.0%}, is allowed. Of the step with cached embeddings it is "
-        f"{taken.ratio('live', 'cached'):.2f}; the bare forward alone is {taken.ratio('forward', 'cached'):.2f} of that."
+        f"A step's noise, {NOISE:.0%}, is allowed. It takes {taken.ratio('live', 'cached'):.2f} times the step with "
+        f"cached embeddings, of which the bare forward alone would be {taken.ratio('forward', 'cached'):.2f}."
     )
     cached = step_line("D2S, dense embeddings from disk", 1.03, taken, steps, "cached", "decoder")
     cached.beside = "the step without distillation"
@@ -147,8 +146,8 @@ def memory_line(folder: Path, quick: bool) -> Line:
     line = Line("CUSA, more memory of each process", "MB", with_them - without, at_most=100.0)
     line.remark = (
         f"Features of {size:.0f} MB, read whole in every epoch by the training process's {overhead_memory.WORKERS} "
-        f"workers: {without:.0f} MB a process without CUSA, {with_them:.0f} MB with it (anonymous and shared memory, the "
-        "mean of the processes). The file itself stays in the page cache, once for all processes."
+        f"workers: {without:.0f} MB a process without CUSA, {with_them:.0f} MB with it (anonymous and shared memory, "
+        "the mean of the processes). The file stays in the page cache, once for all processes."
     )
     line.limit, line.limit_by = _prefetched(quick), "batches that workers hold ready, over the processes"
     return line
@@ -237,6 +236,7 @@ SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading
 
 def main() -> None:
     """Measure, print and write."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = arguments(__doc__, rounds=9).parse_args()
     size, rounds = sizes(options.quick), options.rounds
     figures: dict[str, Any] = {}

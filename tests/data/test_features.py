@@ -447,3 +447,14 @@ def test_a_sentence_transformer(scenes, tmp_path):
     wanted = package.load_model("cpu").encode([text for sample in every for text in sample.captions])
     assert rows.shape == (len(wanted), 384)
     assert torch.allclose(rows, torch.from_numpy(wanted), atol=1e-3)
+    teacher, texts = load_teacher("text", str(folder)), [text for sample in every for text in sample.captions]
+    assert teacher.tokenizer is not None  # workers tokenize
+    assert torch.allclose(teacher.features(texts), torch.from_numpy(wanted), atol=1e-5)
+    shutil.copytree(folder, tmp_path / "prompted")
+    settings = tmp_path / "prompted" / "config_sentence_transformers.json"
+    asked = {"prompts": {"query": "a question: "}, "default_prompt_name": "query"}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **asked}))
+    prompted = load_teacher("text", str(tmp_path / "prompted"))
+    assert prompted.tokenizer is None  # it has a way of its own
+    asked_for = teacher.features([f"a question: {text}" for text in texts])
+    assert torch.allclose(prompted.features(texts), asked_for, atol=1e-5)
