@@ -43,6 +43,7 @@ class Sizes:
         pictures: scenes that are made; a batch is drawn from them.
         teacher: layers and width of the text teacher, where its weights are random.
         cached: pictures, and batch size, of the caching of features.
+        dim: width of the space that a VSE shares.
     """
 
     batch: int
@@ -52,13 +53,15 @@ class Sizes:
     pictures: int
     teacher: tuple[int, int]
     cached: tuple[int, int]
+    dim: int
 
 
 # On a CPU a pair of the towers costs an eighth of ViT-B/32's, and the teacher (all-MiniLM-L6) an eighth of the
-# authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two.
-CPU = Sizes(batch=32, width=384, layers=12, patch=32, pictures=128, teacher=(6, 384), cached=(192, 32))
-GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(2048, 64))
-QUICK = Sizes(batch=4, width=64, layers=2, patch=112, pictures=24, teacher=(1, 64), cached=(24, 8))
+# authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two. The decoder of D2S, whose cost
+# goes with the square of the width that a VSE shares, becomes smaller with it.
+CPU = Sizes(batch=32, width=384, layers=12, patch=32, pictures=128, teacher=(6, 384), cached=(384, 32), dim=192)
+GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(2048, 64), dim=512)
+QUICK = Sizes(batch=4, width=64, layers=2, patch=112, pictures=24, teacher=(1, 64), cached=(24, 8), dim=64)
 
 
 def sizes(quick: bool) -> Sizes:
@@ -159,7 +162,7 @@ def vse(size: Sizes) -> VSE:
     return VSE(
         vision_config={"model_type": "vit", **vision},
         text_config={"model_type": "bert", "pad_token_id": None, **text, "num_hidden_layers": max(1, size.layers // 2)},
-        dim=512 if size is not QUICK else 64,
+        dim=size.dim,
     )
 
 

@@ -9,6 +9,7 @@ them too, which workers do meanwhile in a real run. Towers have random weights; 
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import logging
@@ -161,7 +162,7 @@ def _prefetched(quick: bool) -> float:
 def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
     """`itr features` beside the teacher's forward, on inputs that are ready and on those that it decodes itself."""
     pictures, batch = size.cached
-    shards = scenes(folder / "large", pictures, 256)
+    shards = scenes(folder / "large", pictures, 176)
     precision = "bf16" if bf16() else "32"
     lines = []
     for modality in ("image", "text"):
@@ -249,7 +250,8 @@ def main() -> None:
             lines += found
             figures |= more
         lines.insert(2, memory_line(folder, options.quick))
-        lines += caching_lines(folder, size, rounds)
+        gc.collect()  # models that are kept make starting a worker slow
+        lines += caching_lines(folder, size, (rounds + 1) // 2)
     if not options.quick:
         figures["added operations of ViT-B/32, calculated"] = real_shares()
     settings = {

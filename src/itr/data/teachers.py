@@ -108,7 +108,8 @@ class Teacher:
         """The same on the teacher's device. Captions may be what `tokenizer` made of them, on the host."""
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if isinstance(inputs, Tensor):
-                rows = self.encoder.run((inputs.to(self.device, torch.float32) - self.mean) / self.std)
+                pixels = inputs.to(self.device, non_blocking=True).float()  # bytes go to the device, not floats
+                rows = self.encoder.run((pixels - self.mean) / self.std)
             elif isinstance(inputs, Tokens):
                 rows = self._by_length(inputs)
             elif self.tokenizer is not None:
