@@ -13,12 +13,13 @@ from overhead_parts import Step, bf16
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from itr.backbones import CLIP
-from itr.methods import CUSA, MethodModule
+from itr.backbones import CLIP, VSE, Backbone
+from itr.methods import CUSA, D2S, MethodModule
 from itr.training.large_batch import score_rows
 from itr.types import Encoded, Pairs, Tokens
 
 WORDS = 14  # tokens of a caption of COCO, on average
+DENSE_WORDS = 130  # tokens of the dense captions that D2S was published with
 TEACHER = {"layers": 12, "width": 768}  # of all-mpnet-base-v2, the authors' text teacher
 
 
@@ -77,12 +78,7 @@ def _losses(method: MethodModule, pairs: Pairs) -> None:
 def real_shares() -> list[dict[str, float]]:
     """Operations that CUSA adds to a step of ViT-B/32, as shares of the step without, counted on a few pairs."""
     module = CLIP(model="ViT-B-32")
-    image = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
-    words = Tokens(torch.ones(2, WORDS, dtype=torch.int64), torch.ones(2, WORDS, dtype=torch.bool))
-    with FlopCounterMode(display=False) as towers:
-        found = module.encode_image(image).pooled.sum() + module.encode_text(words).pooled.sum()
-        found.backward()
-    pair = towers.get_total_flops() / 2
+    pair = _pair(module)
     teacher = 2 * WORDS * 12 * TEACHER["layers"] * TEACHER["width"] ** 2  # products with weights alone
     return [
         {
@@ -104,3 +100,34 @@ def _cusa(backbone: CLIP, batch: int) -> float:
         scores = score_rows(backbone.similarity, image, text, torch.arange(batch), slice(0, batch))
         sum(method.losses(Pairs(image, text, torch.arange(batch), scores, extra)).values()).backward()  # type: ignore[union-attr]
     return float(counter.get_total_flops())
+
+
+def real_shares_of_d2s() -> dict[str, float]:
+    """Operations that D2S adds to a step of ViT-B/16 and BERT at 224 pixels, as shares of the step without."""
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    vision = {"model_type": "vit", "image_size": 224, "patch_size": 16, **base}
+    module = VSE(vision_config=vision, text_config={"model_type": "bert", "pad_token_id": None, **base}, dim=512)
+    pair = _pair(module)
+    decoder = D2S(weight=0).build(module)
+    words = Encoded(torch.randn(2, 512), torch.randn(2, WORDS, 512), torch.ones(2, WORDS, dtype=torch.bool))
+    with FlopCounterMode(display=False) as prompts:
+        decoder.embed_text(words).pooled.sum().backward()
+    with FlopCounterMode(display=False) as dense, torch.no_grad():
+        module.encode_text(_words(DENSE_WORDS))
+    return {
+        "the prompts' decoder": prompts.get_total_flops() / 2 / pair,
+        "the frozen teacher on dense captions": dense.get_total_flops() / 2 / pair,
+    }
+
+
+def _words(length: int) -> Tokens:
+    return Tokens(torch.ones(2, length, dtype=torch.int64), torch.ones(2, length, dtype=torch.bool))
+
+
+def _pair(module: Backbone) -> float:
+    """Operations of the towers' forward and backward for one pair."""
+    image = torch.zeros(2, 3, module.image_spec.size, module.image_spec.size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        found = module.encode_image(image).pooled.sum() + module.encode_text(_words(WORDS)).pooled.sum()
+        found.backward()
+    return counter.get_total_flops() / 2

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import json
 import logging
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import overhead_memory
 import torch
 from measuring import Line, Rounds, arguments, device, side_by_side, write
+from overhead_caching import caching_lines
 from overhead_parts import (
     PATCHES,
     Sizes,
@@ -32,24 +31,16 @@ from overhead_parts import (
     contrastive,
     hinge,
     identity,
-    image_teacher,
     scenes,
     sizes,
     text_teacher,
     vse,
     write_features,
 )
-from overhead_shares import added, real_shares
+from overhead_shares import added, real_shares, real_shares_of_d2s
 
-from itr.data.feature_reader import ChunkReader
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, Modality, data_identity
-from itr.data.locations import find_split
-from itr.data.make_features import encode
-from itr.data.teachers import Teacher, load_teacher
 from itr.methods import CUSA, D2S
 from itr.methods.cusa_teachers import Teachers
-from itr.types import Tokens
 
 BY = "operations of both steps as counted, at the speed of the plain step"
 NOISE = 0.02  # of a step's median ratio
@@ -159,82 +150,6 @@ def _prefetched(quick: bool) -> float:
     return batches * 64 * 2 * ((64 if quick else PATCHES) + 768) / 1e6 / (1 + overhead_memory.WORKERS)
 
 
-def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
-    """`itr features` beside the teacher's forward, on inputs that are ready and on those that it decodes itself."""
-    pictures, batch = size.cached
-    shards = scenes(folder / "large", pictures, 176)
-    precision = "bf16" if bf16() else "32"
-    lines = []
-    for modality in ("image", "text"):
-        image = modality == "image"
-        name = image_teacher(folder / "vit", size) if image else text_teacher(folder / "bert", shards, size.teacher)[0]
-        teacher = load_teacher(modality, name, device=device(), precision=precision)
-        lines += caching(modality, teacher, shards, folder / "made", batch, rounds)
-    return lines
-
-
-def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch: int, rounds: int) -> list[Line]:
-    """The lines of one modality."""
-    split = find_split(shards, "train")
-    rows = split.captions if modality == "text" else split.images
-    header = Header("a teacher", modality, teacher.width, rows, data_identity(split))
-
-    def reader() -> ChunkReader:
-        todo = list(range(-(-rows // batch)))
-        return ChunkReader(split, modality, batch, todo, teacher.transform, 10**8, None, teacher.tokenizer)
-
-    ready = [chunk.inputs for chunk in reader()]  # type: ignore[union-attr]
-
-    def forward(inputs: Any) -> torch.Tensor:
-        if not isinstance(inputs, Tokens):
-            return teacher.features(inputs)
-        ids, mask = inputs.ids.to(device()), inputs.mask.to(device())
-        with torch.inference_mode(), torch.autocast(device(), teacher.dtype, enabled=teacher.dtype is not None):
-            return teacher.encoder.run(Tokens(ids, mask))
-
-    def ours() -> None:
-        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-            writer = FeatureWriter(FeaturePaths(Path(folder), "train", modality), header, batch)
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                encode(teacher, reader(), writer, num_workers=2, max_skipped=0)
-
-    def bare() -> None:
-        for inputs in ready:
-            forward(inputs)
-
-    def decoding() -> None:
-        for chunk in reader():
-            forward(chunk.inputs)  # type: ignore[union-attr]
-
-    taken = side_by_side({"bare": bare, "reading": lambda: [*reader()], "decoding": decoding, "ours": ours}, rounds)
-    return [rate_line(modality, rows, taken, way) for way in ("bare", "decoding")]
-
-
-def rate_line(modality: str, rows: int, taken: Rounds, way: str) -> Line:
-    """Rows a second of ours beside those of a bare loop."""
-    what, unit = ("pictures", "pictures/s") if modality == "image" else ("captions", "captions/s")
-    line = Line(f"features of {what}", unit, rows / taken.median("ours"), at_least=0.95)
-    line.beside = {
-        "bare": "the bare forward on inputs that are ready",
-        "decoding": "a loop that reads, decodes or tokenizes, and runs the forward",
-    }[way]
-    line.what += " beside the bare forward" if way == "bare" else " beside reading and forward in one loop"
-    line.theirs, line.ratio = rows / taken.median(way), taken.ratio(way, "ours")
-    line.limit, line.limit_by = rows / taken.median("bare"), "the bare forward, if reading cost nothing"
-    if way == "bare" and device() == "cpu":
-        work = taken.median("bare") / (taken.median("bare") + taken.median("reading"))
-        line.remark = (
-            f"Where the workers have no cores of their own, reading them takes its time from the forward: {work:.2f} "
-            "would be the ratio on one core."
-        )
-    if line.met is False:
-        line.profile = {name: taken.median(key) / taken.median("ours") for name, key in SHARES.items()}
-    return line
-
-
-SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading"}
-
-
 def main() -> None:
     """Measure, print and write."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -253,7 +168,8 @@ def main() -> None:
         gc.collect()  # models that are kept make starting a worker slow
         lines += caching_lines(folder, size, (rounds + 1) // 2)
     if not options.quick:
-        figures["added operations of ViT-B/32, calculated"] = real_shares()
+        figures["CUSA's share of the operations of a ViT-B/32 step, counted"] = real_shares()
+        figures["D2S's share of the operations of a step of ViT-B/16 and BERT, counted"] = real_shares_of_d2s()
     settings = {
         "pairs of a step": size.batch, "width": size.width, "layers": size.layers, "patch": size.patch,
         "arithmetic": "bf16 autocast" if bf16() else "float32", "rounds": rounds,
