@@ -9,7 +9,6 @@ them too, which workers do meanwhile in a real run. Towers have random weights; 
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import logging
 import subprocess
@@ -159,14 +158,15 @@ def main() -> None:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
+        # First, while the process is small: a large one takes long to start workers.
+        caching = caching_lines(folder, size, (rounds + 1) // 2)
         shards = scenes(folder / "scenes", size.pictures, 64)
         for part in (cusa_lines, d2s_lines):
             found, more = part(folder, shards, size, rounds)
             lines += found
             figures |= more
         lines.insert(2, memory_line(folder, options.quick))
-        gc.collect()  # models that are kept make starting a worker slow
-        lines += caching_lines(folder, size, (rounds + 1) // 2)
+        lines += caching
     if not options.quick:
         figures["CUSA's share of the operations of a ViT-B/32 step, counted"] = real_shares()
         figures["D2S's share of the operations of a step of ViT-B/16 and BERT, counted"] = real_shares_of_d2s()
