@@ -60,7 +60,7 @@ class Sizes:
 # authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two. The decoder of D2S, whose cost
 # goes with the square of the width that a VSE shares, becomes smaller with it.
 CPU = Sizes(batch=32, width=384, layers=12, patch=32, pictures=128, teacher=(6, 384), cached=(384, 32), dim=192)
-GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(2048, 64), dim=512)
+GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(1024, 64), dim=512)
 QUICK = Sizes(batch=4, width=64, layers=2, patch=112, pictures=24, teacher=(1, 64), cached=(24, 8), dim=64)
 
 
@@ -169,7 +169,7 @@ def vse(size: Sizes) -> VSE:
 class Step:
     """A training step of a model on one batch that its own data module read, again and again.
 
-    What reads features from disk reads them anew in every step, as if no worker did it meanwhile.
+    On a CPU features are read from disk anew in every step, as if no worker did it meanwhile; beside a GPU one does.
     """
 
     def __init__(
@@ -187,13 +187,17 @@ class Step:
         self.module.to(device()).train()
         self.host: Batch = next(batch for batch in self.stream if isinstance(batch, Batch))
         self.batch: Batch = self.module.transfer_batch_to_device(self.host, self.module.device, 0)
-        self.samples = {s.image_id: s for shard in self.stream.reading.split.shards for s in read_tar(shard.place)}
+        known = {s.image_id: s for shard in self.stream.reading.split.shards for s in read_tar(shard.place)}
+        self.samples = [known[i] for i in self.host.text_image_id.tolist()]
+        ids = self.host.text_id.tolist()
+        self.captions = [s.caption_ids.index(i) for s, i in zip(self.samples, ids, strict=True)]
         groups = parameter_groups(self.module.named_parameters(), self.module._is_tower, self.module.optimizer_settings)
         self.optimizer = torch.optim.AdamW(groups, 1e-5, fused=True)
 
     def __call__(self) -> None:
         """Read the features, then forward, backward and update."""
-        self.read()
+        if device() == "cpu":
+            self.read()
         with torch.autocast(device(), torch.bfloat16, enabled=bf16()):
             terms = self.module.loss_terms(self.batch, 2.0)
         torch.stack(list(terms.values())).sum().backward()
@@ -208,10 +212,8 @@ class Step:
         for field in self.stream.fields:
             if not field.name.startswith("teacher_"):
                 continue
-            of = [self.samples[i] for i in self.host.text_image_id.tolist()]
-            captions = [s.caption_ids.index(i) for s, i in zip(of, self.host.text_id.tolist(), strict=True)]
             extra = self.batch.image_extra if field.of == "image" else self.batch.text_extra
-            rows = field.read(of, captions)
+            rows = field.read(self.samples, self.captions)
             extra[field.name] = rows.to(device()) if isinstance(rows, torch.Tensor) else rows
 
     def flops(self) -> float:

@@ -22,6 +22,7 @@ import torch
 from measuring import Line, Rounds, arguments, device, side_by_side, write
 from overhead_caching import caching_lines
 from overhead_parts import (
+    GPU,
     PATCHES,
     Sizes,
     Step,
@@ -43,6 +44,14 @@ from itr.methods.cusa_teachers import Teachers
 
 BY = "operations of both steps as counted, at the speed of the plain step"
 NOISE = 0.02  # of a step's median ratio
+FULL = [
+    Line(f"{what}, towers of ViT-B/32, batch {GPU.batch:,}", "s", at_most=most, unmeasured="it needs a GPU")
+    for what, most in (
+        ("CUSA, features from disk", 1.02),
+        ("CUSA, a compiled text teacher like all-mpnet-base in the loop", 1.10),
+        ("D2S, dense embeddings from disk", 1.03),
+    )
+]
 
 
 def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list[Line], dict[str, Any]]:
@@ -167,6 +176,8 @@ def main() -> None:
             figures |= more
         lines.insert(2, memory_line(folder, options.quick))
         lines += caching
+    if device() == "cpu":
+        lines += FULL
     if not options.quick:
         figures["CUSA's share of the operations of a ViT-B/32 step, counted"] = real_shares()
         figures["D2S's share of the operations of a step of ViT-B/16 and BERT, counted"] = real_shares_of_d2s()
