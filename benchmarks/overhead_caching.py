@@ -17,7 +17,8 @@ from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
 from itr.data.locations import find_split
 from itr.data.make_features import encode
-from itr.data.teachers import Teacher, load_teacher
+from itr.data.teacher import Teacher
+from itr.data.teachers import load_teacher
 from itr.types import Tokens
 
 SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading"}

@@ -35,7 +35,8 @@ from itr.data.make_features import main, make_features
 from itr.data.pipeline import Reading, ShardStream
 from itr.data.schema import Shard, Split
 from itr.data.tars import read_tar
-from itr.data.teachers import Teacher, load_teacher
+from itr.data.teacher import Teacher
+from itr.data.teachers import load_teacher
 from itr.data.unicom import Unicom
 from itr.errors import UserError
 from itr.interop.convert import save

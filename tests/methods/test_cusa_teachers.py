@@ -13,7 +13,8 @@ from itr.backbones.tokenizers import BPETokenizer, load_tokenizer
 from itr.data.locations import find_split
 from itr.data.make_features import make_features
 from itr.data.tars import read_tar
-from itr.data.teachers import Encoder, Teacher, by_length, load_teacher
+from itr.data.teacher import Encoder, Teacher, by_length
+from itr.data.teachers import load_teacher
 from itr.errors import UserError
 from itr.training_cli import TrainingCLI, quieten
 from itr.types import HostTokens, Tokens

@@ -18,7 +18,7 @@ from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.items import read_items
 from itr.data.schema import Sample, Split
-from itr.data.teachers import PictureTransform
+from itr.data.teacher import PictureTransform
 from itr.errors import UserError
 from itr.types import Tokens
 

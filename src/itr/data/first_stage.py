@@ -7,7 +7,7 @@ from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
 from itr.data.features import weights_identity
-from itr.data.teachers import Encoder, Precision, Teacher
+from itr.data.teacher import Encoder, Precision, Teacher
 from itr.errors import UserError
 from itr.types import Tokens
 

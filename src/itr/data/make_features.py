@@ -16,7 +16,8 @@ from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
 from itr.data.first_stage import first_stage_teacher
 from itr.data.locations import find_split, names_tars
-from itr.data.teachers import Output, Precision, Teacher, load_teacher
+from itr.data.teacher import Precision, Teacher
+from itr.data.teachers import Output, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.parsing import run_verb

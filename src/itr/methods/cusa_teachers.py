@@ -13,7 +13,7 @@ from itr.errors import UserError
 from itr.types import Batch, HostTokens
 
 if TYPE_CHECKING:
-    from itr.data.teachers import Teacher
+    from itr.data.teacher import Teacher
 
 VIEW = "teacher_view"
 TOKENS = "teacher_tokens"
