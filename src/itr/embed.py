@@ -13,7 +13,7 @@ from tqdm import tqdm
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
 from itr.data.schema import IMAGE_TYPES
-from itr.data.teachers import Precision
+from itr.data.teacher import Precision
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.encoder import Embedder, of_module

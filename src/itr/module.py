@@ -149,7 +149,8 @@ class RetrievalModule(pl.LightningModule):
         extras = [{k: v for m in self._method_modules() for k, v in m.prepare(part).items()} for part in parts]
         image, text = embed_parts(parts, self._embed_pairs, self)
         needs_tokens = self.backbone.needs_tokens
-        extra = {name: gather(torch.cat([found[name] for found in extras])) for name in extras[0]}
+        with torch.autocast(image.pooled.device.type, enabled=False):  # on a CPU it can't join features in float16
+            extra = {name: gather(torch.cat([found[name] for found in extras])) for name in extras[0]}
         return gather_encoded(image, needs_tokens), gather_encoded(text, needs_tokens), extra
 
     def _embed_pairs(self, batch: Batch) -> tuple[Encoded, Encoded]:

@@ -43,7 +43,30 @@ class Tokens:
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
 
-Extra = Tensor | Tokens | list[str]
+class HostTokens:
+    """Tokenized captions that stay on the host when their batch goes to a device.
+
+    Whoever embeds them may then look at their lengths without waiting for the device.
+
+    Args:
+        tokens: the captions, on the CPU.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> HostTokens:
+        return HostTokens(self.tokens[rows])
+
+    def pin_memory(self) -> HostTokens:
+        """The same in page-locked memory."""
+        return HostTokens(self.tokens.pin_memory())
+
+
+Extra = Tensor | Tokens | HostTokens | list[str]
 
 
 def _pinned(value: Extra) -> Extra:

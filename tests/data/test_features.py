@@ -35,7 +35,8 @@ from itr.data.make_features import main, make_features
 from itr.data.pipeline import Reading, ShardStream
 from itr.data.schema import Shard, Split
 from itr.data.tars import read_tar
-from itr.data.teachers import Teacher, load_teacher
+from itr.data.teacher import Teacher
+from itr.data.teachers import load_teacher
 from itr.data.unicom import Unicom
 from itr.errors import UserError
 from itr.interop.convert import save
@@ -107,16 +108,16 @@ def test_image_features_are_those_of_the_tower(scenes, image_model, made):
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made, tmp_path, monkeypatch):
     calls = 0
-    encode = Teacher.encode
+    features = Teacher.features
 
     def dies(self, inputs):
         nonlocal calls
         calls += 1
         if calls == 6:  # the first is the probe
             raise KeyboardInterrupt
-        return encode(self, inputs)
+        return features(self, inputs)
 
-    monkeypatch.setattr(Teacher, "encode", dies)
+    monkeypatch.setattr(Teacher, "features", dies)
     with pytest.raises(KeyboardInterrupt):
         run(scenes, "text", text_model, tmp_path)
     with pytest.raises(UserError, match=r"text\.npy is not finished"):
@@ -124,7 +125,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made,
     calls = -100
     run(scenes, "text", text_model, tmp_path)
     chunks = -(-find_split(scenes, "train").captions // 8)
-    assert calls == -100 + 1 + chunks - 4
+    assert calls == -100 + 1 + chunks - 3  # four were encoded, and the last of them was not written yet
     mine = contents(tmp_path)
     assert set(mine) == {"train/text.npy", "train/text_ids.npy", "train/text.json"}
     assert all(contents(made)[name] == value for name, value in mine.items())
@@ -447,3 +448,14 @@ def test_a_sentence_transformer(scenes, tmp_path):
     wanted = package.load_model("cpu").encode([text for sample in every for text in sample.captions])
     assert rows.shape == (len(wanted), 384)
     assert torch.allclose(rows, torch.from_numpy(wanted), atol=1e-3)
+    teacher, texts = load_teacher("text", str(folder)), [text for sample in every for text in sample.captions]
+    assert teacher.tokenizer is not None  # workers tokenize
+    assert torch.allclose(teacher.features(texts), torch.from_numpy(wanted), atol=1e-5)
+    shutil.copytree(folder, tmp_path / "prompted")
+    settings = tmp_path / "prompted" / "config_sentence_transformers.json"
+    asked = {"prompts": {"query": "a question: "}, "default_prompt_name": "query"}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **asked}))
+    prompted = load_teacher("text", str(tmp_path / "prompted"))
+    assert prompted.tokenizer is None  # it has a way of its own
+    asked_for = teacher.features([f"a question: {text}" for text in texts])
+    assert torch.allclose(prompted.features(texts), asked_for, atol=1e-5)

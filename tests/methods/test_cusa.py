@@ -17,6 +17,7 @@ from itr.methods import CUSA
 from itr.methods.cusa import Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
+from itr.training.large_batch import LargeBatch
 from itr.training_cli import TrainingCLI
 from itr.types import Batch, Encoded, Pairs, Scores
 from tiny import TINY_VSE
@@ -240,3 +241,16 @@ def test_mistakes_are_named():
         Temperatures(initial=2.0)
     with pytest.raises(UserError, match="needs teacher_image"):
         build().prepare(dataclasses.replace(batch(module(CUSA())), image_extra={}))
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_features_in_half_precision_under_autocast(parts):
+    model = module(CUSA())
+    model.large_batch = LargeBatch(gradient_cache=parts)
+    found = []
+    for mixed in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found.append({name: value.item() for name, value in model.loss_terms(batch(model), 0.0).items()})
+    assert set(found[0]) == {"objective", "cusa/csa", "cusa/usa"}
+    assert found[1] == pytest.approx(found[0], rel=0.1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,8 +18,9 @@ from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.items import read_items
 from itr.data.schema import Sample, Split
-from itr.data.teachers import PictureTransform
+from itr.data.teacher import PictureTransform
 from itr.errors import UserError
+from itr.types import Tokens
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Chunk:
     Attributes:
         number: which chunk of the split.
         ids: image_id or caption_id of each row [n].
-        inputs: pictures [n, 3, H, H], or [3, H, W] each, uint8, or texts [n].
+        inputs: pictures [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
         bad: rows whose picture can't be decoded.
         messages: what to say of them.
     """
@@ -39,6 +40,10 @@ class Chunk:
     inputs: Any
     bad: list[int]
     messages: list[str]
+
+    def pin_memory(self) -> Chunk:
+        """The same in page-locked memory, for copies to a GPU that nobody waits for."""
+        return self if isinstance(self.inputs, list) else replace(self, inputs=self.inputs.pin_memory())
 
 
 class ChunkReader(IterableDataset[Chunk | UserError]):
@@ -52,6 +57,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         transform: preprocessing of a picture; None for texts.
         max_pixels: a picture with more is not decoded.
         texts: dense captions beside the shards.
+        tokenizer: of texts; None leaves them as they are.
     """
 
     def __init__(
@@ -63,7 +69,9 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         transform: PictureTransform | None,
         max_pixels: int,
         texts: DenseTexts | None = None,
+        tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
     ) -> None:
+        self.tokenizer = tokenizer
         self.split, self.modality, self.size, self.todo = split, modality, size, todo
         self.transform, self.max_pixels, self.texts = transform, max_pixels, texts
         self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
@@ -90,10 +98,11 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         if self.modality == "text":
             ids = [sample.caption_ids[place] for sample, place in items]
-            return Chunk(number, ids, [sample.captions[place] for sample, place in items], [], [])
+            return Chunk(number, ids, self._shown([sample.captions[place] for sample, place in items]), [], [])
         image_ids = [sample.image_id for sample, _ in items]
         if self.transform is None:
-            return Chunk(number, image_ids, [dense_captions(sample, self.texts)[0] for sample, _ in items], [], [])
+            dense = [dense_captions(sample, self.texts)[0] for sample, _ in items]
+            return Chunk(number, image_ids, self._shown(dense), [], [])
         pictures, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
@@ -104,6 +113,9 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
                 messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
         return Chunk(number, image_ids, torch.stack(pictures), bad, messages)
 
+    def _shown(self, texts: list[str]) -> Tokens | list[str]:
+        return texts if self.tokenizer is None else self.tokenizer(texts)
+
 
 def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iterator[Chunk]:
     """What a reader reads, by workers, telling what it skips.
@@ -112,7 +124,8 @@ def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iter
         UserError: a shard is bad, or more pictures than `max_skipped` can't be decoded.
     """
     skipped, workers = 0, min(num_workers, len(reader.todo))
-    for chunk in DataLoader(reader, batch_size=None, num_workers=workers):  # type: ignore[arg-type]
+    pinned = torch.cuda.is_available()
+    for chunk in DataLoader(reader, batch_size=None, num_workers=workers, pin_memory=pinned):  # type: ignore[arg-type]
         if isinstance(chunk, UserError):
             raise chunk
         for message in chunk.messages:

@@ -15,7 +15,7 @@ from itr.data.dense_texts import DenseTexts
 from itr.data.images import decode
 from itr.data.schema import Sample
 from itr.errors import UserError
-from itr.types import Extra, Tokens
+from itr.types import Extra, HostTokens, Tokens
 
 DENSE = "dense"
 CAPTIONS = "captions"
@@ -65,6 +65,25 @@ class CaptionTexts(Field):
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[str]:
         """Take the text of each row."""
         return [sample.captions[caption] for sample, caption in zip(samples, captions, strict=True)]
+
+
+class CaptionTokens(Field):
+    """The captions as another encoder's tokenizer reads them, on the host [C, L].
+
+    Args:
+        name: its key in the batch.
+        tokenizer: of that encoder.
+    """
+
+    of = "text"
+
+    def __init__(self, name: str, tokenizer: Callable[[Sequence[str]], Tokens]) -> None:
+        self.name, self.tokenizer = name, tokenizer
+
+    def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> HostTokens:
+        """Tokenize the caption of each row."""
+        texts = [sample.captions[caption] for sample, caption in zip(samples, captions, strict=True)]
+        return HostTokens(self.tokenizer(texts))
 
 
 class PictureView(Field):

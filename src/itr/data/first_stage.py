@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
 from itr.data.features import weights_identity
-from itr.data.teachers import Encoder, Precision, Teacher
+from itr.data.teacher import Encoder, Precision, Teacher
 from itr.errors import UserError
 from itr.types import Tokens
 
@@ -26,10 +24,9 @@ def first_stage_teacher(path: str, device: str = "cpu", precision: Precision = "
         message = f"{error}; --modality dense takes the checkpoint of a run with --data.texts=dense"
         raise UserError(message) from error
 
-    def run(captions: Sequence[str]) -> Tensor:
-        tokens = backbone.tokenizer(list(captions))
-        where = next(backbone.parameters()).device
-        return backbone.encode_text(Tokens(tokens.ids.to(where), tokens.mask.to(where))).pooled
+    def run(tokens: Tokens) -> Tensor:
+        return backbone.encode_text(tokens).pooled
 
-    encoder = Encoder(backbone, run, weights=weights_identity(backbone.state_dict()))
+    identity = weights_identity(backbone.state_dict())
+    encoder = Encoder(backbone, run, weights=identity, tokenizer=backbone.tokenizer)
     return Teacher(encoder, torch.device(device), precision)

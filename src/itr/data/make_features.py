@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from itr.data.dense_texts import DenseTexts
 from itr.data.feature_import import import_features
-from itr.data.feature_reader import ChunkReader, load_chunks
+from itr.data.feature_reader import Chunk, ChunkReader, load_chunks
 from itr.data.feature_writer import FeatureWriter
 from itr.data.features import FeaturePaths, Header, Modality, data_identity
 from itr.data.first_stage import first_stage_teacher
 from itr.data.locations import find_split, names_tars
-from itr.data.teachers import Output, Precision, Teacher, load_teacher
+from itr.data.teacher import Precision, Teacher
+from itr.data.teachers import Output, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.parsing import run_verb
@@ -94,6 +97,7 @@ def make_features(
         teacher = first_stage_teacher(model, where, precision)
     else:
         teacher = load_teacher(modality, model, output, where, precision)
+    teacher.settle()
     settings = {"output": output, "precision": precision, "batch_size": batch_size}
     whole = True
     for name, split in found.items():
@@ -102,7 +106,7 @@ def make_features(
         writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
         todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
         texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
-        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts)
+        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts, teacher.tokenizer)
         whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
     print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
 
@@ -119,14 +123,29 @@ def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_wor
         return True
     total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
     with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}", unit="") as bar:
-        for chunk in load_chunks(reader, num_workers, max_skipped):
-            writer.write(chunk.number, chunk.ids, teacher.encode(chunk.inputs), chunk.bad)
+        for chunk, rows in _encoded(teacher, load_chunks(reader, num_workers, max_skipped)):
+            writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.bad)
             bar.update(len(chunk.ids))
     whole = writer.finish()
     if whole:
         size = header.rows * header.width * 2
         print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows} ({size / 1e6:,.1f} MB)")
     return whole
+
+
+def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+    """Chunks with their features on the teacher's device, each given away when the next one is on its way.
+
+    So a GPU works while the features of the chunk before are copied and written.
+    """
+    before: tuple[Chunk, Tensor] | None = None
+    for chunk in chunks:
+        now = chunk, teacher.features(chunk.inputs)
+        if before is not None:
+            yield before
+        before = now
+    if before is not None:
+        yield before
 
 
 def chunks_of(num_chunks: int, process: int, of: int) -> range:

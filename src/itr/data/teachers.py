@@ -1,110 +1,29 @@
-"""Frozen teachers of one modality, by name, folder or file: pictures or captions in, one vector each out."""
+"""Frozen teachers of one modality, found by name, folder or file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
 
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
-from itr.backbones.tokenizers import first_line, load_tokenizer
+from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
 from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
 from itr.data.features import Modality
-from itr.data.images import EvaluationTransform
+from itr.data.teacher import Encoder, Precision, Teacher
 from itr.data.unicom import load_unicom
 from itr.errors import UserError
+from itr.types import Tokens
 
 Output = Literal["pooled", "tokens"]
-Precision = Literal["32", "bf16", "16"]
+PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # on which tokenizers are compared
 WAY_OUT = "Give the folder of a downloaded model, or run once with a network."
-
-
-class PictureTransform:
-    """The teacher's own preprocessing up to uint8: resize, then crop the centre.
-
-    Args:
-        spec: what the teacher takes.
-        resize: short side before the crop, where it is larger than the picture that the teacher takes.
-    """
-
-    def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
-        self.size = spec.size
-        self.resize = EvaluationTransform(replace(spec, size=max(resize or spec.size, spec.size)))
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """[3, H, W] to [3, size, size], uint8."""
-        cropped: Tensor = TF.center_crop(self.resize(image), [self.size, self.size])
-        return cropped
-
-
-@dataclass
-class Encoder:
-    """What a loader finds.
-
-    Attributes:
-        module: its weights.
-        run: turns normalised pictures [I, 3, H, H] or captions into features [n, D].
-        spec: picture format; None for text.
-        resize: short side before the crop.
-        weights: identity of its weights, where it is a checkpoint of ours.
-    """
-
-    module: nn.Module
-    run: Callable[[Any], Tensor]
-    spec: ImageSpec | None = None
-    resize: int | None = None
-    weights: str = ""
-
-
-class Teacher:
-    """A frozen encoder on a device.
-
-    Attributes:
-        width: D of a feature.
-        weights: identity of its weights, where it is a checkpoint of ours.
-        transform: preprocessing of a picture, for the workers; None for text.
-    """
-
-    def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
-        self.encoder, self.device, self.weights = encoder, device, encoder.weights
-        self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
-        encoder.module.to(device).eval().requires_grad_(False)
-        spec = encoder.spec
-        self.transform: PictureTransform | None = None
-        probe: Tensor | list[str] = ["a word"]
-        if spec is not None:
-            self.transform = PictureTransform(spec, encoder.resize)
-            self.mean, self.std = (255 * torch.tensor(v, device=device).view(3, 1, 1) for v in (spec.mean, spec.std))
-            probe = torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8)
-        try:
-            self.width = self.encode(probe).shape[1]
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"the teacher can't encode a picture or a caption of its size: {first_line(error)}"
-            ) from None
-
-    def encode(self, inputs: Tensor | Sequence[str]) -> Tensor:
-        """Features [n, D], float32, on the CPU, of pictures [n, 3, H, H], uint8, or of captions."""
-        return self.features(inputs).cpu()
-
-    def features(self, inputs: Tensor | Sequence[str]) -> Tensor:
-        """The same on the teacher's device."""
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            if isinstance(inputs, Tensor):
-                inputs = (inputs.to(self.device, torch.float32) - self.mean) / self.std
-            rows = self.encoder.run(inputs)
-        return rows.to(torch.float32, copy=True)  # what inference mode made can't take part in a loss
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
-        return self  # frozen, so a copy of the model, such as its moving average, shares it
 
 
 def load_teacher(
@@ -167,6 +86,10 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
     except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
         raise UserError(f"teacher {name} can't be had ({first_line(error)}). {WAY_OUT}") from error
 
+    tokenizer = _tokenizer_like(name, model)
+    if tokenizer is not None:
+        return Encoder(model, lambda tokens: _sentences(model, tokens), tokenizer=tokenizer)
+
     def run(captions: Sequence[str]) -> Tensor:
         options: dict[str, Any] = {"batch_size": len(captions), "show_progress_bar": False}
         encoded: Tensor = model.encode(list(captions), convert_to_tensor=True, **options)
@@ -175,19 +98,37 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
     return Encoder(model, run)
 
 
+def _sentences(model: Any, tokens: Tokens) -> Tensor:
+    embedded: Tensor = model({"input_ids": tokens.ids, "attention_mask": tokens.mask.long()})["sentence_embedding"]
+    return embedded
+
+
+def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
+    """A tokenizer for the workers that gives what the model of sentence-transformers makes of captions; or None."""
+    if model.default_prompt_name is not None:
+        return None
+    try:
+        tokenizer = load_tokenizer(name)
+        tokenizer.limit(int(model.max_seq_length))
+        ours, theirs = tokenizer(PROBES), model.preprocess(PROBES)
+        same = torch.equal(ours.ids, theirs["input_ids"]) and torch.equal(ours.mask, theirs["attention_mask"].bool())
+        plain = not any(theirs[key].any() for key in theirs.keys() & {"token_type_ids"})
+    except Exception:  # whatever its modules are, they are not a plain transformer
+        return None
+    known = {"input_ids", "attention_mask", "token_type_ids", "modality"}
+    return tokenizer if same and plain and theirs.keys() <= known else None
+
+
 def _text(name: str) -> Encoder:
     tower, tokenizer = _tower("text", name), load_tokenizer(name)
     tokenizer.limit(word_limit(tower, tokenizer.max_length, None))
 
-    def run(captions: Sequence[str]) -> Tensor:
-        tokens = tokenizer(captions)
-        device = next(tower.parameters()).device
-        mask = tokens.mask.to(device)
-        hidden = token_features(tower(input_ids=tokens.ids.to(device), attention_mask=mask.long()))
-        weight = mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
+    def run(tokens: Tokens) -> Tensor:
+        hidden = token_features(tower(input_ids=tokens.ids, attention_mask=tokens.mask.long()))
+        weight = tokens.mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
         return (hidden * weight).sum(1) / weight.sum(1)
 
-    return Encoder(tower, run)
+    return Encoder(tower, run, tokenizer=tokenizer)
 
 
 def _vision(name: str, output: Output) -> Encoder:

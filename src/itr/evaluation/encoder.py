@@ -16,7 +16,8 @@ from tqdm import tqdm
 from itr.checkpoints import open_checkpoint
 from itr.data.features import weights_identity
 from itr.data.images import BadImageError, EvaluationTransform, decode
-from itr.data.teachers import Precision, load_teacher
+from itr.data.teacher import Precision
+from itr.data.teachers import load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.embeddings import bare

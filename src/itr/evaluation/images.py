@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from itr.data.teachers import Precision
+from itr.data.teacher import Precision
 from itr.errors import UserError
 from itr.evaluation.encoder import Space, check_embeddings, open_embedder, views
 from itr.evaluation.image_sets import PUBLISHED, LabelledPictures, Layout, read_pictures

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.fields import Field, PictureView
+from itr.data.fields import CaptionTokens, Field, PictureView
 from itr.errors import UserError
 from itr.losses import SoftLoss, Targets, cross_modal_targets, soft_label_alignment, teacher_similarity
 from itr.methods.base import Method, MethodModule
-from itr.methods.cusa_teachers import VIEW, Teachers, teacher_features
+from itr.methods.cusa_teachers import TOKENS, VIEW, Teachers, teacher_features
 from itr.objectives import Temperature
 from itr.types import Batch, Encoded, Pairs
 
 if TYPE_CHECKING:
-    from itr.data.teachers import Teacher
+    from itr.data.teacher import Teacher
 
 SIDES: Final = ("image", "text")
 HeadInit = Literal["normal", "identity"]
@@ -125,9 +125,13 @@ class CUSA(Method):
             own[self.name].teachers = self.loaded
 
     def fields(self) -> list[Field]:
-        """The image teacher's own view of each picture, where that teacher runs in the loop."""
-        transform = self.loaded["image"].transform if "image" in self.loaded else None
-        return [] if transform is None else [PictureView(VIEW, transform)]
+        """What teachers in the loop are shown: pictures in the teacher's own view, captions in its own tokens."""
+        found: list[Field] = []
+        if "image" in self.loaded and self.loaded["image"].transform is not None:
+            found.append(PictureView(VIEW, self.loaded["image"].transform))
+        if "text" in self.loaded and self.loaded["text"].tokenizer is not None:
+            found.append(CaptionTokens(TOKENS, self.loaded["text"].tokenizer))
+        return found
 
     @property
     def weights(self) -> dict[str, float]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
 
 from itr.data.fields import CAPTIONS
 from itr.errors import UserError
-from itr.types import Batch, Tokens
+from itr.types import Batch, HostTokens
 
 if TYPE_CHECKING:
-    from itr.data.teachers import Teacher
+    from itr.data.teacher import Teacher
 
 VIEW = "teacher_view"
+TOKENS = "teacher_tokens"
+SHOWN: Final = {"image": (VIEW,), "text": (TOKENS, CAPTIONS)}  # what a teacher is shown, the best first
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Teachers:
         text: reads the captions of the batch.
         output: of the image teacher: one pooled vector a picture, or all its tokens end to end.
         precision: of their arithmetic, whatever that of the training is.
+        compile: whether they go through `torch.compile`, which takes a minute at the first step.
     """
 
     image: str | None = None
     text: str | None = None
     output: Literal["pooled", "tokens"] = "pooled"
     precision: Literal["32", "bf16", "16"] = "32"
+    compile: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -52,6 +56,8 @@ class Teachers:
                 found["image"] = load_teacher("image", self.image, self.output, device, self.precision)
             if self.text is not None:
                 found["text"] = load_teacher("text", self.text, "pooled", device, self.precision)
+        for teacher in found.values():
+            teacher.settle(self.compile)
         return found
 
 
@@ -61,11 +67,10 @@ def teacher_features(batch: Batch, side: Literal["image", "text"], loaded: dict[
     Raises:
         UserError: neither does the teacher run in the loop nor has the batch its features.
     """
-    extra, given = (batch.image_extra, VIEW) if side == "image" else (batch.text_extra, CAPTIONS)
-    if side in loaded and given in extra:
-        shown = extra[given]
-        assert not isinstance(shown, Tokens)
-        rows = loaded[side].features(shown)
+    extra = batch.image_extra if side == "image" else batch.text_extra
+    shown = next((extra[name] for name in SHOWN[side] if name in extra), None)
+    if side in loaded and shown is not None:
+        rows = loaded[side].features(shown.tokens if isinstance(shown, HostTokens) else shown)
     else:
         stored = extra.get(f"teacher_{side}")
         if not isinstance(stored, Tensor):

@@ -1,0 +1,97 @@
+"""`itr features` beside the teacher's forward; part of `overheads.py`."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Line, Rounds, device, side_by_side
+from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher
+
+from itr.data.feature_reader import ChunkReader
+from itr.data.feature_writer import FeatureWriter
+from itr.data.features import FeaturePaths, Header, Modality, data_identity
+from itr.data.locations import find_split
+from itr.data.make_features import encode
+from itr.data.teacher import Teacher
+from itr.data.teachers import load_teacher
+from itr.types import Tokens
+
+SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading"}
+
+
+def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
+    """`itr features` beside the teacher's forward, on inputs that are ready and on those that it decodes itself."""
+    pictures, batch = size.cached
+    shards = scenes(folder / "large", pictures, 176)
+    precision = "bf16" if bf16() else "32"
+    lines = []
+    for modality in ("image", "text"):
+        image = modality == "image"
+        name = image_teacher(folder / "vit", size) if image else text_teacher(folder / "bert", shards, size.teacher)[0]
+        teacher = load_teacher(modality, name, device=device(), precision=precision)
+        lines += caching(modality, teacher, shards, folder / "made", batch, rounds)
+    return lines
+
+
+def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch: int, rounds: int) -> list[Line]:
+    """The lines of one modality."""
+    split = find_split(shards, "train")
+    rows = split.captions if modality == "text" else split.images
+    header = Header("a teacher", modality, teacher.width, rows, data_identity(split))
+
+    def reader() -> ChunkReader:
+        todo = list(range(-(-rows // batch)))
+        return ChunkReader(split, modality, batch, todo, teacher.transform, 10**8, None, teacher.tokenizer)
+
+    ready = [chunk.inputs for chunk in reader()]  # type: ignore[union-attr]
+
+    def forward(inputs: Any) -> torch.Tensor:
+        if not isinstance(inputs, Tokens):
+            return teacher.features(inputs)
+        ids, mask = inputs.ids.to(device()), inputs.mask.to(device())
+        with torch.inference_mode(), torch.autocast(device(), teacher.dtype, enabled=teacher.dtype is not None):
+            return teacher.encoder.run(Tokens(ids, mask))
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            writer = FeatureWriter(FeaturePaths(Path(folder), "train", modality), header, batch)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                encode(teacher, reader(), writer, num_workers=2, max_skipped=0)
+
+    def bare() -> None:
+        for inputs in ready:
+            forward(inputs)
+
+    def decoding() -> None:
+        for chunk in reader():
+            forward(chunk.inputs)  # type: ignore[union-attr]
+
+    taken = side_by_side({"bare": bare, "reading": lambda: [*reader()], "decoding": decoding, "ours": ours}, rounds)
+    return [rate_line(modality, rows, taken, way) for way in ("bare", "decoding")]
+
+
+def rate_line(modality: str, rows: int, taken: Rounds, way: str) -> Line:
+    """Rows a second of ours beside those of a bare loop."""
+    what, unit = ("pictures", "pictures/s") if modality == "image" else ("captions", "captions/s")
+    line = Line(f"features of {what}", unit, rows / taken.median("ours"), at_least=0.95)
+    line.beside = {
+        "bare": "the bare forward on inputs that are ready",
+        "decoding": "a loop that reads, decodes or tokenizes, and runs the forward",
+    }[way]
+    line.what += " beside the bare forward" if way == "bare" else " beside reading and forward in one loop"
+    line.theirs, line.ratio = rows / taken.median(way), taken.ratio(way, "ours")
+    line.limit, line.limit_by = rows / taken.median("bare"), "the bare forward, if reading cost nothing"
+    if way == "bare" and device() == "cpu":
+        work = taken.median("bare") / (taken.median("bare") + taken.median("reading"))
+        line.remark = (
+            f"Where the workers have no cores of their own, reading them takes its time from the forward: {work:.2f} "
+            "would be the ratio on one core."
+        )
+    if line.met is False:
+        line.profile = {name: taken.median(key) / taken.median("ours") for name, key in SHARES.items()}
+    return line
