@@ -26,6 +26,7 @@ from itr.offline import sealed
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
+from itr.training.watch import logs_now
 from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class RetrievalModule(pl.LightningModule):
         self._gallery: Gallery | None = None
         self._random_state: dict[str, Tensor] | None = None
         self.metrics: dict[str, float] = {}
-        self.last_terms: dict[str, Tensor] = {}  # of the last training step, as logged
+        self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
 
     # Embedding
@@ -152,8 +153,11 @@ class RetrievalModule(pl.LightningModule):
         return image.rows(batch.image_index), text
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        """Log the loss, and what it is made of where a logger takes it or an epoch ends: each value costs time."""
+        self.log("train/loss", loss, batch_size=size)
         self.last_terms = terms
+        if not (logs_now(self.trainer) or self.trainer.is_last_batch):
+            return
         values = dict(terms) if len(terms) > 1 else {}
         values |= self.objective.scalars()
         for method, module in self.methods.items():

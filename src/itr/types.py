@@ -41,12 +41,26 @@ class Tokens:
         """The same in page-locked memory."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
+    def to(self, device: torch.device) -> Tokens:
+        """The same on a device; see `Batch.to`."""
+        return Tokens(_to(self.ids, device), _to(self.mask, device))
+
 
 Extra = Tensor | Tokens | list[str]
 
 
 def _pinned(value: Extra) -> Extra:
     return value if isinstance(value, list) else value.pin_memory()
+
+
+def _to(value: Tensor, device: torch.device) -> Tensor:
+    return value.to(device, non_blocking=device.type not in ("cpu", "mps"))  # on MPS copies overtake each other
+
+
+def _extra_to(value: Extra, device: torch.device) -> Extra:
+    if isinstance(value, list):
+        return value
+    return value.to(device) if isinstance(value, Tokens) else _to(value, device)
 
 
 @dataclass
@@ -63,6 +77,7 @@ class Batch:
         image_extra: further fields of the images that a method needs, by name, each of I rows.
         text_extra: further fields of the captions that a method needs, by name, each of C rows.
         keys: shard and key of each image [I], for messages; empty where they aren't known.
+        host_index: `image_index` where it was before the batch went to a device; None while it is there itself.
     """
 
     image: Tensor
@@ -73,6 +88,7 @@ class Batch:
     image_extra: dict[str, Extra] = field(default_factory=dict)
     text_extra: dict[str, Extra] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    host_index: Tensor | None = None
 
     @property
     def text_image_id(self) -> Tensor:
@@ -89,7 +105,7 @@ class Batch:
         """
         if not 0 < size < len(self):
             return [self]
-        index = self.image_index.tolist()
+        index = (self.image_index if self.host_index is None else self.host_index).tolist()
         assert index == sorted(index), "captions of an image must stand together, in the order of the images"
         bounds, end = [0], 0
         for row in range(1, len(self) + 1):
@@ -112,6 +128,24 @@ class Batch:
             {name: value[images] for name, value in self.image_extra.items()},
             {name: value[captions] for name, value in self.text_extra.items()},
             self.keys[images],
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device, without waiting for what lies in page-locked memory.
+
+        Lightning takes this; otherwise it would go through all keys, one by one, in each step.
+        """
+        device = torch.device(device)
+        return Batch(
+            _to(self.image, device),
+            _to(self.image_id, device),
+            self.text.to(device),
+            _to(self.text_id, device),
+            _to(self.image_index, device),
+            {name: _extra_to(value, device) for name, value in self.image_extra.items()},
+            {name: _extra_to(value, device) for name, value in self.text_extra.items()},
+            self.keys,
+            self.image_index if self.host_index is None else self.host_index,
         )
 
     def pin_memory(self) -> Batch:
