@@ -83,12 +83,9 @@ class ProgressBar(TQDMProgressBar):
         """The figures beside the bar."""
         figures = super().get_metrics(trainer, pl_module)
         figures.pop("v_num", None)
-        losses = [callback.loss for callback in _watches(trainer)]
-        return figures | {"train/loss": loss for loss in losses if loss is not None}
-
-
-def _watches(trainer: pl.Trainer) -> list[Watch]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
+        watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
+        loss = watches[0].loss if watches else None
+        return figures if loss is None else {**figures, "train/loss": loss}
 
 
 class Results(pl.Callback):
