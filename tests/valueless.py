@@ -18,13 +18,16 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
 ASKS = {aten._local_scalar_dense.default: 1, aten.equal.default: True}
-SHAPES = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.bincount)
+SHAPES = (aten.nonzero, aten.masked_select, aten.bincount)
+UNIQUE = (aten._unique2, aten.unique_dim, aten.unique_consecutive)
+INDEXED = (aten.index, aten.index_put, aten.index_put_)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
@@ -50,9 +53,24 @@ class Waits(TorchDispatchMode):
         if there and func.overloadpacket in SHAPES:
             self._note(func)
             return torch.empty(1, args[0].dim(), dtype=torch.int64, device=DEVICE)
+        if there and func.overloadpacket in UNIQUE:
+            self._note(func)
+            return args[0], args[0], args[0]
+        if there and func.overloadpacket in INDEXED and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self._note(func)
+            return args[0][:1] if func.overloadpacket is aten.index else args[0]
         if func in COPIES:
             return self._copy(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def __enter__(self) -> Waits:
+        self._made = _Made(self)
+        self._made.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._made.__exit__(*error)
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         source, target = (args[1], args[0].device) if func is aten.copy_.default else (args[0], kwargs.get("device"))
@@ -80,6 +98,20 @@ class Steps(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.waits.writing = not trainer.is_last_batch
+
+
+class _Made(TorchFunctionMode):
+    """Tells `Waits` of tensors made of Python's numbers, which come to a device by a copy that waits."""
+
+    def __init__(self, waits: Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == DEVICE:
+            self.waits._note(func)
+        return func(*args, **kwargs)
 
 
 class Accelerator(CPUAccelerator):

@@ -37,6 +37,11 @@ class Tokens:
     def __getitem__(self, rows: slice) -> Tokens:
         return Tokens(self.ids[rows], self.mask[rows])
 
+    def padded(self, length: int, pad_id: int) -> Tokens:
+        """The same padded to `length`."""
+        extra = length - self.ids.shape[1]
+        return Tokens(F.pad(self.ids, (0, extra), value=pad_id), F.pad(self.mask, (0, extra)))
+
     def pin_memory(self) -> Tokens:
         """The same in page-locked memory."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
@@ -201,6 +206,10 @@ class Encoded:
         return Encoded(
             self.pooled, self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0), self.unimodal
         )
+
+    def shortened(self, length: int) -> Encoded:
+        """The same with the first `length` token-level features alone."""
+        return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal)
 
     def padded(self, length: int) -> Encoded:
         """The same with token-level features padded to `length`."""
