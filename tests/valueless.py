@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
-import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -64,13 +64,15 @@ class Waits(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def __enter__(self) -> Waits:
-        self._made = _Made(self)
-        self._made.__enter__()
+        self._stack = ExitStack()
+        # The device knows no autocast, which is switched off for the loss.
+        self._stack.enter_context(patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
+        self._stack.enter_context(_Made(self))
         return super().__enter__()  # type: ignore[no-any-return]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._made.__exit__(*error)
+        self._stack.close()
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         source, target = (args[1], args[0].device) if func is aten.copy_.default else (args[0], kwargs.get("device"))
@@ -125,8 +127,3 @@ class Strategy(SingleDeviceStrategy):
         super().__init__(device=DEVICE, accelerator=Accelerator())
 
     def teardown(self) -> None: ...
-
-
-def no_autocast(patch: pytest.MonkeyPatch) -> None:
-    """The device knows no autocast, which the module switches off for the loss."""
-    patch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

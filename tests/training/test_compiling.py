@@ -130,7 +130,11 @@ def test_compiled_towers_train_as_the_others_from_one_graph_each(make, cache):
 
 def losses(folder: Path) -> list[float]:
     """Of all steps of all runs in a folder."""
-    rows = [row for file in sorted(folder.glob("logs/*/metrics.csv")) for row in csv.DictReader(file.open())]
+    rows = [
+        row
+        for file in sorted(folder.glob("logs/*/metrics.csv"))
+        for row in csv.DictReader(file.read_text().splitlines())
+    ]
     return [float(row["train/loss"]) for row in rows if row.get("train/loss")]
 
 

@@ -20,7 +20,7 @@ from itr.training.loggers import Csv
 from itr.training.watch import Watch
 from itr.training_cli import quieten
 from itr.types import Batch, Tokens
-from valueless import DEVICE, Steps, Strategy, Waits, no_autocast
+from valueless import DEVICE, Steps, Strategy, Waits
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}
@@ -57,10 +57,9 @@ class Batches(pl.LightningDataModule):
         return DataLoader([make_batch()] * 3, batch_size=None)  # type: ignore[arg-type]
 
 
-def waits_of(module: RetrievalModule, folder: Any, patch: pytest.MonkeyPatch) -> dict[str, int]:
+def waits_of(module: RetrievalModule, folder: Any) -> dict[str, int]:
     """What a GPU would be waited for in the steps of a run that are not logged."""
     quieten()
-    no_autocast(patch)
     waits = Waits()
     trainer = pl.Trainer(
         strategy=Strategy(), max_steps=3, default_root_dir=folder, logger=Csv(folder), enable_checkpointing=False,
@@ -83,11 +82,11 @@ REST = [(b, o, c) for b in (vse, clip) for o in OBJECTIVES for c in (0, 3) if (b
 @pytest.mark.parametrize(
     ("backbone", "objective", "cache"), [*ALL, *(pytest.param(*c, marks=pytest.mark.slow) for c in REST)]
 )
-def test_a_training_step_asks_no_value_of_the_device(backbone, objective, cache, tmp_path, monkeypatch):
+def test_a_training_step_asks_no_value_of_the_device(backbone, objective, cache, tmp_path):
     module = RetrievalModule(
         backbone(), objective(), [CUSA(), D2S(num_prompts=2, depth=1, heads=2)], large_batch=LargeBatch(0, 0, cache)
     )
-    assert waits_of(module, tmp_path, monkeypatch) == {}
+    assert waits_of(module, tmp_path) == {}
 
 
 class Curious(Objective):
@@ -104,8 +103,8 @@ class Curious(Objective):
 
 @pytest.mark.filterwarnings("ignore:.*across ranks is zero")
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
-def test_a_step_that_looks_at_its_loss_is_found_with_its_line(tmp_path, monkeypatch):
-    (what,) = waits_of(RetrievalModule(clip(), Curious()), tmp_path, monkeypatch).items()
+def test_a_step_that_looks_at_its_loss_is_found_with_its_line(tmp_path):
+    (what,) = waits_of(RetrievalModule(clip(), Curious()), tmp_path).items()
     assert "_local_scalar_dense" in what[0]
     assert "test_waits.py" in what[0]
     assert what[1] == 2  # in all steps but the first

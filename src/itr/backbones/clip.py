@@ -69,6 +69,7 @@ class CLIP(Backbone):
         source = find(model, pretrained, config)
         self.config = source.config
         self.model = build(source.config, source.weights, image_size)
+        self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
         self.untrained = ("CLIP",) if source.weights is None else ()
         self.dim = int(source.config["embed_dim"])
         self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
