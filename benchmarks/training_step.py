@@ -232,7 +232,7 @@ def main() -> None:
     parser = arguments(__doc__)
     options = parser.parse_args()
     quick, rounds = options.quick, options.rounds
-    pairs, steps = (8, 1) if quick else (256, 5) if GPU else (64, 1)
+    pairs, steps = (8, 1) if quick else (256, 5) if GPU else (64, 2)
     lines = [beside_bare_towers(name, pairs, rounds, steps) for name in ("narrow", "small VSE")]
     lines += full_size(rounds, quick)
     lines.append(overhead(rounds, 3 if quick else 20))
