@@ -19,7 +19,7 @@ from itr.evaluation.provenance import about, checkpoint_identity, shortened, wri
 from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
 from itr.parsing import MADE_WITH, made_with
-from itr.training.watch import logs_now
+from itr.training.watch import Watch, logs_now
 
 PROTOCOL = (
     "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
@@ -46,9 +46,9 @@ class History(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """The largest learning rate of all groups, as this step takes it, and what was left out so far in the epoch."""
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        pl_module.log("train/lr", max(rates))
         if logs_now(trainer):
+            rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            pl_module.log("train/lr", max(rates))
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             for name, number in (("skipped", data.skipped), ("bad_shards", data.bad_shards)):
                 pl_module.log(f"train/{name}", float(number), reduce_fx="sum", sync_dist=True)
@@ -74,13 +74,18 @@ class History(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the number of the log folder."""
+    """Lightning's bar without the number of the log folder, and with the newest loss that has come to the CPU.
+
+    NOTE: what is logged with `prog_bar=True` Lightning asks the device for after each step, bar or no bar.
+    """
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         """The figures beside the bar."""
         figures = super().get_metrics(trainer, pl_module)
         figures.pop("v_num", None)
-        return figures
+        watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
+        loss = watches[0].loss if watches else None
+        return figures if loss is None else {**figures, "train/loss": loss}
 
 
 class Results(pl.Callback):

@@ -24,8 +24,10 @@ from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.offline import sealed
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
+from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
+from itr.training.watch import logs_now
 from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class RetrievalModule(pl.LightningModule):
         methods: plug-ins that add parameters, losses and changes to the embeddings, applied in this order.
         optimizer: AdamW and its schedule.
         large_batch: how a batch that does not fit is trained on.
+        compilation: what `torch.compile` makes faster.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class RetrievalModule(pl.LightningModule):
         methods: Sequence[Method] = (),
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
         large_batch: LargeBatch = LargeBatch(),  # noqa: B008
+        compilation: Compilation = Compilation(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         self.optimizer_settings = optimizer
         self.large_batch = large_batch
+        self.compilation = compilation
         self.method_callbacks = list(methods)
         names = [method.name for method in methods]
         for name in names:
@@ -65,7 +70,7 @@ class RetrievalModule(pl.LightningModule):
         self._gallery: Gallery | None = None
         self._random_state: dict[str, Tensor] | None = None
         self.metrics: dict[str, float] = {}
-        self.last_terms: dict[str, Tensor] = {}  # of the last training step, as logged
+        self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
 
     # Embedding
@@ -98,6 +103,11 @@ class RetrievalModule(pl.LightningModule):
         if self.trainer.ckpt_path is None and self.backbone.untrained:
             log.info("training starts with random weights: %s", ", ".join(self.backbone.untrained))
         self.large_batch.announce(self, self.trainer)
+        self.compilation.begin(self)
+
+    def on_fit_end(self) -> None:
+        """Leave a module that runs as it is written."""
+        self.compilation.end(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the objective and all methods' terms."""
@@ -161,8 +171,11 @@ class RetrievalModule(pl.LightningModule):
         return image.rows(batch.image_index), text
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor], size: int) -> None:
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        """Log the loss, and what it is made of where a logger takes it or an epoch ends: each value costs time."""
+        self.log("train/loss", loss, batch_size=size)
         self.last_terms = terms
+        if not (logs_now(self.trainer) or self.trainer.is_last_batch):
+            return
         values = dict(terms) if len(terms) > 1 else {}
         values |= self.objective.scalars()
         for method, module in self.methods.items():
@@ -191,7 +204,8 @@ class RetrievalModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the embeddings of a batch: each image once, with all its captions."""
-        self._builder.add(batch, self.encode_image(batch.image), self._encode_tokens(batch.text))
+        with self.compilation.suspended(self):
+            self._builder.add(batch, self.encode_image(batch.image), self._encode_tokens(batch.text))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
@@ -316,7 +330,7 @@ class RetrievalModule(pl.LightningModule):
     def describe(self) -> dict[str, Any]:
         """The arguments of an equal module, as plain types.
 
-        `large_batch` is none of it: it changes no result, and a run may go on with another.
+        `large_batch` and `compilation` are none of it: they change no result, and a run may go on with others.
         """
         return {
             "backbone": self.backbone.describe(),

@@ -38,9 +38,18 @@ class Tokens:
     def __getitem__(self, rows: slice) -> Tokens:
         return Tokens(self.ids[rows], self.mask[rows])
 
+    def padded(self, length: int, pad_id: int) -> Tokens:
+        """The same padded to `length`."""
+        extra = length - self.ids.shape[1]
+        return Tokens(F.pad(self.ids, (0, extra), value=pad_id), F.pad(self.mask, (0, extra)))
+
     def pin_memory(self) -> Tokens:
         """The same in page-locked memory."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
+
+    def to(self, device: torch.device) -> Tokens:
+        """The same on a device; see `Batch.to`."""
+        return Tokens(_to(self.ids, device), _to(self.mask, device))
 
 
 class HostTokens:
@@ -73,6 +82,16 @@ def _pinned(value: Extra) -> Extra:
     return value if isinstance(value, list) else value.pin_memory()
 
 
+def _to(value: Tensor, device: torch.device) -> Tensor:
+    return value.to(device, non_blocking=device.type not in ("cpu", "mps"))  # on MPS copies overtake each other
+
+
+def _extra_to(value: Extra, device: torch.device) -> Extra:
+    if isinstance(value, list):
+        return value
+    return value.to(device) if isinstance(value, Tokens) else _to(value, device)
+
+
 @dataclass
 class Batch:
     """Images and captions, tied by an index, so that an image shared by several captions is encoded once.
@@ -87,6 +106,7 @@ class Batch:
         image_extra: further fields of the images that a method needs, by name, each of I rows.
         text_extra: further fields of the captions that a method needs, by name, each of C rows.
         keys: shard and key of each image [I], for messages; empty where they aren't known.
+        host_index: `image_index` where it was before the batch went to a device; None while it is there itself.
     """
 
     image: Tensor
@@ -97,6 +117,7 @@ class Batch:
     image_extra: dict[str, Extra] = field(default_factory=dict)
     text_extra: dict[str, Extra] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    host_index: Tensor | None = None
 
     @property
     def text_image_id(self) -> Tensor:
@@ -113,7 +134,7 @@ class Batch:
         """
         if not 0 < size < len(self):
             return [self]
-        index = self.image_index.tolist()
+        index = (self.image_index if self.host_index is None else self.host_index).tolist()
         assert index == sorted(index), "captions of an image must stand together, in the order of the images"
         bounds, end = [0], 0
         for row in range(1, len(self) + 1):
@@ -136,6 +157,24 @@ class Batch:
             {name: value[images] for name, value in self.image_extra.items()},
             {name: value[captions] for name, value in self.text_extra.items()},
             self.keys[images],
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device, without waiting for what lies in page-locked memory.
+
+        Lightning takes this; otherwise it would go through all keys, one by one, in each step.
+        """
+        device = torch.device(device)
+        return Batch(
+            _to(self.image, device),
+            _to(self.image_id, device),
+            self.text.to(device),
+            _to(self.text_id, device),
+            _to(self.image_index, device),
+            {name: _extra_to(value, device) for name, value in self.image_extra.items()},
+            {name: _extra_to(value, device) for name, value in self.text_extra.items()},
+            self.keys,
+            self.image_index if self.host_index is None else self.host_index,
         )
 
     def pin_memory(self) -> Batch:
@@ -200,6 +239,10 @@ class Encoded:
         return Encoded(
             self.pooled, self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0), self.unimodal
         )
+
+    def shortened(self, length: int) -> Encoded:
+        """The same with the first `length` token-level features alone."""
+        return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal)
 
     def padded(self, length: int) -> Encoded:
         """The same with token-level features padded to `length`."""

@@ -83,6 +83,8 @@ class Backbone(Component, nn.Module, ABC):
         image_spec: size and normalisation of the pictures.
         tokenizer: captions to ids.
         untrained: what starts with random weights, told when training begins.
+        lengths: numbers of tokens, ascending; text towers are given captions padded to the next of them, so that a
+            compiled one meets few shapes. None of them: as they come.
     """
 
     dim: int
@@ -90,6 +92,7 @@ class Backbone(Component, nn.Module, ABC):
     tokenizer: Tokenizer
     needs_tokens: bool = False
     untrained: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -119,6 +122,16 @@ class Backbone(Component, nn.Module, ABC):
         if len(image) > len(text):  # so that each caption's scores lie together in memory, for those who look at them
             return (text.unit @ image.unit.T).T
         return image.unit @ text.unit.T
+
+    def compilable(self) -> list[nn.Module]:
+        """The parts, called as modules, that `torch.compile` is worth while for; none by default."""
+        return []
+
+    def stretched(self, text: Tokens) -> Tokens:
+        """The captions [C, L] as a text tower takes them [C, L'], L' >= L being one of `lengths` or the longest."""
+        length = text.ids.shape[1]
+        wanted = min((n for n in (*self.lengths, self.tokenizer.max_length) if n >= length), default=length)
+        return text if not self.lengths or wanted == length else text.padded(wanted, self.tokenizer.pad_id)
 
     @abstractmethod
     def is_tower(self, parameter_name: str) -> bool:

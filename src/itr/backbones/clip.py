@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone, ImageSpec
-from itr.backbones.clip_towers import image_features, needs_full_length, text_features
+from itr.backbones.clip_towers import image_features, needs_full_length, text_features, text_parts, vision_parts
 from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.towers import enable_checkpointing, freeze_unused, near, refuse_both
 from itr.component import plain
@@ -69,6 +69,7 @@ class CLIP(Backbone):
         source = find(model, pretrained, config)
         self.config = source.config
         self.model = build(source.config, source.weights, image_size)
+        self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
         self.untrained = ("CLIP",) if source.weights is None else ()
         self.dim = int(source.config["embed_dim"])
         self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
@@ -93,7 +94,12 @@ class CLIP(Backbone):
 
     def encode_text(self, text: Tokens) -> Encoded:
         """Embed captions [C, L]."""
-        return text_features(self.text_tower, text)
+        given = self.stretched(text)
+        return text_features(self.text_tower, given).shortened(text.ids.shape[1])
+
+    def compilable(self) -> list[nn.Module]:
+        """The transformers of both towers, or the stages of a convolutional one."""
+        return [*vision_parts(self.model.visual), *text_parts(self.text_tower)]
 
     def is_tower(self, parameter_name: str) -> bool:
         """True: projections are pretrained with the towers."""

@@ -16,6 +16,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
+from itr.backbones.attention import ask_nothing
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
 from itr.backbones.towers import near
 from itr.errors import UserError
@@ -88,6 +89,8 @@ def build(config: dict[str, Any], weights: str | None, image_size: int | None) -
             model: nn.Module = model_class(**settings)
         except Exception as error:  # open_clip, timm and transformers each raise their own
             raise UserError(f"no CLIP can be built from config {config}: {first_line(error)}") from error
+    if text.get("hf_model_name"):
+        ask_nothing(model.text.transformer)  # type: ignore[arg-type,union-attr]
     timm_size = vision.get("image_size", 224) if vision.get("timm_model_name") else None
     if timm_size is not None:
         _resize_timm(model.visual, timm_size)

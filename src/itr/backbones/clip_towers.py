@@ -46,6 +46,21 @@ def text_features(text: Any, tokens: Tokens) -> Encoded:
     return _causal_text(text, tokens)
 
 
+def vision_parts(visual: Any) -> list[nn.Module]:
+    """What of a vision tower is called as a module and does most of the work."""
+    if type(visual).__name__ == "VisionTransformer":
+        return [visual]
+    owner = getattr(visual, "trunk", visual)
+    names = ("blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4")
+    parts = [getattr(owner, name, None) for name in names]
+    return [part for part in parts if isinstance(part, nn.Sequential)]
+
+
+def text_parts(text: Any) -> list[nn.Module]:
+    """The same of a text tower."""
+    return [text.transformer]
+
+
 def needs_full_length(text: Any) -> bool:
     """Whether the padding takes part in a caption's embedding, so that it must always be the same.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from itr.backbones.attention import ask_nothing
 from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import first_line
 from itr.component import plain
@@ -35,15 +36,8 @@ def make_tower(modality: Modality, name: str | None, config: dict[str, Any] | No
     Raises:
         UserError: the name can't be had, or the config isn't one.
     """
-    if name is not None:
-        return _pretrained_tower(modality, name)
-    assert config is not None
-    settings = _checked_config(f"{modality}_config", config)
-    tower_class, options = _tower_class(modality, settings)
-    try:
-        tower: nn.Module = tower_class._from_config(settings, dtype=torch.float32, **options)
-    except Exception as error:  # whatever the architecture makes of inconsistent sizes
-        raise UserError(f"{modality}_config {config}: no such tower can be built ({first_line(error)})") from error
+    tower = _new_tower(modality, config or {}) if name is None else _pretrained_tower(modality, name)
+    ask_nothing(tower)
     return tower
 
 
@@ -180,6 +174,16 @@ def near(word: str, words: Any) -> str:
     """A hint at the most similar of `words`, or nothing."""
     match = difflib.get_close_matches(word, [str(candidate) for candidate in words], n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _new_tower(modality: Modality, config: dict[str, Any]) -> nn.Module:
+    settings = _checked_config(f"{modality}_config", config)
+    tower_class, options = _tower_class(modality, settings)
+    try:
+        tower: nn.Module = tower_class._from_config(settings, dtype=torch.float32, **options)
+    except Exception as error:  # whatever the architecture makes of inconsistent sizes
+        raise UserError(f"{modality}_config {config}: no such tower can be built ({first_line(error)})") from error
+    return tower
 
 
 def _pretrained_tower(modality: Modality, name: str) -> nn.Module:

@@ -157,7 +157,9 @@ class VSE(Backbone):
         """Embed captions [C, L]."""
         if self.training and self.word_mask > 0:
             text = mask_words(text, self.word_mask, self.tokenizer)
-        words = self.text_tower(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
+        given = self.stretched(text)
+        words = self.text_tower(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
+        words = words[:, : text.ids.shape[1]]
         tokens = self.text_projection(words)
         if self.text_mlp is not None:
             tokens = tokens + self.text_mlp(words, text.mask)
@@ -165,6 +167,10 @@ class VSE(Backbone):
         if self.text_norm is not None:
             pooled = self.text_norm(pooled)
         return Encoded(pooled=pooled, tokens=tokens, mask=text.mask)
+
+    def compilable(self) -> list[nn.Module]:
+        """Both towers."""
+        return [self.vision_tower, self.text_tower]
 
     def is_tower(self, parameter_name: str) -> bool:
         """Whether a parameter belongs to one of the two towers of transformers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,18 @@ class Reading:
         if self._arrived:
             self._arrived.record()
 
+    @property
+    def loss(self) -> float | None:
+        """The sum of the terms; None while they are on their way."""
+        if self._arrived and not self._arrived.query():
+            return None
+        return math.fsum(self._values[: len(self.names)].tolist())
+
     def arrive(self) -> None:
         """Wait until the values are here."""
         if self._arrived:
             self._arrived.synchronize()
-        values = self._values.tolist()
+        values: list[float] = self._values.tolist()
         self.scale = values.pop() if self.scaled else 1.0
         finite = torch.tensor(values).isfinite().tolist()
         self.bad = {name: value for name, value, good in zip(self.names, values, finite, strict=True) if not good}
@@ -84,6 +92,7 @@ class Watch(pl.Callback):
         self._before: Reading | None = None
         self._moment = Moment(0, 0, 0, ())
         self._trainer: pl.Trainer | None = None
+        self._loss: float | None = None
         self._old: dict[Path, int] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,10 +147,18 @@ class Watch(pl.Callback):
         if largest(len(bad), self._trainer.strategy.root_device):
             raise self._error(f"{len(bad)} of {len(weights)} weights are not finite after", self._moment, bad)
 
+    @property
+    def loss(self) -> float | None:
+        """The loss of the newest step whose loss is here, without waiting for one; None before the first."""
+        arrived = [reading.loss for reading in self._pending]
+        self._loss = next((loss for loss in reversed(arrived) if loss is not None), self._loss)
+        return self._loss
+
     def _look(self) -> None:
         pending, self._pending = self._pending, []
         for reading in pending:
             reading.arrive()
+            self._loss = reading.loss
             if reading.scaled:
                 self._count(reading)
             elif reading.bad:

@@ -1,0 +1,223 @@
+"""Models and loops that `training_step.py` compares."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from measuring import Rounds, device, synchronise
+from torch import Tensor, nn
+
+from itr.backbones import CLIP, VSE, Backbone
+from itr.backbones.clip_towers import text_features
+from itr.callbacks import History
+from itr.module import RetrievalModule
+from itr.objectives import InfoNCE
+from itr.training.loggers import Csv, TensorBoard
+from itr.training.waiting import DataWait
+from itr.training.watch import Watch
+from itr.training_cli import quieten
+from itr.types import Batch, Tokens
+
+NARROW: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 96, "layers": 3, "width": 128, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},
+}
+TINY: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+PRECISION = "bf16-mixed" if device() == "cuda" else "32-true"
+
+
+def backbone(name: str) -> Backbone:
+    """A backbone with random weights: `narrow`, `tiny`, `small VSE`, or a model of open_clip."""
+    torch.manual_seed(0)
+    if name == "small VSE":
+        return VSE()
+    if name in ("narrow", "tiny"):
+        return CLIP(config=copy.deepcopy(NARROW if name == "narrow" else TINY))
+    return CLIP(model=name)
+
+
+def make_batch(model: Backbone, pairs: int, length: int = 24) -> Batch:
+    """Made-up pairs with captions of up to `length` tokens."""
+    side, lengths = model.image_spec.size, torch.linspace(8, length, pairs).round().long()
+    mask = torch.arange(length) < lengths[:, None]
+    ids = torch.randint(1, 40000, (pairs, length)) * mask
+    ids.scatter_(1, lengths[:, None] - 1, 49407)  # CLIP's end token
+    row = torch.arange(pairs)
+    pixels = torch.randint(0, 256, (pairs, 3, side, side), dtype=torch.uint8)
+    return Batch(pixels, row, Tokens(ids, mask), row, row, keys=[f"000/{i:06}" for i in range(pairs)])
+
+
+def autocast() -> AbstractContextManager[Any]:
+    """Lower precision where the whole step has it."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=device() == "cuda")
+
+
+def towers(model: Backbone, pixels: Tensor, text: Tokens) -> tuple[Tensor, Tensor]:
+    """Pooled embeddings by nothing but the towers, from pictures that are normalised already."""
+    if isinstance(model, VSE):
+        return model.encode_pixels(pixels).pooled, model.encode_text(text).pooled
+    assert isinstance(model, CLIP)
+    image = model.model.visual(pixels)  # type: ignore[operator,union-attr]
+    return image[0] if isinstance(image, tuple) else image, text_features(model.text_tower, text).pooled
+
+
+def bare_step(model: Backbone, batch: Batch) -> Callable[[], None]:
+    """One step by hand: towers, cross entropy both ways, backward, fused AdamW."""
+    place = torch.device(device())
+    model = model.to(place).train()
+    batch = batch.to(place)
+    pixels, labels = model.normalise(batch.image), torch.arange(len(batch), device=place)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            image, text = towers(model, pixels, batch.text)
+        logits = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T / 0.05
+        (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)).backward()
+        optimizer.step()
+
+    return step
+
+
+def module_step(module: RetrievalModule, batch: Batch) -> Callable[[], None]:
+    """All that we compute in a step, in a bare loop: no Lightning, no callbacks, no logging."""
+    place = torch.device(device())
+    module = module.to(place).train()
+    batch = batch.to(place)
+    optimizer = torch.optim.AdamW([w for w in module.parameters() if w.requires_grad], 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            terms = module.loss_terms(batch, 0.0)
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+        module.objective.clamp()
+
+    return step
+
+
+class Turns:
+    """A loader of one batch over and over that times blocks of the training loop's steps, and of other ways between.
+
+    Args:
+        batch: in the host's memory.
+        others: one step of each of the other ways.
+        rounds: how often all take turns.
+        steps: of a block.
+    """
+
+    waited = 0.0  # what `DataWait` asks of a loader
+
+    def __init__(self, batch: Batch, others: dict[str, Callable[[], object]], rounds: int, steps: int) -> None:
+        self.batch, self.others, self.rounds, self.steps = batch, others, rounds, steps
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
+
+    def __len__(self) -> int:
+        return (self.rounds + 1) * self.steps + 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.rounds + 1):  # the first round warms up
+            synchronise()
+            began = time.perf_counter()
+            yield from itertools.repeat(self.batch, self.steps)
+            self._note("ours", began, number)
+            for name, step in self.others.items():
+                began = time.perf_counter()
+                for _ in range(self.steps):
+                    step()
+                self._note(name, began, number)
+        yield self.batch  # nobody comes back after the last
+
+    def _note(self, name: str, began: float, number: int) -> None:
+        synchronise()
+        if number:
+            self.seconds[name].append((time.perf_counter() - began) / self.steps)
+
+
+class Repeated(pl.LightningDataModule):
+    """What the callbacks ask of a data module, around `Turns`."""
+
+    skipped = bad_shards = num_workers = 0
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self.turns = turns
+
+    def train_dataloader(self) -> Turns:
+        """The loader."""
+        return self.turns
+
+
+def in_turns(
+    module: RetrievalModule, batch: Batch, others: dict[str, Callable[[], object]], rounds: int, steps: int
+) -> Rounds:
+    """Seconds of a step of `Trainer.fit`, as `itr fit` sets it up, and of the other ways, in turns within one run."""
+    quieten()
+    turns = Turns(batch, others, rounds, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator="gpu" if device() == "cuda" else "cpu", devices=1, precision=PRECISION, max_epochs=1,
+            default_root_dir=folder, logger=[Csv(folder), TensorBoard(folder)], enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, callbacks=[Watch(), History(), DataWait()],
+        )  # fmt: skip
+        trainer.fit(module, datamodule=Repeated(turns))
+    return Rounds(turns.seconds)
+
+
+def training(name: str) -> RetrievalModule:
+    """A model to train, with InfoNCE."""
+    return RetrievalModule(backbone(name), InfoNCE())
+
+
+def num_operations(step: Callable[[], None]) -> int:
+    """Floating-point operations of matrix products and convolutions in one call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def matrix_rate(side: int) -> Callable[[], object]:
+    """A product of two square matrices in the precision of the step; it takes 2 side^3 operations."""
+    kind = torch.bfloat16 if device() == "cuda" else torch.float32
+    a, b = (torch.randn(side, side, device=device(), dtype=kind) for _ in range(2))
+    return lambda: a @ b
+
+
+def parts_of_step(step: Callable[[], None]) -> dict[str, float]:
+    """Shares of a step's time by operation, the five largest, from torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device() == "cuda" else [])]
+    with profile(activities=kinds) as found:
+        step()
+    times = {e.key: e.self_device_time_total if device() == "cuda" else e.self_cpu_time_total
+             for e in found.key_averages()}  # fmt: skip
+    total = sum(times.values()) or 1.0
+    largest = sorted(times.items(), key=lambda entry: -entry[1])[:5]
+    return {name: share / total for name, share in largest}
+
+
+def pooling(model: nn.Module, features: Tensor, mask: Tensor) -> Callable[[], None]:
+    """Forward and backward of a pooling alone."""
+    features = features.to(device()).requires_grad_()
+    mask = mask.to(device())
+    return lambda: model(features, mask).sum().backward()
