@@ -263,3 +263,15 @@ def test_weights_of_openai_keep_their_activation(monkeypatch: pytest.MonkeyPatch
     assert clip_loading.find("ViT-B-32", "laion2b_s34b_b79k", None).config["quick_gelu"] is False
     siglip = clip_loading.find("ViT-B-16-SigLIP", "webli", None)
     assert siglip.preprocess["resize_mode"] == "squash"
+
+
+def test_normalising_leaves_the_pixels_as_they_are_and_gives_channels_last() -> None:
+    model = make()
+    spec = model.image_spec
+    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    for image in (torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8), 255 * torch.rand(2, 3, 8, 8)):
+        kept = image.clone()
+        found = model.normalise(image)
+        assert torch.equal(found, (image.float() - mean) / std)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(image, kept)

@@ -6,10 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, load_tokenizer, plain_words
+from itr.backbones import words
+from itr.backbones.tokenizers import BPETokenizer, HFTokenizer, clean_function, load_tokenizer, plain_words
 from itr.errors import UserError
 
 ODD = ["", " ", "\x00", "\ud800 dog", "\U0001f600\U0001f1ea\U0001f1fa", "שלום כלב", "a\u202edog", "<end_of_text> [SEP]"]
@@ -68,6 +70,84 @@ def test_full_length(tokenizer_json: str) -> None:
         tokens = tokenizer(["a dog"])
         assert tokens.ids.shape == (1, 20)
         assert tokens.mask.sum() == 4
+
+
+def scribble(number: int) -> list[str]:
+    """Texts of pieces that either tokenizer might take for more than a word, or less."""
+    pieces = [
+        "dog",
+        "Dog's",
+        "a",
+        "  ",
+        "\t",
+        "&amp;",
+        "&lt;b&gt;",
+        "it's",
+        "123",
+        "...",
+        "[MASK]",
+        "x[SEP]y",
+        "runs!?",
+    ]
+    pieces += [
+        "<start_of_text>",
+        "caf\u00e9",
+        "\u00a0",
+        "\u2019s",
+        "x" * 70,
+        "\x1c",
+        "\x1b[1m",
+        "\u00c3\u00a9",
+        "_",
+        "-",
+    ]
+    rng = np.random.default_rng(0)
+    return ["".join(piece + " " * rng.integers(2) for piece in rng.choice(pieces, 9)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_bpe_word_by_word_gives_open_clips_ids(clean: Any) -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    texts = scribble(300)
+    reference = SimpleTokenizer(clean=clean)
+    assert [clean_function(clean)(text) for text in texts] == [reference.clean_fn(text) for text in texts]
+    assert torch.equal(BPETokenizer(77, True, clean)(texts).ids[:, :-1], reference(texts)[:, :-1])
+
+
+def test_what_a_tokenizer_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch, tokenizer_json: str) -> None:
+    texts = scribble(100)
+    for kind in ("bpe", "hf"):
+        free, bounded = make(kind, tokenizer_json), make(kind, tokenizer_json)
+        expected = free(texts).ids
+        with monkeypatch.context() as patch:
+            patch.setattr(words, "MOST_KNOWN", 3)
+            assert torch.equal(bounded(texts).ids, expected)
+        if kind == "bpe" or bounded.frame:
+            assert 0 < len(bounded._words.known) <= 3 < len(free._words.known)
+        assert "x" * 70 not in free._words.known
+    assert len(make("bpe", "")(texts).ids) == 100
+
+
+def test_berts_kind_word_by_word_gives_the_same_ids() -> None:
+    from tokenizers import BertWordPieceTokenizer
+    from tokenizers.processors import BertProcessing
+
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(["a dog runs it's 123"] * 3, vocab_size=60, show_progress=False)
+    trained.add_special_tokens(["[PAD]", "[MASK]"])
+    start, end = (trained.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    trained._tokenizer.post_processor = BertProcessing(("[SEP]", end), ("[CLS]", start))
+    ours, texts = HFTokenizer(trained.to_str(), 12), scribble(300)
+    assert ours.frame == ([start], [end])
+    for limit in (12, 2, 5, 40):  # what it remembers under one limit must not last under the next
+        ours.limit(limit)
+        theirs = ours.fast.encode_batch(texts)
+        found = ours(texts)
+        assert found.ids.tolist() == [row.ids for row in theirs]
+        assert found.mask.tolist() == [[bool(m) for m in row.attention_mask] for row in theirs]
+    trained.add_tokens(["dog runs"])  # reaches over a blank
+    assert HFTokenizer(trained.to_str()).frame is None
 
 
 def test_bpe_gives_open_clips_ids() -> None:

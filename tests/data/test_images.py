@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
 from itr.backbones import ImageSpec
-from itr.data.images import Augmentation, BadImageError, EvaluationTransform, TrainingTransform, decode
+from itr.data.images import Augmentation, BadImageError, EvaluationTransform, TrainingTransform, decode, stack
 from itr.data.pictures import picture_size, shrink
 
 SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -172,6 +173,35 @@ def test_evaluation_resize_is_that_of_pillow():
     out = EvaluationTransform(SPEC)(decode(encoded(picture, "PNG"), 10**6)).numpy().astype(int)
     small = picture.resize((21, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
     assert np.abs(out - np.asarray(small).transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (60, 500), (17, 300), (16, 16), (16, 40), (5, 7)])
+def test_pixels_are_those_of_torchvision_to_the_bit(width, height, kind):
+    spec = ImageSpec(size=16, mean=SPEC.mean, std=SPEC.std, interpolation=kind)
+    mode, pixels = InterpolationMode(kind), decode(encoded(noise(width, height), "JPEG", quality=95), 10**6)
+    assert pixels.stride(0) == 1  # as decoders lay them
+    augmentation = Augmentation(crop_scale=(0.2, 1.0), crop_ratio=(0.5, 2.0))
+    ours = TrainingTransform(spec, augmentation)
+    theirs = v2.RandomResizedCrop(16, (0.2, 1.0), (0.5, 2.0), interpolation=mode, antialias=True)
+    for draw in range(20):
+        torch.manual_seed(draw)
+        found = ours(pixels)
+        torch.manual_seed(draw)
+        assert torch.equal(found, theirs(pixels))
+    if max(width, height) <= 8 * min(width, height):
+        whole = v2.Compose([v2.Resize(16, interpolation=mode, antialias=True), v2.CenterCrop(16)])
+        assert torch.equal(EvaluationTransform(spec)(pixels), whole(pixels))
+
+
+def test_pictures_are_stacked_as_they_lie():
+    planes = [torch.randint(256, (3, 4, 5), dtype=torch.uint8) for _ in range(3)]
+    pixels = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in planes]
+    crops = [picture[:, :, 1:4] for picture in pixels]
+    for pictures, last in ((planes, False), (pixels, True), ([pixels[0], planes[1], pixels[2]], True), (crops, True)):
+        found = stack(pictures)
+        assert torch.equal(found, torch.stack(pictures))
+        assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def test_augmentation_can_be_switched_off():

@@ -10,12 +10,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
 from foreign import write_tar
 from itr.backbones import VSE
+from itr.data.images import Augmentation, decode
 from itr.data.locations import find_split
+from itr.data.schema import stable_id
 from itr.data.shards import Record, write_split
+from itr.data.tars import read_tar
 from itr.errors import UserError
 from loaders import make_loader, same, small_backbone
 from web import Web
@@ -58,6 +63,30 @@ def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbon
         assert not any(
             same(a, b) for a, b in zip(first, make_loader(scenes, "train", backbone, True, **other), strict=True)
         )
+
+
+def test_pixels_order_and_captions_of_a_seed_are_what_they_always_were(scenes, backbone):
+    """The crop is v2's, drawn under a seed of its own; the order is written down here."""
+    size, mode = backbone.image_spec.size, InterpolationMode(backbone.image_spec.interpolation)
+    crop = v2.RandomResizedCrop(size, Augmentation().crop_scale, Augmentation().crop_ratio, interpolation=mode)
+    shards = sorted((scenes / "train").glob("*.tar"))
+    samples = {sample.image_id: sample for shard in shards for sample in read_tar(shard)}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    stream = make_loader(scenes, "train", backbone, True).dataset
+    stream.begin(3, 0)
+    batches = list(stream)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [batch.image_id.tolist() for batch in batches[:3]] == ORDER
+    assert [batch.text_id.tolist() for batch in batches[:3]] == CAPTIONS
+    for batch in batches:
+        for row, (image, text) in enumerate(zip(batch.image_id.tolist(), batch.text_id.tolist(), strict=True)):
+            torch.manual_seed(stable_id(0, 3, image, samples[image].caption_ids.index(text)))
+            assert torch.equal(batch.image[row], crop(decode(samples[image].image, 10**6)))
+
+
+ORDER = [[28, 34, 41, 35], [29, 32, 43, 27], [2, 1, 7, 40]]
+CAPTIONS = [[79, 96, 118, 99], [83, 91, 126, 74], [8, 5, 17, 114]]
 
 
 @pytest.mark.slow

@@ -106,8 +106,9 @@ class Backbone(Component, nn.Module, ABC):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Pixels 0..255 [I, 3, H, W], uint8, to the zero-mean input of the vision tower, float, channels last."""
-        pixels = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        return pixels.contiguous(memory_format=torch.channels_last)  # what convolutions are fastest on
+        last = torch.channels_last  # what convolutions are fastest on
+        pixels = image.to(self.pixel_mean.dtype, copy=True, memory_format=last)
+        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)  # in place: fresh memory takes as long as arithmetic
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Encoded:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
-from torch import Tensor
-
+from itr.backbones.words import Words, clip_words, frame, is_plain, padded
 from itr.errors import UserError
 from itr.types import Tokens
 
@@ -52,6 +51,10 @@ class HFTokenizer:
         self.strip_id = _first(special, "[SEP]", "</s>") if strip_end else None
         self.special_ids = tuple(sorted({self.pad_id, *special.values()}))
         self.vocab_size = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+        self.fast.no_truncation()
+        self.fast.no_padding()
+        self.frame = frame(self.fast)
+        self._words = Words(self._encode)
         self.fast.enable_truncation(self.max_length)
         self.fast.enable_padding(
             pad_id=self.pad_id,
@@ -63,6 +66,7 @@ class HFTokenizer:
         """Truncate captions to that many tokens from now on; their end token stays."""
         self.max_length = max_length
         self.fast.enable_truncation(max_length)
+        self._words.known.clear()  # of a long word they held what the old limit left
 
     def to_json(self) -> str:
         """The string from which `HFTokenizer(string)` is the same, but for `clean` and `strip_end`."""
@@ -74,13 +78,25 @@ class HFTokenizer:
         if self.clean is not None:
             function = clean_function(self.clean)
             texts = [function(text) for text in texts]
-        encodings = self.fast.encode_batch(texts) if texts else []
-        ids = _matrix([row.ids for row in encodings], self.pad_id)
-        mask = _matrix([row.attention_mask for row in encodings], 0).bool()
+        width = (self.fast.padding or {}).get("length") or 0
+        ids, mask = padded([self._row(text) for text in texts], self.pad_id, width)
         if self.strip_id is not None:
             ids = ids.masked_fill(ids == self.strip_id, 0)
         mask[:, :1] = True
         return Tokens(ids=ids, mask=mask)
+
+    def _row(self, text: str) -> list[int]:
+        """The ids of a text with its start and end: word by word, where that gives the same."""
+        if self.frame is not None and is_plain(text):
+            start, end = self.frame
+            room = self.max_length - len(start) - len(end)
+            if room > 0:
+                return [*start, *self._words(text)[:room], *end]
+        return self._encode(text, True)
+
+    def _encode(self, text: str, framed: bool = False) -> list[int]:
+        found = self.fast.encode(text, add_special_tokens=framed)
+        return list(found.ids[: sum(found.attention_mask)])
 
 
 class BPETokenizer:
@@ -103,28 +119,23 @@ class BPETokenizer:
         self.max_length = max_length
         self.full_length = full_length
         self.clean = clean
-        self._encode: Callable[[str], list[int]] | None = None
+        self._words: Words | None = None
 
     def limit(self, max_length: int) -> None:
         """Truncate captions to that many tokens from now on; their end token stays."""
         self.max_length = max_length
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encode": None}  # megabytes of merges, which a worker reads by itself
+        return {**self.__dict__, "_words": None}  # megabytes of merges, which a worker reads by itself
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         """Tokenize and pad to the longest, or to `max_length` where `full_length` is set."""
-        if self._encode is None:
-            from open_clip.tokenizer import SimpleTokenizer
-
-            encoder: Any = SimpleTokenizer()
-            encoder.clean_fn = clean_function(self.clean)
-            self._encode = cast(Callable[[str], list[int]], encoder.encode)
-        words = [self._encode(_storable(caption))[: self.max_length - 2] for caption in captions]
-        rows = [[self.start_id, *row, self.end_id] for row in words]
-        width = self.max_length if self.full_length else 0
-        mask = _matrix([[1] * len(row) for row in rows], 0, width).bool()
-        return Tokens(ids=_matrix(rows, self.pad_id, width), mask=mask)
+        if self._words is None:
+            self._words = clip_words()
+        clean, words = clean_function(self.clean), self._words
+        bodies = [words(clean(_storable(caption)))[: self.max_length - 2] for caption in captions]
+        rows = [[self.start_id, *body, self.end_id] for body in bodies]
+        return Tokens(*padded(rows, self.pad_id, self.max_length if self.full_length else 0))
 
 
 def make_tokenizer(name: str | None, serialised: str | None) -> HFTokenizer | BPETokenizer:
@@ -167,9 +178,19 @@ def clean_function(kind: Clean) -> Callable[[str], str]:
     """
     if kind == "words":
         return plain_words
-    from open_clip.tokenizer import get_clean_fn
+    return partial(_cleaned, kind)
 
-    return cast(Callable[[str], str], get_clean_fn(kind))
+
+def _cleaned(kind: str, text: str) -> str:
+    """Printable ASCII without & has no encodings or HTML to mend, and looking for them takes ten times as long."""
+    from open_clip import tokenizer as clip
+
+    if not is_plain(text) or "&" in text:
+        return cast(str, clip.get_clean_fn(kind)(text))
+    if kind == "canonicalize":
+        return cast(str, clip.canonicalize_text(text))
+    text = " ".join(text.split())
+    return text.lower() if kind == "lower" else text
 
 
 def plain_words(caption: str) -> str:
@@ -196,8 +217,3 @@ def _storable(caption: str) -> str:
 
 def _first(table: dict[str, int], *names: str) -> int | None:
     return next((table[name] for name in names if name in table), None)
-
-
-def _matrix(rows: list[list[int]], fill: int, width: int = 0) -> Tensor:
-    width = max([width, 1, *map(len, rows)])
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.int64).view(len(rows), width)

@@ -18,7 +18,7 @@ from itr.backbones.base import Tokenizer
 from itr.data import plan
 from itr.data.dense_texts import DenseTexts
 from itr.data.fields import Field, dense_captions
-from itr.data.images import BadImageError, decode
+from itr.data.images import BadImageError, decode, stack
 from itr.data.items import read_items, shuffle
 from itr.data.lengths import CutTexts
 from itr.data.schema import Sample, Split, is_whole, stable_id
@@ -175,7 +175,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return [Item(sample, [int(i) for i in drawn])]
 
     def _collate(self, places: list[Item]) -> Batch:
-        decoded = [(place, self._picture(place)) for place in places]
+        decoded = self._pictures(places)
         good = [(place, picture) for place, picture in decoded if picture is not None]
         if not good:
             raise UserError(f"no picture of a whole batch can be used; the first is {places[0].sample.where}")
@@ -185,7 +185,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         places = [place for place, _ in whole]
         rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
         return Batch(
-            image=torch.stack([picture for _, picture in whole]),
+            image=stack([picture for _, picture in whole]),
             image_id=torch.tensor([place.sample.image_id for place in places]),
             text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
             text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
@@ -199,6 +199,13 @@ class ShardStream(IterableDataset[Batch | UserError]):
             keys=[place.sample.where for place in places],
         )
 
+    def _pictures(self, places: list[Item]) -> list[tuple[Item, Tensor | None]]:
+        state = torch.get_rng_state()
+        try:
+            return [(place, self._picture(place)) for place in places]
+        finally:
+            torch.set_rng_state(state)
+
     def _picture(self, place: Item) -> Tensor | None:
         sample = place.sample
         if sample.fault or not any(sample.captions):
@@ -209,16 +216,10 @@ class ShardStream(IterableDataset[Batch | UserError]):
         except BadImageError as error:
             self._skip(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
             return None
-        if not self.training:
-            return self.transform(pixels)
-        state = torch.get_rng_state()
-        try:  # torch.manual_seed and fork_rng would do, at the price of half a decoding
-            torch.default_generator.manual_seed(
-                stable_id(self.reading.seed, self.epoch, sample.image_id, *place.captions)
-            )
-            return self.transform(pixels)
-        finally:
-            torch.set_rng_state(state)
+        if self.training:  # torch.manual_seed would do, at the price of half a decoding
+            key = stable_id(self.reading.seed, self.epoch, sample.image_id, *place.captions)
+            torch.default_generator.manual_seed(key)
+        return self.transform(pixels)
 
     def _skip(self, named: str) -> None:
         if not self.training:

@@ -77,7 +77,7 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
                     raise ValueError(f"{member.name} has {member.size:,} bytes, more than any picture")
                 if number >= skip and kind in KINDS:
                     wanted = pictures or kind in ("json", "txt")
-                    raw[kind] = tar.extractfile(member).read() if wanted else b""  # type: ignore[union-attr]
+                    raw[kind] = _content(tar, member) if wanted else b""
             if not pictures and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
                 raise EOFError("the mark at its end is missing, so it was cut off")
             if number >= skip:
@@ -86,6 +86,38 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
         raise
     except Exception as error:  # tarfile raises many kinds
         raise UnreadableError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
+
+
+class _Header(tarfile.TarInfo):
+    """A header of which name, kind and size are read alone where it is a plain file's, in a third of the time."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
+        """As `tarfile.TarInfo.frombuf`, which takes whatever is not of the plain kind, or damaged."""
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[345]:
+            return super().frombuf(buf, encoding, errors)
+        total, size = _octal(buf[148:156]), _octal(buf[124:136])
+        if size is None or total != sum(buf) - sum(buf[148:156]) + 8 * 32:  # the field itself counts as blanks
+            return super().frombuf(buf, encoding, errors)
+        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        header.size = size
+        return header
+
+
+def _octal(digits: bytes) -> int | None:
+    """A plain number of a header; None of another notation, or none."""
+    digits = digits.strip(b" \0")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a plain file, without the layers of `extractfile`."""
+    stream: Any = tar.fileobj
+    stream.seek(member.offset_data)
+    data: bytes = stream.read(member.size)
+    if len(data) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
@@ -133,8 +165,8 @@ def _opened(stream: io.BufferedReader, name: str) -> tarfile.TarFile:
         raise EOFError("it is empty")
     try:
         if stream.seekable():
-            return tarfile.open(fileobj=stream, mode="r:*")
-        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20)
+            return tarfile.open(fileobj=stream, mode="r:*", tarinfo=_Header)
+        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20, tarinfo=_Header)
     except tarfile.TarError:
         raise ValueError(f"it is no tar (it begins with {start[:16]!r})") from None
 
