@@ -18,14 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pipeline_parts as parts
 import torch
-from measuring import Line, Rounds, arguments, device, seconds, side_by_side, write
-from pipeline_workers import growth, scaling
 
+import pipeline_parts as parts
 from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
 from itr.data.pictures import decode_pixels
 from itr.data.tars import read_tar
+from measuring import Line, Rounds, arguments, device, seconds, side_by_side, write
+from pipeline_workers import growth, scaling
 
 UINT8 = "to a batch of bytes"
 FLOATS = "to a normalised batch"

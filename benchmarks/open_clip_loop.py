@@ -12,10 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from measuring import device, synchronise
-from step_parts import NARROW, PRECISION
 
 from itr.training_cli import TrainingCLI, quieten
+from measuring import device, synchronise
+from step_parts import NARROW, PRECISION
 
 WORKERS = 1 if device() == "cpu" else 12
 

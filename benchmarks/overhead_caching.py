@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Line, Rounds, device, side_by_side
-from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher
 
 from itr.data.feature_reader import ChunkReader
 from itr.data.feature_writer import FeatureWriter
@@ -20,6 +18,8 @@ from itr.data.make_features import encode
 from itr.data.teacher import Teacher
 from itr.data.teachers import load_teacher
 from itr.types import Tokens
+from measuring import Line, Rounds, device, side_by_side
+from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher
 
 SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading"}
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from measuring import device
 from torch.utils.flop_counter import FlopCounterMode
 
 from itr.backbones import CLIP, VSE, Backbone
@@ -27,6 +26,7 @@ from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Objective, Triplet
 from itr.optim import parameter_groups
 from itr.types import Batch
+from measuring import device
 
 PATCHES = 49 * 768  # all tokens of UNICOM's ViT-B/32, end to end: what CUSA's authors keep for a picture
 

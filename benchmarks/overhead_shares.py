@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measuring import device, seconds
-from overhead_parts import Step, bf16
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +15,8 @@ from itr.backbones import CLIP, VSE, Backbone
 from itr.methods import CUSA, D2S, MethodModule
 from itr.training.large_batch import score_rows
 from itr.types import Encoded, Pairs, Tokens
+from measuring import device, seconds
+from overhead_parts import Step, bf16
 
 WORDS = 14  # tokens of a caption of COCO, on average
 DENSE_WORDS = 130  # tokens of the dense captions that D2S was published with

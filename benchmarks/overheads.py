@@ -17,8 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import overhead_memory
 import torch
+
+import overhead_memory
+from itr.methods import CUSA, D2S
+from itr.methods.cusa_teachers import Teachers
 from measuring import Line, Rounds, arguments, device, side_by_side, write
 from overhead_caching import caching_lines
 from overhead_parts import (
@@ -38,9 +41,6 @@ from overhead_parts import (
     write_features,
 )
 from overhead_shares import added, real_shares, real_shares_of_d2s
-
-from itr.methods import CUSA, D2S
-from itr.methods.cusa_teachers import Teachers
 
 BY = "operations of both steps as counted, at the speed of the plain step"
 NOISE = 0.02  # of a step's median ratio

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from measuring import Line, Rounds, side_by_side
 from pipeline_parts import BATCH, SIZE, bare_loop, bare_training, encoded, loader, through
 

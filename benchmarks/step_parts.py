@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from measuring import Rounds, device, synchronise
 from torch import Tensor, nn
 
 from itr.backbones import CLIP, VSE, Backbone
@@ -26,6 +25,7 @@ from itr.training.waiting import DataWait
 from itr.training.watch import Watch
 from itr.training_cli import quieten
 from itr.types import Batch, Tokens
+from measuring import Rounds, device, synchronise
 
 NARROW: dict[str, Any] = {
     "embed_dim": 128,

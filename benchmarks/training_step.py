@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from itr.backbones import VSE
+from itr.training.compiling import Compilation
 from measuring import Line, arguments, device, seconds, side_by_side, write
 from step_parts import (
     backbone,
@@ -30,9 +33,6 @@ from step_parts import (
     pooling,
     training,
 )
-
-from itr.backbones import VSE
-from itr.training.compiling import Compilation
 
 GPU = device() == "cuda"
 NO_GPU = "it needs a GPU"
@@ -203,9 +203,8 @@ def beside_open_clip(rounds: int, quick: bool) -> Line:
         import open_clip_train.train  # noqa: F401
     except ImportError as error:
         return Line(what, "1/s", at_least=1.0, unmeasured=f"open_clip_train can't be imported: {error}")
-    from open_clip_loop import Theirs, our_rate
-
     from itr.data.sources.scenes import prepare_scenes
+    from open_clip_loop import Theirs, our_rate
 
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "shards")

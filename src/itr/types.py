@@ -87,7 +87,7 @@ def _to(value: Tensor, device: torch.device) -> Tensor:
 
 
 def _extra_to(value: Extra, device: torch.device) -> Extra:
-    if isinstance(value, list):
+    if isinstance(value, (list, HostTokens)):
         return value
     return value.to(device) if isinstance(value, Tokens) else _to(value, device)
 
