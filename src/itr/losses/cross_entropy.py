@@ -22,14 +22,16 @@ def cross_entropy_rows(similarity: Tensor, temperature: Tensor | float, targets:
         temperature: t > 0.
         targets: p >= 0 [R, B].
     """
+    if not isinstance(temperature, Tensor):
+        temperature = similarity.new_full((), temperature)
     rows: Tensor = _CrossEntropyRows.apply(similarity, temperature, targets)
     return rows
 
 
 class _CrossEntropyRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, similarity: Tensor, temperature: Tensor | float, targets: Tensor) -> Tensor:
-        rate = torch.as_tensor(1 / temperature, dtype=similarity.dtype, device=similarity.device)
+    def forward(ctx: Any, similarity: Tensor, temperature: Tensor, targets: Tensor) -> Tensor:
+        rate = (1 / temperature).to(similarity.dtype)
         logs = F.log_softmax(similarity * rate, dim=1)
         value = -(targets * logs).sum(dim=1)
         slope = logs.exp().mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)  # by s / t
