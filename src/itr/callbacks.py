@@ -18,6 +18,7 @@ from tqdm import tqdm
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
 from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
+from itr.optim import loss_scale
 from itr.parsing import MADE_WITH, made_with
 from itr.training.watch import Watch, logs_now
 
@@ -58,9 +59,9 @@ class History(pl.Callback):
         if logs_now(trainer):
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            if scaler is not None and optimizer.defaults["fused"]:  # which takes the scale out itself, in its step
-                norm = norm / scaler.scale(torch.ones_like(norm))
+            scale = loss_scale(trainer, norm.device)
+            if scale is not None and optimizer.defaults["fused"]:  # which takes the scale out itself, in its step
+                norm = norm / scale
             pl_module.log("train/grad_norm", norm)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,7 +23,7 @@ from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.offline import sealed
-from itr.optim import OptimizerSettings, lr_factor, parameter_groups
+from itr.optim import OptimizerSettings, loss_scale, parameter_groups, scheduled_adamw
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
@@ -133,7 +133,7 @@ class RetrievalModule(pl.LightningModule):
             scores = score_rows(self.backbone.similarity, image, text, image_id, rows)
             return self._share(Pairs(image, text, image_id, scores, extra), progress)
 
-        return self.large_batch.sum_of_shares(share, image, text, extra, self, self._loss_scale())
+        return self.large_batch.sum_of_shares(share, image, text, extra, self, loss_scale(self._trainer, self.device))
 
     def _share(self, pairs: Pairs, progress: float) -> dict[str, Tensor]:
         """The share of some rows in every weighted term."""
@@ -144,14 +144,6 @@ class RetrievalModule(pl.LightningModule):
                 for term, value in method.losses(pairs).items():
                     terms[f"{name}/{term}"] = self.loss_weights[name][term] * value
         return terms
-
-    def _loss_scale(self) -> Tensor | None:
-        """By what float16 training multiplies the loss, where it does []."""
-        scaler = None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None:
-            return None
-        scale: Tensor = scaler.scale(torch.ones((), device=self.device))
-        return scale
 
     def _embed_everything(self, batch: Batch) -> tuple[Encoded, Encoded, dict[str, Tensor]]:
         """Images, captions and what methods prepared, a row a pair of all processes."""
@@ -282,16 +274,8 @@ class RetrievalModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over towers and heads, and the schedule, stepped with each batch."""
-        settings = self.optimizer_settings
-        groups = parameter_groups(self.named_parameters(), self._is_tower, settings)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        # A fused step unscales fp16 gradients itself, too late for clipping.
-        fused = self.device.type in ("cuda", "cpu") and not (scaled and self.trainer.gradient_clip_val)
-        optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = total * self.trainer.accumulate_grad_batches / max(1, self.trainer.num_training_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = parameter_groups(self.named_parameters(), self._is_tower, self.optimizer_settings)
+        return scheduled_adamw(groups, self.optimizer_settings, self.trainer, self.device)
 
     def configure_gradient_clipping(
         self,

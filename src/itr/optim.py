@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import lightning.pytorch as pl
+import torch
 from torch import nn
 
 from itr.errors import UserError
@@ -47,6 +49,31 @@ class OptimizerSettings:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {list(self.betas)}; both must be 0 or more and below 1")
+
+
+def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """What multiplies the loss of float16 training; None in other precisions."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def loss_scale(trainer: pl.Trainer | None, device: torch.device) -> torch.Tensor | None:
+    """By what float16 training multiplies the loss [], on the device; None in other precisions and outside of one."""
+    scaler = None if trainer is None else gradient_scaler(trainer)
+    return None if scaler is None else scaler.scale(torch.ones((), device=device))
+
+
+def scheduled_adamw(
+    groups: list[dict[str, Any]], settings: OptimizerSettings, trainer: pl.Trainer, device: torch.device
+) -> dict[str, Any]:
+    """AdamW and its schedule, stepped with each batch, as Lightning takes them."""
+    scaled = gradient_scaler(trainer) is not None
+    # A fused step unscales fp16 gradients itself, too late for clipping.
+    fused = device.type in ("cuda", "cpu") and not (scaled and trainer.gradient_clip_val)
+    optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
+    total = int(trainer.estimated_stepping_batches)
+    epochs = total * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def parameter_groups(

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from exact_parts import BATCH, make_batch, make_module
+from itr.optim import loss_scale
 from itr.training.large_batch import LargeBatch
 from itr.training.loss_blocks import Terms, sum_of_blocks
 from itr.types import Encoded
@@ -122,9 +123,9 @@ def test_a_module_scales_blocks_by_the_scaler_of_its_training():
     found = []
     for chunk in (0, 5):
         module = make_module("info_nce", LargeBatch(loss_chunk=chunk)).float()
-        assert module._loss_scale() is None
+        assert loss_scale(module._trainer, module.device) is None
         module.trainer = trainer
-        assert module._loss_scale() == 256
+        assert loss_scale(module._trainer, module.device) == 256
         with torch.autocast("cpu", torch.float16):
             terms = module.loss_terms(make_batch(slice(0, BATCH)), 0.0)
         scaler.scale(torch.stack(list(terms.values())).sum()).backward()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itr.distributed import largest, process_number, world_size
 from itr.errors import UserError
+from itr.optim import gradient_scaler
 from itr.types import Batch
 
 NAMED = 3
@@ -107,13 +108,13 @@ class Watch(pl.Callback):
         """Look at the last step before the next one begins."""
         self._look()
         self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, batch.keys)
-        if _scaler(trainer) and logs_now(trainer):
+        if gradient_scaler(trainer) and logs_now(trainer):
             pl_module.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let the terms of the loss come to the CPU."""
         terms: dict[str, Tensor] = pl_module.last_terms  # type: ignore[assignment]
-        scaler = _scaler(trainer)
+        scaler = gradient_scaler(trainer)
         scale = scaler.scale(torch.ones((), device=loss.device)) if scaler else None  # read so, it stays on the device
         self._pending.append(Reading(self._moment, terms, scale))
 
@@ -211,10 +212,6 @@ def logs_now(trainer: pl.Trainer) -> bool:
     """Whether the loggers take the figures of the step that is under way."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(every) and (trainer.global_step + 1) % every == 0
-
-
-def _scaler(trainer: pl.Trainer) -> Any:
-    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _checkpoints(trainer: pl.Trainer) -> dict[Path, int]:

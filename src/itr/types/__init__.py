@@ -1,0 +1,13 @@
+"""What flows through the program, and the letters used in shape comments.
+
+B  text-image pairs of a training batch (one row a caption)
+R  some of these rows, whose share of the loss is wanted
+I  images            C  captions
+P  image patches     L  words (tokens) of a caption
+D  width of the shared embedding space
+"""
+
+from itr.types.batch import Batch, Extra, HostTokens, Tokens
+from itr.types.encoded import Encoded, Pairs, Scores
+
+__all__ = ["Batch", "Encoded", "Extra", "HostTokens", "Pairs", "Scores", "Tokens"]

@@ -1,0 +1,163 @@
+"""What comes out: embeddings, their similarities, and the pairs that a loss is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Encoded:
+    """One modality after a backbone (and, later, after each method's `embed`).
+
+    Attributes:
+        pooled: one embedding a sample, not normalised [N, D].
+        tokens: features of patches or words, in the same width [N, T, D].
+        mask: True at a patch or word, False at padding [N, T], bool.
+        unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
+        known_unit: `unit`, where many blocks of rows ask for it; None to normalise when asked.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+    unimodal: Tensor | None = None
+    known_unit: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    @property
+    def within(self) -> Tensor:
+        """What is compared within the modality: `unimodal` where there is one, `pooled` otherwise [N, E]."""
+        return self.pooled if self.unimodal is None else self.unimodal
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
+        """Apply `change` to every tensor."""
+        unimodal = None if self.unimodal is None else change(self.unimodal)
+        return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal)
+
+    @property
+    def unit(self) -> Tensor:
+        """`pooled`, normalised [N, D]."""
+        return F.normalize(self.pooled, dim=-1) if self.known_unit is None else self.known_unit
+
+    def rows(self, index: Tensor | slice) -> Encoded:
+        """Some rows, in the order of `index`."""
+        some = self.map(lambda tensor: tensor[index])
+        some.known_unit = None if self.known_unit is None else self.known_unit[index]
+        return some
+
+    def without_tokens(self) -> Encoded:
+        """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
+        count, _, width = self.tokens.shape
+        return Encoded(
+            self.pooled, self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0), self.unimodal
+        )
+
+    def shortened(self, length: int) -> Encoded:
+        """The same with the first `length` token-level features alone."""
+        return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal)
+
+    def padded(self, length: int) -> Encoded:
+        """The same with token-level features padded to `length`."""
+        extra = length - self.tokens.shape[1]
+        tokens, mask = F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra))
+        return Encoded(self.pooled, tokens, mask, self.unimodal)
+
+    def arrays(self, side: str) -> dict[str, np.ndarray]:
+        """The embeddings as they are written to files: SIDE, and SIDE_unimodal where there is one [N, D], float32."""
+        kept = {side: self.pooled, f"{side}_unimodal": self.unimodal}
+        return {name: value.float().cpu().numpy() for name, value in kept.items() if value is not None}
+
+    @staticmethod
+    def concatenate(parts: list[Encoded]) -> Encoded:
+        """All rows of several parts, padded to the longest."""
+        length = max(part.tokens.shape[1] for part in parts)
+        parts = [part.padded(length) for part in parts]
+        unimodal = [part.unimodal for part in parts if part.unimodal is not None]
+        return Encoded(
+            torch.cat([part.pooled for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat(unimodal) if unimodal else None,
+        )
+
+
+@dataclass
+class Scores:
+    """Some rows of the similarity matrix of a batch's B pairs, both ways; a loss of them is summed over such blocks.
+
+    Attributes:
+        rows: which R of the B pairs these are.
+        image_to_text: score of these pairs' images against every caption [R, B], float32 or wider.
+        score_texts: gives `text_to_image`, for a loss that asks for it.
+        positives: True where these pairs and all others are of one image, either way [R, B], bool.
+    """
+
+    rows: slice
+    image_to_text: Tensor
+    score_texts: Callable[[], Tensor]
+    positives: Tensor
+
+    @staticmethod
+    def whole(similarity: Tensor, positives: Tensor) -> Scores:
+        """All rows, of the score of each image and caption [B, B] and where they belong together [B, B], bool."""
+        return Scores(slice(0, len(similarity)), similarity, lambda: similarity.T, positives)
+
+    @cached_property
+    def text_to_image(self) -> Tensor:
+        """Score of these pairs' captions against every image [R, B], float32 or wider."""
+        return self.score_texts()
+
+    @property
+    def size(self) -> int:
+        """B, the number of pairs of the batch."""
+        return self.positives.shape[1]
+
+    @property
+    def share(self) -> float:
+        """R / B, which of a value that is not made of rows (a regulariser) belongs to these."""
+        return len(self.positives) / self.size
+
+
+@dataclass
+class Pairs:
+    """The B pairs of a training step on all processes, embedded, and the rows of them that a loss is asked for.
+
+    Row b of everything belongs to pair b. All processes hold the same embeddings; the gradients that reach a row are
+    summed over processes.
+
+    Attributes:
+        image: the images [B], an image of several captions repeated.
+        text: the captions [B].
+        image_id: identity of each row's image [B].
+        scores: the rows of the similarity matrix whose share of the loss is wanted; all of them, unless told otherwise
+            by `itr.training.large_batch`.
+        extra: what methods prepared, by name, each [B, ...].
+    """
+
+    image: Encoded
+    text: Encoded
+    image_id: Tensor
+    scores: Scores
+    extra: dict[str, Tensor]
+
+    @property
+    def rows(self) -> slice:
+        """Which R of the B pairs the loss is asked for."""
+        return self.scores.rows
+
+    @property
+    def share(self) -> float:
+        """R / B, the share of a term that is not made of rows."""
+        return self.scores.share
+
+    def __len__(self) -> int:
+        return len(self.image_id)
