@@ -3,7 +3,9 @@
     python benchmarks/same_numbers.py --before COMMIT
 
 Both train the same models on the same made-up scenes, each in processes of its own with one thread on the CPU, so that
-two runs of one source are equal bit for bit.
+two runs of one source are equal bit for bit. In float32 another order of operations changes the last digit, and AdamW,
+whose first steps follow the sign of a gradient however small it is, makes more of it step by step. In float64 the same
+curves show whether that is all: what is left of such a difference there is some 10^9 times smaller.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ VARIANTS = {
     "D2S-VSE, without a first stage": D2S,
     "CUSA and D2S-VSE, a caption a pair": [*CUSA, *D2S, "--data.captions=all"],
 }
+
+BOUNDS = {"32-true": None, "64-true": 1e-9}  # by the precision of the training
 
 
 def losses(source: Path, options: list[str], data: Path, steps: int) -> list[float]:
@@ -67,9 +71,11 @@ def checkout(commit: str, folder: Path) -> Path:
     return folder
 
 
-def compared(before: list[float], after: list[float]) -> float:
+def compared(what: str, before: list[float], after: list[float], at_most: float | None) -> Line:
     """The largest difference of two curves, each over the earlier one's value."""
-    return max(abs(new - old) / abs(old) for old, new in zip(before, after, strict=True))
+    found = [abs(new - old) / abs(old) for old, new in zip(before, after, strict=True)]
+    remark = f"{found[0]:.1e} at the first step, {found[-1]:.1e} at the last, where the loss is {after[-1]:.6f}."
+    return Line(f"{what}: largest relative difference", "", max(found), at_most=at_most, remark=remark)
 
 
 def main() -> None:
@@ -85,13 +91,14 @@ def main() -> None:
         earlier = ROOT if options.quick else checkout(options.before, data / "before")
         itr(ROOT, "prepare", "scenes", f"--out={data / 'shards'}", f"--train={pictures}", "--val=8", "--test=8")
         write_teacher(data / "shards", data / "teacher")
-        lines, ends = [], []
+        lines = []
         for name, given in chosen.items():
-            before, after = (losses(source, given, data, steps) for source in (earlier, ROOT))
-            lines.append(Line(f"{name}: largest relative difference", "", compared(before, after), at_most=0.0))
-            ends.append({"model": name, "first loss": after[0], "last loss": after[-1], "last loss before": before[-1]})
-    settings = {"before": options.before, "steps": steps, "batch": 32}
-    write(options.out, "same_numbers", lines, settings, {"Ends of the curves": ends})
+            for precision in BOUNDS:
+                precise = [*given, f"--trainer.precision={precision}"]
+                curves = [losses(source, precise, data, steps) for source in (earlier, ROOT)]
+                lines.append(compared(f"{name}, {precision}", *curves, BOUNDS[precision]))
+    settings = {"before": options.before, "steps": steps, "pairs of a batch": 32}
+    write(options.out, "same_numbers", lines, settings, {})
 
 
 if __name__ == "__main__":
