@@ -18,7 +18,7 @@ from itr.types import Tokens
 
 Precision = Literal["32", "bf16", "16"]
 Inputs = Tensor | Tokens | Sequence[str]
-PART = {"cpu": 16, "cuda": 256}  # captions of about the same length that a teacher embeds together
+PART = {"cpu": 32, "cuda": 256}  # captions of about the same length that a teacher embeds together
 
 
 class PictureTransform:
