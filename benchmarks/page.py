@@ -59,12 +59,11 @@ def section(device: str, outcome: dict[str, Any], lines: list[Line]) -> str:
     """What one benchmark found on one machine."""
     machine = ", ".join(f"{key} {value}" for key, value in outcome["machine"].items())
     settings = ", ".join(f"{key}: {value}" for key, value in outcome["settings"].items())
-    rows = ["| | wanted | ours | beside it | limit | ratio | |", "|---|---|---|---|---|---|---|"]
-    rows += [row(line) for line in lines]
+    rows = ["| | | wanted | ours | beside it | limit | ratio | |", "|---|---|---|---|---|---|---|---|"]
+    rows += [f"| {place} {row(line)}" for place, line in enumerate(lines, start=1)]
     text = f"**{DEVICES[device]}** ({machine}). {settings}.\n\n" + "\n".join(rows) + "\n"
-    notes = [note(line) for line in lines if line.remark or line.profile or line.limit_by]
     tables = [table(name, value) for name, value in outcome["figures"].items()]
-    return "\n".join([text, *notes, *tables])
+    return "\n".join([text, *notes(lines), *tables])
 
 
 def row(line: Line) -> str:
@@ -85,14 +84,20 @@ def limit(line: Line) -> str:
     return "" if line.limit is None else f"{number(line.limit)} {line.unit}"
 
 
-def note(line: Line) -> str:
-    """How the limit is calculated, the remark and the profile of a line."""
-    parts = [f"Limit: {line.limit_by}."] if line.limit_by else []
-    parts += [line.remark] if line.remark else []
-    if line.profile:
-        shares = sorted(line.profile.items(), key=lambda item: -item[1])
-        parts.append("Profile: " + ", ".join(f"{what} {100 * share:.0f} %" for what, share in shares) + ".")
-    return f"- {line.what}: " + " ".join(parts)
+def notes(lines: list[Line]) -> list[str]:
+    """How limits are calculated, remarks and profiles, each once with the places of the lines that it is about."""
+    places: dict[str, list[str]] = {}
+    for place, line in enumerate(lines, start=1):
+        for text in (f"Limit: {line.limit_by}." if line.limit_by else "", line.remark, profile(line)):
+            if text:
+                places.setdefault(text, []).append(str(place))
+    return [f"- {', '.join(found)}: {text}" for text, found in places.items()]
+
+
+def profile(line: Line) -> str:
+    """What takes the time of a line, the largest share first."""
+    shares = sorted(line.profile.items(), key=lambda item: -item[1])
+    return "Profile: " + ", ".join(f"{what} {100 * share:.0f} %" for what, share in shares) + "." if shares else ""
 
 
 def table(name: str, value: Any) -> str:

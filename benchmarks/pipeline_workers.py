@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from measuring import Line, Rounds, side_by_side
+from itr.data.pipeline import ShardLoader
+from measuring import Line, Rounds, seconds, side_by_side
 from pipeline_parts import BATCH, SIZE, bare_loop, bare_training, encoded, loader, through
 
 _pictures: list[bytes] = []
@@ -28,7 +29,7 @@ def _pass(number: int) -> None:
 def scaling(shards: Path, counts: Sequence[int], rounds: int) -> tuple[list[Line], list[dict[str, float]]]:
     """Pictures a second by workers, beside as many processes that run the bare loop and hand nothing over."""
     pictures, most = len(encoded(shards)), counts[-1]
-    loaders = {n: loader(shards, workers=n) for n in counts}
+    loaders = {n: loader(shards, "--data.captions=all", workers=n) for n in counts}  # each caption with its picture
     context = multiprocessing.get_context("spawn")
     pools = {n: context.Pool(n, _begin, (str(shards),)) for n in counts}
     ways = {f"loader {n}": lambda n=n: through(loaders[n]) for n in counts}
@@ -42,7 +43,18 @@ def scaling(shards: Path, counts: Sequence[int], rounds: int) -> tuple[list[Line
         {"workers": n, "images/s": ours, "images/s a worker": ours / n, "bare loop, images/s a process": bare / n}
         for n, (ours, bare) in rates.items()
     ]
-    return [_each(rates, counts[0], found, batches, pictures), _linear(rates, most, found, counts)], points
+    line = _linear(rates, most, found, counts)
+    if line.met is False:
+        line.profile = taking(loaders[most])
+    return [_each(rates, counts[0], found, batches, pictures), line], points
+
+
+def taking(batches: ShardLoader) -> dict[str, float]:
+    """Of the time of all cores, the share that this process needs to take the workers' batches, and what is left."""
+    own = time.process_time()
+    wall = seconds(lambda: through(batches))
+    share = (time.process_time() - own) / (wall * len(os.sched_getaffinity(0)))
+    return {"the process that takes the batches": share, "left for workers and system": 1 - share}
 
 
 def _each(rates: dict[int, tuple[float, float]], n: int, found: Rounds, batches: dict[int, int], pictures: int) -> Line:
