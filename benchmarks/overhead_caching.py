@@ -90,7 +90,7 @@ def rate_line(modality: str, rows: int, taken: Rounds, way: str) -> Line:
         work = taken.median("bare") / (taken.median("bare") + taken.median("reading"))
         line.remark = (
             f"Where the workers have no cores of their own, reading them takes its time from the forward: {work:.2f} "
-            "would be the ratio on one core."
+            "would be the ratio on one core. Reading without workers was tried, and costs as much."
         )
     if line.met is False:
         line.profile = {name: taken.median(key) / taken.median("ours") for name, key in SHARES.items()}
