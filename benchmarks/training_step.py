@@ -13,11 +13,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from costs import ASSUMED_SHARE, CARD, MODELS, RATE, Model
 from itr.backbones import VSE
 from itr.training.compiling import Compilation
 from measuring import Line, arguments, device, seconds, side_by_side, write
@@ -38,7 +40,6 @@ GPU = device() == "cuda"
 NO_GPU = "it needs a GPU"
 AUTHORS = "the authors' code can't be part of this repository, and there was no GPU to run it on"
 WITHIN = 1.10
-SHARE = 0.40
 
 
 def beside_bare_towers(name: str, pairs: int, rounds: int, steps: int) -> Line:
@@ -63,27 +64,30 @@ def beside_bare_towers(name: str, pairs: int, rounds: int, steps: int) -> Line:
     return line
 
 
-def share_of_rate(line: Line, name: str, pairs: int) -> Line:
-    """How much of the card's matrix rate a step used, from the line of that step."""
+def share_of_rate(line: Line, model: Model) -> Line:
+    """How much of the card's matrix rate a step used, from the line of that step; `costs.shares` reads it."""
     assert line.limit is not None
     assert line.ours is not None
     return Line(
-        f"share of the matrix rate, {name}, {pairs} pairs", "", line.limit / line.ours, at_least=SHARE,
+        f"share of the matrix rate, {model.name}, bf16", "", line.limit / line.ours, at_least=ASSUMED_SHARE,
         remark="Kept too where the step is within 10 % of the bare towers, which is the line above.",
     )  # fmt: skip
 
 
 def full_size(rounds: int, quick: bool) -> list[Line]:
-    """ViT-B/32 and ViT-B/16 in bf16, which a CPU can't do."""
+    """ViT-B/32 and ViT-B/16 in bf16; a CPU can only calculate what a card could do."""
     lines = []
-    for name in ("ViT-B-32", "ViT-B-16"):
+    for model in MODELS[:2]:
         pairs = 64 if quick else 1024
-        if not GPU:
-            lines.append(Line(f"a step of {name}, {pairs} pairs, bf16", "ms", at_most=WITHIN, unmeasured=NO_GPU))
-            lines.append(Line(f"share of the matrix rate, {name}", "", at_least=SHARE, unmeasured=NO_GPU))
+        if GPU:
+            line = beside_bare_towers(model.name.replace("/", "-"), pairs, rounds, 10)
+            lines += [line, share_of_rate(line, model)]
             continue
-        line = beside_bare_towers(name, pairs, rounds, 10)
-        lines += [line, share_of_rate(line, name, pairs)]
+        operations = 3 * (model.image + model.text) * pairs
+        by = f"{operations / 1e12:.3g} TFLOP at the {RATE / 1e12:.0f} TFLOP/s of an {CARD}'s dense bf16"
+        step = Line(f"a step of {model.name}, {pairs} pairs, bf16", "ms", limit=1000 * operations / RATE, limit_by=by)
+        share = Line(f"share of the matrix rate, {model.name}, bf16", "", at_least=ASSUMED_SHARE, unmeasured=NO_GPU)
+        lines += [replace(step, at_most=WITHIN, unmeasured=NO_GPU), share]
     return lines
 
 

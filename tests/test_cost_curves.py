@@ -60,3 +60,11 @@ def test_a_share_that_was_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
     assert after[0] > 1.9 * before[0]
     assert after[1:] == before[1:]
     assert "measured on a GPU: ViT-B/32 20 %" in costs.tables(tmp_path, 1000)["Assumptions of the calculated epochs"]
+
+
+def test_the_share_of_a_card_that_the_step_measured_is_what_epochs_are_calculated_with(tmp_path):
+    import training_step
+
+    line = training_step.share_of_rate(measuring.Line("a step", "ms", ours=100.0, limit=47.0), costs.MODELS[1])
+    measuring.write(tmp_path, "training_step", [line], {}, {})
+    assert costs.shares(tmp_path) == {"ViT-B/16": 0.47}
