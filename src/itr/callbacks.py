@@ -127,8 +127,9 @@ class Results(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         more = f", {data.skipped} bad images skipped" if data.skipped else ""
         more += f", {data.bad_shards} bad shards" if data.bad_shards else ""
+        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # `max_steps` alone may end a run
         tqdm.write(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: loss {loss:.4f}, val {recalls}, "
+            f"epoch {trainer.current_epoch + 1}{last}: loss {loss:.4f}, val {recalls}, "
             f"rsum {figures['val/rsum']:.2f}{more}"
         )
 
