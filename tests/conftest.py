@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from itr.data.sources.scenes import prepare_scenes
 torch.set_num_threads(1)
 # As the first command does it: messages reach a test by the same way whether another has run a command before or not.
 _show_our_messages()
+# A shell that runs the tests in the background has SIGINT ignored, and what is started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
