@@ -63,7 +63,7 @@ def section(device: str, outcome: dict[str, Any], lines: list[Line]) -> str:
     rows += [f"| {place} {row(line)}" for place, line in enumerate(lines, start=1)]
     text = f"**{DEVICES[device]}** ({machine}). {settings}.\n\n" + "\n".join(rows) + "\n"
     tables = [table(name, value) for name, value in outcome["figures"].items()]
-    return "\n".join([text, *notes(lines), *tables])
+    return "\n".join([text, *notes(lines), *tables]).rstrip() + "\n"
 
 
 def row(line: Line) -> str:

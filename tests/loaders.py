@@ -10,7 +10,8 @@ import torch
 from itr.backbones import VSE
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split
-from itr.data.pipeline import Reading, ShardLoader, ShardStream
+from itr.data.pipeline import ShardLoader, ShardStream
+from itr.data.reading import Reading
 from itr.types import Batch
 
 

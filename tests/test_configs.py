@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonargparse import Namespace
 
 from itr.parsing import config_folder, find_config, resolve_configs
 from itr.training_cli import TrainingCLI, quieten
@@ -25,40 +24,32 @@ def rows(pattern: str) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if TWINS.search(name) else name for name in names]
 
 
-def pretrained(options: dict[str, Any]) -> bool:
-    return any(options.get(key) for key in ("vision", "text", "pretrained"))
+# The names are the only part that can't be had here; all other arguments stay as the config has them.
+NAMES = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained")}
+STAND_INS = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:]}
 
 
-def backbone_of(arguments: list[str]) -> tuple[str, dict[str, Any], bool]:
-    """Class and arguments of the backbone that a command line asks for, not yet built; and whether it has a stage 1."""
+class StandIns(TrainingCLI):
+    """Parses everything, and builds without what has to be fetched or trained before."""
 
-    class ParseOnly(TrainingCLI):
-        def instantiate_classes(self) -> None:
-            raise Parsed(self.config)
-
-    class Parsed(Exception):  # noqa: N818
-        pass
-
-    with pytest.raises(Parsed) as parsed:
-        ParseOnly(resolve_configs(arguments), run=False)
-    config: Namespace = parsed.value.args[0]
-    stage1 = any(method.init_args.get("stage1") for method in config.model.methods)
-    backbone = config.model.backbone
-    return backbone.class_path.rpartition(".")[2], backbone.init_args.as_dict(), stage1
+    def before_instantiate_classes(self) -> None:
+        backbone = self.config.model.backbone
+        kind = backbone.class_path.rpartition(".")[2]
+        if any(backbone.init_args.get(name) for name in NAMES[kind]):
+            for name in NAMES[kind]:
+                backbone.init_args[name] = None
+            for option in STAND_INS[kind]:
+                name, _, value = option.removeprefix("--model.backbone.").partition("=")
+                backbone.init_args[name] = yaml.safe_load(value)
+        for method in self.config.model.methods:
+            if method.init_args.get("stage1"):
+                method.init_args.stage1 = None
 
 
 def build(arguments: list[str]) -> TrainingCLI:
     """Build model, data and trainer."""
     quieten()
-    name, options, stage1 = backbone_of(arguments)
-    if stage1:  # the first stage's checkpoint is there only after it has run
-        arguments = [*arguments, "--model.methods.stage1=null"]
-    if pretrained(options):
-        # The names are the only part that can't be had here; all other arguments stay as the config has them.
-        tiny = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:]}[name]
-        names = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained")}[name]
-        arguments = [*arguments, *(f"--model.backbone.{key}=null" for key in names), *tiny]
-    return TrainingCLI(resolve_configs(arguments), run=False)
+    return StandIns(resolve_configs(arguments), run=False)
 
 
 @pytest.mark.parametrize("name", rows("*.yaml"))

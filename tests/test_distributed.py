@@ -79,7 +79,9 @@ def processes(request, tmp_path_factory) -> Processes:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(work, (world, port, str(folder), cases), nprocs=world)
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["itr.module"])
+    mp.start_processes(work, (world, port, str(folder), cases), nprocs=world, start_method="forkserver")
     return cases, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 

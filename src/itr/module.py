@@ -8,22 +8,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
-from itr import random_state
 from itr.backbones import Backbone
-from itr.component import check_description, plain
+from itr.component import plain
 from itr.distributed import gather, gather_encoded
-from itr.errors import UserError, refusing
+from itr.errors import UserError
 from itr.evaluation.gallery import Gallery, GalleryBuilder
-from itr.evaluation.ranks import Score
 from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
-from itr.offline import sealed
-from itr.optim import OptimizerSettings, loss_scale, parameter_groups, scheduled_adamw
+from itr.optim import OptimizerSettings, clip_gradients, loss_scale, parameter_groups, scheduled_adamw
+from itr.self_describing import SelfDescribing
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
@@ -33,7 +29,7 @@ from itr.types import Batch, Encoded, Pairs, Tokens
 log = logging.getLogger(__name__)
 
 
-class RetrievalModule(pl.LightningModule):
+class RetrievalModule(SelfDescribing):
     """Trains and evaluates image-text retrieval with any backbone, objective and methods.
 
     Args:
@@ -43,7 +39,12 @@ class RetrievalModule(pl.LightningModule):
         optimizer: AdamW and its schedule.
         large_batch: how a batch that does not fit is trained on.
         compilation: what `torch.compile` makes faster.
+
+    Attributes:
+        last_gallery: the embeddings that the last evaluation or prediction gave.
     """
+
+    last_gallery: Gallery
 
     def __init__(
         self,
@@ -67,8 +68,6 @@ class RetrievalModule(pl.LightningModule):
                 raise UserError(f"method {name!r} is given twice; name each method once")
         self.methods = nn.ModuleDict({method.name: method.build(self.backbone) for method in methods})
         self.loss_weights = {method.name: method.weights for method in methods}
-        self._gallery: Gallery | None = None
-        self._random_state: dict[str, Tensor] | None = None
         self.metrics: dict[str, float] = {}
         self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
@@ -176,12 +175,6 @@ class RetrievalModule(pl.LightningModule):
         for name, value in values.items():
             self.log(f"train/{name}", value, batch_size=size)
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Go on with the random numbers of the run that is resumed, now that nothing else will draw."""
-        if self._random_state is not None:
-            random_state.restore(self._random_state, self.device)
-            self._random_state = None
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step, then learnable values back into their bounds: forward and backward see the same value.
 
@@ -219,16 +212,10 @@ class RetrievalModule(pl.LightningModule):
         """Merge the embeddings of all processes."""
         self._finish_gallery()
 
-    @property
-    def last_gallery(self) -> Gallery:
-        """The embeddings that the last evaluation or prediction gave."""
-        assert self._gallery is not None, "nothing has been embedded yet"
-        return self._gallery
-
     def _finish_gallery(self) -> Gallery:
-        self._gallery = self._builder.build()
+        self.last_gallery = self._builder.build()
         self._builder = GalleryBuilder(self.backbone.needs_tokens)
-        return self._gallery
+        return self.last_gallery
 
     def _evaluate(self, stage: str) -> None:
         gallery = self._finish_gallery()
@@ -236,37 +223,13 @@ class RetrievalModule(pl.LightningModule):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         positives = data.positives(stage) if data is not None else None
-        found = evaluate(gallery, self._score(gallery), positives, self.device)
+        own_similarity = type(self.backbone).similarity is not Backbone.similarity
+        score = gallery.scored_by(self.backbone.similarity, self.device) if own_similarity else None
+        found = evaluate(gallery, score, positives, self.device)
         self.metrics = {f"{stage}/{name}": value for name, value in found.items()}
         self.log_dict(self.metrics)  # every process has the whole gallery, hence the same figures
 
-    def _score(self, gallery: Gallery) -> Score | None:
-        if type(self.backbone).similarity is Backbone.similarity:
-            return None
-        image, text = (side.map(lambda tensor: tensor.to(self.device)) for side in (gallery.image, gallery.text))
-
-        def score(rows: slice, columns: slice) -> Tensor:
-            with torch.no_grad():
-                return self.backbone.similarity(image.rows(rows), text.rows(columns)).float()
-
-        return score
-
     # Lightning's other questions
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: Any, map_location: Any = None, **options: Any
-    ) -> RetrievalModule:
-        """As Lightning does, of a local file whose description names nothing but known components.
-
-        Raises:
-            UserError: it names others.
-        """
-        saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
-        description = check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
-        options.pop("weights_only", None)
-        with refusing(f"{checkpoint_path} is no checkpoint of itr"), sealed(description):
-            return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The methods' life cycles."""
@@ -277,39 +240,13 @@ class RetrievalModule(pl.LightningModule):
         groups = parameter_groups(self.named_parameters(), self._is_tower, self.optimizer_settings)
         return scheduled_adamw(groups, self.optimizer_settings, self.trainer, self.device)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """As Lightning does, which refuses a fused optimizer under bf16 too, where there is nothing to unscale."""
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning does, but of a fused optimizer under bf16 too."""
+        clip_gradients(self, *args, **kwargs)
 
     def _is_tower(self, name: str) -> bool:
         prefix = "backbone."
         return name.startswith(prefix) and self.backbone.is_tower(name.removeprefix(prefix))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write how to build this module again: plain types, and nothing that has to be fetched.
-
-        `load_from_checkpoint` hands them to jsonargparse, which instantiates the class paths.
-        """
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
-            **self.describe(),
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        }
-        # A run that goes on and has not drawn yet hands on what it was given.
-        checkpoint["random_state"] = self._random_state or random_state.collect(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random numbers until training is about to go on."""
-        self._random_state = checkpoint.get("random_state")
 
     def describe(self) -> dict[str, Any]:
         """The arguments of an equal module, as plain types.

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
 
 from itr.errors import UserError
@@ -74,6 +76,21 @@ def scheduled_adamw(
     epochs = total * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def clip_gradients(
+    module: pl.LightningModule,
+    optimizer: torch.optim.Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """As Lightning does, which refuses a fused optimizer under bf16 too, where there is nothing to unscale."""
+    plugin = module.trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+    else:
+        module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 def parameter_groups(

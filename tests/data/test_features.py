@@ -32,7 +32,8 @@ from itr.data.features import FeatureFile, FeaturePaths, Header, TeacherFeatures
 from itr.data.images import EvaluationTransform, decode
 from itr.data.locations import find_split
 from itr.data.make_features import main, make_features
-from itr.data.pipeline import Reading, ShardStream
+from itr.data.pipeline import ShardStream
+from itr.data.reading import Reading
 from itr.data.schema import Shard, Split
 from itr.data.tars import read_tar
 from itr.data.teacher import Teacher
@@ -254,7 +255,7 @@ def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
         method = SimpleNamespace(needs=needs, fields=lambda: [])
         model = SimpleNamespace(method_callbacks=[method], methods={}, backbone=None)
         data.trainer = SimpleNamespace(lightning_module=model)
-        return data._fields(find_split(scenes, data.splits["train"]), None)
+        return data._needed(find_split(scenes, data.splits["train"])).open()
 
     both = ("teacher_image", "teacher_text")
     assert [field.name for field in fields(both, features=str(made))] == list(both)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -19,10 +20,10 @@ from foreign import downloaded
 from itr.cli import main
 from itr.data import remote, streams
 from itr.data.counts import count_shards
-from itr.data.datamodule import ShardData
 from itr.data.features import data_identity
 from itr.data.locations import find_split, read_positives
 from itr.data.make_features import make_features
+from itr.data.method_fields import MethodFields
 from itr.data.schema import Place, Sample
 from itr.data.tars import open_shard, read_tar
 from itr.errors import UserError
@@ -279,10 +280,13 @@ def test_features_of_tars_by_url_fit_the_same_tars_on_disk(tmp_path, capsys):
         make_features(f"{web.url}/cc/*.tar", "image", str(tmp_path / "f"), model, num_workers=0, device="cpu")
         with pytest.raises(UserError, match="one name for it by --splits"):
             make_features(f"{web.url}/cc/*.tar", "image", str(tmp_path / "f"), model, splits="train,val")
-    data = ShardData(str(tmp_path), train_split="cc/{00000..00001}.tar", features=str(tmp_path / "f"))
-    split = data._find("train")
-    file = data._teacher("image", split, ["teacher_image"]).file
+    tars = "cc/{00000..00001}.tar"
+    split = find_split(tmp_path, tars)
+    method = SimpleNamespace(needs=("teacher_image",), fields=lambda: [])
+    model = SimpleNamespace(method_callbacks=[method], methods={})
+    fields = MethodFields(model, split, str(tmp_path), tars, "captions", tmp_path / "f")
+    file = fields.open()[0].file
     assert file.rows([s.image_id for shard in split.shards for s in read_tar(shard.place)]).shape[0] == 10
     shutil.rmtree(tmp_path / "f")
     with pytest.raises(UserError, match=r"--data '\S+/cc/\{00000..00001\}.tar' --modality image .* --splits train"):
-        data._teacher("image", split, ["teacher_image"])
+        fields.open()

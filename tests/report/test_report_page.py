@@ -45,7 +45,7 @@ def test_a_page_of_one_run_is_whole(run):
         "InfoNCE",
         "Learning rate",
         "mean cosine",
-        "SHA-256",
+        "best.ckpt, blake2b ",
     ):
         assert words in page.text
     assert (run / "config.yaml").read_text() in page.text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,19 @@ def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **mor
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
     """Wait until a file is there."""
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, f"the process ended with {process.returncode}"
-        assert time.monotonic() < end, f"no {path} after {seconds} s"
-        time.sleep(0.02)
+    _wait(path.exists, str(path), process, seconds)
 
 
 def wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
     """Wait until a process has said something."""
+    _wait(lambda: text in log.read_text(), repr(text), process, seconds)
+
+
+def _wait(done: Callable[[], bool], what: str, process: subprocess.Popen[bytes], seconds: float) -> None:
     end = time.monotonic() + seconds
-    while text not in log.read_text():
+    while not done():
         assert process.poll() is None, f"the process ended with {process.returncode}"
-        assert time.monotonic() < end, f"no {text!r} after {seconds} s"
+        assert time.monotonic() < end, f"no {what} after {seconds} s"
         time.sleep(0.02)
 
 

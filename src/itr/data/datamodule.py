@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +10,12 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
-from itr.data.dense_texts import DenseTexts
-from itr.data.features import (
-    MODALITIES,
-    FeatureFile,
-    Modality,
-    TeacherFeatures,
-    data_identity,
-    features_command,
-    split_identity,
-)
-from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
+from itr.data.features import data_identity, split_identity
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
-from itr.data.locations import find_split, locate, names_tars, read_positives, resolve
-from itr.data.pipeline import Captions, Reading, ShardLoader, ShardStream, Texts
+from itr.data.locations import find_split, locate, names_tars, read_positives
+from itr.data.method_fields import MethodFields
+from itr.data.pipeline import ShardLoader, ShardStream
+from itr.data.reading import Captions, Reading, Texts
 from itr.data.remote import is_url, shown
 from itr.data.schema import Split
 from itr.errors import UserError
@@ -211,7 +201,7 @@ class ShardData(pl.LightningDataModule):
         split = self.found[stage] = self._find(stage)
         if "train" in self.found and "val" in self.found:  # Lightning asks for either first
             check_apart(self.found["train"], self.found["val"], self.splits["val"])
-        kept = self._dense_texts(split) if training else None
+        needed = self._needed(split) if training else None
         reading = Reading(
             split=split,
             captions=self.captions,
@@ -222,56 +212,17 @@ class ShardData(pl.LightningDataModule):
             max_skipped=self.max_skipped,
             max_bad_shards=self.max_bad_shards,
             texts=self.texts if training else "captions",
-            dense=kept,
+            dense=needed.dense_texts if needed else None,
         )
         spec = backbone.image_spec
         transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
         tokenizer, rank, world = backbone.tokenizer, trainer.global_rank, trainer.world_size
-        fields = self._fields(split, kept) if training else []
+        fields = needed.open() if needed else []
         return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
 
-    @property
-    def _needs(self) -> list[str]:
-        """The fields that the methods of the model need, each as often as it is needed."""
-        module: Any = self._trainer.lightning_module
-        return [need for method in module.method_callbacks for need in method.needs]
-
-    def _dense_texts(self, split: Split) -> DenseTexts | None:
-        """The dense captions beside the training shards, if they are used."""
-        if self.texts != "dense" and DENSE not in self._needs:
-            return None
-        return DenseTexts.open(self.root, self.splits["train"], data_identity(split))
-
-    def _fields(self, split: Split, kept: DenseTexts | None) -> list[Field]:
-        """What the methods of the model need beyond pictures and captions, and have looked at."""
-        module: Any = self._trainer.lightning_module
-        needs = self._needs
-        makers: dict[str, Callable[[], Field]] = {
-            DENSE: lambda: DenseCaptions(module.backbone.tokenizer, kept),
-            CAPTIONS: CaptionTexts,
-            **{f"teacher_{m}": partial(self._teacher, m, split, needs) for m in MODALITIES},
-        }
-        for need in needs:
-            if need not in makers:
-                raise UserError(f"a method needs the field {need!r}, and the data module knows {', '.join(makers)}")
-        fields = [makers[need]() for need in dict.fromkeys(needs)]
-        fields += [field for method in module.method_callbacks for field in method.fields()]
-        for method in module.methods.values():
-            method.expect({field.name: field for field in fields})
-        return fields
-
-    def _teacher(self, modality: Modality, split: Split, needs: list[str]) -> Field:
-        root, name = resolve(self.root, self.splits["train"], "train")
-        if modality == "text" and self.texts == "dense":
-            raise UserError("features of a text teacher are those of sparse captions; leave data.texts = dense away")
-        if self.features is None:
-            modalities: list[Modality] = [m for m in MODALITIES if f"teacher_{m}" in needs]
-            commands = [features_command(root, name, m, "features") for m in modalities]
-            raise UserError(
-                "a method needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
-                "and give --data.features features. `itr features --help` tells which teachers there are"
-            )
-        return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(split), root))
+    def _needed(self, split: Split) -> MethodFields:
+        module, name = self._trainer.lightning_module, self.splits["train"]
+        return MethodFields(module, split, self.root, name, self.texts, self.features)
 
     def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
         workers = min(self.num_workers, len(stream))

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from itr.data.pictures import BadImageError, decode_pixels, shrink
 from itr.data.schema import IMAGE_TYPES, Manifest, Split
 from itr.data.sheet import KINDS, Card, write_sheet
-from itr.data.verify import key_and_type, read_manifest
+from itr.data.tars import key_and_type
+from itr.data.verify import read_manifest
 from itr.errors import UserError
 
 THUMBNAIL = 240

@@ -120,15 +120,21 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
+def key_and_type(name: str) -> tuple[str, str]:
+    """The two parts of a member's name, divided at the first dot of its last part, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, kind = file.partition(".")
+    return folder + slash + key, kind.lower()
+
+
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     """The files that may belong to a sample, with key and kind. Links and files with holes are passed over."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # it would remember them all
-        folder, slash, last = member.name.rpartition("/")
-        stem, _, kind = last.partition(".")
-        known = stem and kind.lower().rpartition(".")[2] in KINDS
+        key, kind = key_and_type(member.name)
+        known = key and key[-1] != "/" and kind.rpartition(".")[2] in KINDS
         if known and member.isreg() and not member.issparse() and not re.match(r"__[^/]*__($|/)", member.name):
-            yield member, folder + slash + stem, kind.lower()
+            yield member, key, kind
 
 
 @contextmanager

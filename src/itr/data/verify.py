@@ -16,6 +16,7 @@ from tqdm import tqdm
 from itr.data.locations import read_positives
 from itr.data.pictures import BadImageError, decode_pixels, picture_size
 from itr.data.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
+from itr.data.tars import key_and_type
 from itr.errors import UserError
 
 Fault = tuple[str, str]  # where (shard, or shard and key), and what
@@ -132,13 +133,6 @@ def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             current, members[kind] = key, stream.read() if stream else b""
     if members:
         yield current, members
-
-
-def key_and_type(name: str) -> tuple[str, str]:
-    """The two parts of a member's name, divided at the first dot of its last part, as webdataset does."""
-    folder, slash, file = name.rpartition("/")
-    key, _, kind = file.partition(".")
-    return folder + slash + key, kind.lower()
 
 
 def _check_sample(where: str, members: dict[str, bytes], found: Findings, decode: bool, max_pixels: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) ->
     if ids.shape != rows.shape[:1] or ids.is_floating_point():
         raise UserError(f"{where}: {ids_name} must be {len(rows)} whole numbers, one for each row of {name}")
     ids = ids.long()
-    check_rows(rows, ids, f"{where}: {name}")
+    check_embeddings(rows, lambda row: f"{where}: {name} of id {int(ids[row])}")
     unique, counts = ids.unique(return_counts=True)
     if len(unique) < len(ids):
         twice = unique[counts > 1]
@@ -104,14 +104,15 @@ def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) ->
     return rows, ids
 
 
-def check_rows(rows: Tensor, ids: Tensor, what: str) -> None:
-    """Refuse embeddings [N, D] that no figure can be made of, by their ids [N].
+def check_embeddings(rows: Tensor, name: Callable[[int], str]) -> None:
+    """Refuse embeddings [N, D] without a direction; `name` says what row n is.
 
     Raises:
         UserError: some are not finite, or have length 0.
     """
-    for bad, why in ((~torch.isfinite(rows).all(dim=1), "is not finite"), ((rows == 0).all(dim=1), "is zero")):
+    for bad, why in ((~rows.isfinite().all(dim=1), "is not finite"), ((rows == 0).all(dim=1), "is zero")):
         if bad.any():
             raise UserError(
-                f"{what} of id {int(ids[bad][0])} {why} ({int(bad.sum())} such rows); a figure would be wrong"
+                f"{name(int(bad.nonzero()[0]))} {why} ({int(bad.sum())} such rows); a figure would be wrong: look at "
+                "the weights, or embed with --precision 32"
             )

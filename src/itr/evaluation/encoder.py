@@ -208,20 +208,3 @@ def views(encoded: Encoded, protocol: str, space: Space) -> dict[str, View]:
         )
     own = View("uni", encoded.unimodal)
     return {protocol: own} if space != "both" else {protocol: own, f"{protocol}_cross": pooled}
-
-
-def check_embeddings(rows: Tensor, name: Callable[[int], str]) -> None:
-    """Refuse embeddings [N, D] without a direction; `name` says what row n belongs to.
-
-    Raises:
-        UserError: a row is zero, or not of finite numbers.
-    """
-    broken = ~rows.isfinite().all(dim=1)
-    bad = broken | (rows == 0).all(dim=1)
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        problem = "not of finite numbers" if broken[first] else "zero"
-        raise UserError(
-            f"the embedding of {name(first)} is {problem}, as are {int(bad.sum())} of {len(rows)}: they can't be "
-            "compared; look at the weights, or give --precision 32"
-        )

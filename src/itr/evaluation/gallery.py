@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from itr.distributed import gather_uneven, largest
 from itr.evaluation.positives import locate
+from itr.evaluation.ranks import Score
 from itr.types import Batch, Encoded
 
 
@@ -41,6 +43,21 @@ class Gallery:
         if not known.all():
             raise ValueError(f"{int((~known).sum())} captions belong to images that are not in the gallery")
         return rows
+
+    def scored_by(self, similarity: Callable[[Encoded, Encoded], Tensor], device: torch.device) -> Score:
+        """The scores of a similarity that is more than the cosine of the pooled embeddings.
+
+        Args:
+            similarity: embeddings of I images and C captions, with their tokens, to [I, C].
+            device: where to score.
+        """
+        image, text = (side.map(lambda tensor: tensor.to(device)) for side in (self.image, self.text))
+
+        def score(rows: slice, columns: slice) -> Tensor:
+            with torch.no_grad():
+                return similarity(image.rows(rows), text.rows(columns)).float()
+
+        return score
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is written to files: `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`."""

@@ -10,7 +10,8 @@ import torch
 
 from itr.data.teacher import Precision
 from itr.errors import UserError
-from itr.evaluation.encoder import Space, check_embeddings, open_embedder, views
+from itr.evaluation.embeddings import check_embeddings
+from itr.evaluation.encoder import Space, open_embedder, views
 from itr.evaluation.image_sets import PUBLISHED, LabelledPictures, Layout, read_pictures
 from itr.evaluation.provenance import about, combined_digest, figures_file, file_digest, table, write_figures
 from itr.evaluation.same_class import Hits, search_same_class
@@ -69,7 +70,7 @@ def evaluate_images(
     figures: dict[str, float] = {}
     compared = views(found.encoded, "images", space)
     for prefix, view in compared.items():
-        check_embeddings(view.rows, lambda row: f"the picture {pictures.names[row]}")
+        check_embeddings(view.rows, lambda row: f"the embedding of the picture {pictures.names[row]}")
         hits = search(pictures, view.rows.to(embedder.device), tile)
         figures |= {f"{prefix}/{pictures.name}/{name}": value for name, value in hits.figures().items()}
     data = identity(pictures, hits, found.digests)

@@ -20,7 +20,7 @@ from itr.distributed import choose_device
 from itr.embed import embed_shards
 from itr.errors import UserError
 from itr.evaluation.coco import caption_ids, judged
-from itr.evaluation.embeddings import check_rows, load_embeddings
+from itr.evaluation.embeddings import check_embeddings, load_embeddings
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import checkpoint_identity, file_digest
 from itr.module import RetrievalModule
@@ -77,8 +77,8 @@ class Scored:
         )
         embed_shards(module, shards, self.where, self.precision)
         found = module.last_gallery
-        check_rows(found.image.pooled, found.image_id, "the embedding of the image")
-        check_rows(found.text.pooled, found.text_id, "the embedding of the caption")
+        check_embeddings(found.image.pooled, lambda row: f"the embedding of the image of id {int(found.image_id[row])}")
+        check_embeddings(found.text.pooled, lambda row: f"the embedding of the caption of id {int(found.text_id[row])}")
         return found
 
     def coco_gallery(self) -> Gallery:

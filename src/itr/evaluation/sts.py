@@ -11,7 +11,8 @@ from torch import Tensor
 from itr.data.teacher import Precision
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation, pair_cosines
-from itr.evaluation.encoder import Space, check_embeddings, open_embedder, views
+from itr.evaluation.embeddings import check_embeddings
+from itr.evaluation.encoder import Space, open_embedder, views
 from itr.evaluation.provenance import about, combined_digest, figures_file, file_digest, table, write_figures
 from itr.evaluation.sts_data import COUNTS, JudgedPairs, StsData, read_sts
 
@@ -61,7 +62,7 @@ def evaluate_sts(
     found = views(embedder.texts(texts), "sts", space)
     figures: dict[str, float] = {}
     for prefix, view in found.items():
-        check_embeddings(view.rows, lambda row: f"the text {texts[row]!r}")
+        check_embeddings(view.rows, lambda row: f"the embedding of the text {texts[row]!r}")
         figures |= {f"{prefix}/{name}": value for name, value in sts_figures(data, texts, view.rows).items()}
     spaces = {prefix: view.space for prefix, view in found.items()}
     write_figures(target, figures, about(PROTOCOL, embedder.model, identity(data), space=spaces, precision=precision))

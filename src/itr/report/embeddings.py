@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -16,14 +15,9 @@ from itr.data.locations import find_split
 from itr.distributed import choose_device
 from itr.evaluation.embeddings import gallery_of
 from itr.evaluation.gallery import Gallery
+from itr.evaluation.provenance import file_digest
 
 log = logging.getLogger(__name__)
-
-
-def file_hash(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's SHA-256."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path, device: str) -> Gallery:
@@ -40,7 +34,7 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
         UserError: checkpoint or shards can't be used.
     """
     identity = json.dumps(
-        {"checkpoint": file_hash(checkpoint), "data": data_identity(find_split(root, split)), "split": split}
+        {"checkpoint": file_digest(checkpoint), "data": data_identity(find_split(root, split)), "split": split}
     )
     try:
         with np.load(cache, allow_pickle=False) as kept:

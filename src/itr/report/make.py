@@ -16,8 +16,9 @@ from itr.errors import UserError
 from itr.evaluation.embeddings import load_embeddings
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
+from itr.evaluation.provenance import file_digest
 from itr.parsing import FriendlyParser
-from itr.report.embeddings import checkpoint_embeddings, file_hash
+from itr.report.embeddings import checkpoint_embeddings
 from itr.report.entry import Entry, plural
 from itr.report.measure import Measured, measure
 from itr.report.page import page
@@ -109,7 +110,7 @@ def _entry(run: Run, split: str, data: Path | None, ready: Path | None, shown: i
 
 def _checkpoint(run: Run) -> str:
     path = run.checkpoint
-    return f"{path.name}, SHA-256 {file_hash(path)}..." if path else "none"
+    return f"{path.name}, blake2b {file_digest(path)}" if path else "none"
 
 
 def _versions() -> list[str]:

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,11 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} can't be read as a checkpoint of itr: {fault(path) or error}") from None
 
 
-def newest(folder: Path, without: Path) -> tuple[Path, int] | None:
-    """The whole checkpoint of a folder that has come farthest, with its step."""
+def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
+    """The whole checkpoint that has come farthest, with its step; of several of a step the one written last."""
     found: list[tuple[int, float, Path]] = []
-    for path in folder.glob("*.ckpt"):
-        if path == without or fault(path):
+    for path in paths:
+        if fault(path):
             continue
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
             found.append((int(read(path)["global_step"]), path.stat().st_mtime, path))

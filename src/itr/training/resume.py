@@ -78,7 +78,7 @@ def _whole_last(path: Path) -> Path:
     why = fault(path) if path.is_file() else "there is no such file"
     if not why:
         return path
-    found = newest(path.parent, without=path)
+    found = newest(other for other in path.parent.glob("*.ckpt") if other != path)
     if found is None:
         state = f"checkpoint {path} is damaged ({why})" if path.is_file() else f"there is no checkpoint {path}"
         raise UserError(f"{state}, and {path.parent} holds no other that is whole")

@@ -15,6 +15,7 @@ from torch import Tensor
 from itr.distributed import largest, process_number, world_size
 from itr.errors import UserError
 from itr.optim import gradient_scaler
+from itr.training.checkpoint_files import newest
 from itr.types import Batch
 
 NAMED = 3
@@ -196,16 +197,12 @@ class Watch(pl.Callback):
 
     def _last_good(self) -> str:
         assert self._trainer is not None
-        found = _checkpoints(self._trainer)
-        new = sorted((time, path) for path, time in found.items() if self._old.get(path) != time)
+        new = [path for path, time in _checkpoints(self._trainer).items() if self._old.get(path) != time]
         resumed = [Path(self._trainer.ckpt_path)] if self._trainer.ckpt_path else []
-        for path in [*(path for _, path in reversed(new)), *resumed]:
-            try:
-                step = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["global_step"]
-            except Exception:  # torn, or of others: a dozen unrelated types
-                continue
-            return f"{path}, after {step} steps; go on from it by --ckpt_path"
-        return "none was written yet"
+        found = newest(new) or newest(resumed)
+        if found is None:
+            return "none was written yet"
+        return "{}, after {} steps; go on from it by --ckpt_path".format(*found)
 
 
 def logs_now(trainer: pl.Trainer) -> bool:
