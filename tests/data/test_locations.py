@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -224,6 +225,28 @@ def test_a_tar_without_its_end_is_told_where_it_is_counted(tmp_path, size):
     tar.write_bytes(tar.read_bytes()[:size])
     with pytest.raises(UserError, match=r"00000.tar can't be read: .*(cut off|unexpected end|has no|bad|empty)|has no"):
         find_split(tmp_path, "*.tar")
+
+
+def test_samples_that_damage_hides_are_not_left_out_of_the_count_in_silence(tmp_path):
+    tar = downloaded(tmp_path, 1, 3, stats=False) / "00000.tar"
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as opened:
+        second = opened.getmembers()[3].offset
+    flipped, zeroed, squeezed = bytearray(whole), bytearray(whole), bytearray(gzip.compress(whole))
+    flipped[second + 3] ^= 8
+    zeroed[second : second + 512] = bytes(512)
+    squeezed[-6] ^= 8  # in the checksum
+    for damaged, message in (
+        (flipped, "a header in it is damaged"),
+        (whole[: second + 100], "a header in it is damaged"),
+        (zeroed, "more follows the mark at its end"),
+        (squeezed, "CRC check failed"),
+    ):
+        tar.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"00000.tar can't be read: {message}"):
+            find_split(tmp_path, "*.tar")
+    with pytest.raises(UserError, match="CRC check failed"):
+        list(read_tar(tar))
 
 
 @pytest.mark.parametrize(
