@@ -19,7 +19,9 @@ from itr.data.datamodule import ShardData
 from itr.data.features import data_identity
 from itr.data.locations import expand_braces, find_split, locate, names_tars, read_positives
 from itr.data.schema import Manifest, Sample
+from itr.data.show import show
 from itr.data.tars import count_tar, read_tar
+from itr.data.verify import verify
 from itr.errors import UserError
 
 
@@ -211,12 +213,22 @@ def test_pickles_in_tars_are_passed_over_and_keys_are_no_paths(tmp_path, monkeyp
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["in", "in/a.tar"]
 
 
-@pytest.mark.parametrize("path", ["../outside/0.tar", "/etc/0.tar", "https://host/0.tar", "train/../../0.tar"])
+@pytest.mark.parametrize(
+    "path", ["../outside/0.tar", "/etc/0.tar", "https://host/0.tar", "train/../../0.tar", "~/0.tar"]
+)
 def test_a_manifest_names_only_what_is_below_it(scenes, tmp_path, path):
     text = (scenes / "manifest.json").read_text().replace("train/000000.tar", path)
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match="which is not below it"):
-        find_split(tmp_path, "train")
+    for read in (lambda: find_split(tmp_path, "train"), lambda: verify(str(tmp_path)), lambda: show(str(tmp_path))):
+        with pytest.raises(UserError, match="which is not below its folder"):
+            read()
+
+
+def test_a_split_of_a_manifest_lies_below_it(scenes, tmp_path):
+    text = (scenes / "manifest.json").read_text().replace('"test":', '"../test":')
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"names '../test', which is not below its folder"):
+        verify(str(tmp_path))
 
 
 @pytest.mark.parametrize("size", [512, 1000, 5 * 512, 20 * 512])
