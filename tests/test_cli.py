@@ -175,6 +175,13 @@ def test_a_run_is_not_overwritten_unasked(trained, scenes, capsys):
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_home_in_the_name_of_a_run_folder_is_one_folder(trained, scenes, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    home = Path("~") / trained.name
+    assert fit(home, scenes, *TINY_VSE) == 1
+    assert f"{trained} already holds a run" in capsys.readouterr().err
+
+
 def test_model_options_beside_a_checkpoint_are_refused(trained, scenes, capsys):
     assert run("test", trained, scenes, "--ckpt_path=best", "--model.optimizer.lr=1") == 1
     assert "--model.optimizer.lr: the model and its settings come from" in capsys.readouterr().err

@@ -39,6 +39,32 @@ def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, caps
         assert capsys.readouterr().err.splitlines()[-1] == told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "--ckpt_path=no.ckpt", "--texts=no.txt", "--out={}/a.npz"],
+        ["evaluate", "coco", "--ckpt_path=no.ckpt", "--data=no", "--out={}/a.json"],
+        ["convert", "cusa", "no.pth", "--out={}/a.ckpt"],
+        ["report", "no", "--out={}/a.html"],
+    ],
+)
+def test_whether_a_file_can_be_written_is_found_out_before_the_work(tmp_path, capsys, words):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "more"
+    assert main([word.format(folder) for word in words]) == 1
+    told = f"itr: error: {folder} can't be written: Not a directory; choose another folder by --out"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    (tmp_path / words[-1].rpartition("/")[2]).mkdir()
+    assert main([word.format(tmp_path) for word in words]) == 1
+    assert "which is a folder; give the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["data", "verify", "~no.body/x"], ["embed", "--ckpt_path=a", "--out=~no.body/a"]])
+def test_the_home_of_a_user_who_is_not_there_is_told(capsys, words):
+    assert main(words) == 1
+    assert "error: a path begins with ~, and whose home that is is not known" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_refused(scenes, tmp_path, capsys):

@@ -68,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"itr: error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # what pathlib makes of ~nobody
+            raise
+        print("itr: error: a path begins with ~, and whose home that is is not known; write it out", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("itr: stopped", file=sys.stderr)
         return 130

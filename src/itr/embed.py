@@ -19,6 +19,7 @@ from itr.errors import UserError
 from itr.evaluation.encoder import Embedder, of_module
 from itr.module import RetrievalModule
 from itr.parsing import run_verb
+from itr.run_folder import file_to_write, whole_file
 from itr.training_cli import quieten
 
 
@@ -54,9 +55,7 @@ def embed(
         precision: of the towers.
         cache: folder that keeps shards which come from a URL.
     """
-    target = Path(out).expanduser()
-    if target.suffix != ".npz":
-        raise UserError(f"--out is {out}; give a name that ends in .npz")
+    target = file_to_write(out, ".npz")
     if (data is None) == (images is None and texts is None):
         raise UserError("give --data SHARDS, or --images FOLDER and --texts FILE, or one of these two")
     module = open_checkpoint(ckpt_path)
@@ -72,7 +71,8 @@ def embed(
         if texts is not None:
             arrays |= embed_lines(embedder, Path(texts).expanduser())
     target.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(target, allow_pickle=False, **arrays)
+    with whole_file(target) as file:
+        np.savez(file, allow_pickle=False, **arrays)
     shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
     print(f"embedded {shapes}: {target}")
 

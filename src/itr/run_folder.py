@@ -1,12 +1,50 @@
-"""Whether a run can write where it is to write, asked before the work begins rather than after it."""
+"""Whether a run or command can write where it is to write, asked before the work begins rather than after it."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from itr.errors import UserError
+
+
+def file_to_write(out: str | Path, *suffixes: str) -> Path:
+    """The file that `--out` names, looked at before anything is computed for it.
+
+    Args:
+        out: its name.
+        suffixes: what it may end in, the usual one first; none to let it end as it likes.
+
+    Raises:
+        UserError: it ends otherwise, is a folder, or can't be written.
+    """
+    target = Path(out).expanduser()
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise UserError(f"--out is {out}; give a name that ends in {suffixes[0]}")
+    if target.is_dir():
+        raise UserError(f"--out is {out}, which is a folder; give the name of a file")
+    check_writable(target.parent, "--out")
+    return target
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name, and takes the place of the one before, only when all of it is written.
+
+    Raises:
+        OSError: it can't be written; what was there before is as it was.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -90,6 +90,8 @@ class TrainingCLI(LightningCLI):
         check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
         if subcommand:
             settings = self.config[subcommand]
+            root = settings.trainer.default_root_dir  # Lightning makes a path of ~ in some places, and we in others
+            settings.trainer.default_root_dir = str(Path(root).expanduser())
             settings.ckpt_path = find_checkpoint(settings, subcommand)
             settings.weights_only = True  # whatever the option or torch's environment say
             if "verbose" in settings:

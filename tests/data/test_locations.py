@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -18,7 +19,9 @@ from itr.data.datamodule import ShardData
 from itr.data.features import data_identity
 from itr.data.locations import expand_braces, find_split, locate, names_tars, read_positives
 from itr.data.schema import Manifest, Sample
+from itr.data.show import show
 from itr.data.tars import count_tar, read_tar
+from itr.data.verify import verify
 from itr.errors import UserError
 
 
@@ -210,12 +213,22 @@ def test_pickles_in_tars_are_passed_over_and_keys_are_no_paths(tmp_path, monkeyp
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["in", "in/a.tar"]
 
 
-@pytest.mark.parametrize("path", ["../outside/0.tar", "/etc/0.tar", "https://host/0.tar", "train/../../0.tar"])
+@pytest.mark.parametrize(
+    "path", ["../outside/0.tar", "/etc/0.tar", "https://host/0.tar", "train/../../0.tar", "~/0.tar"]
+)
 def test_a_manifest_names_only_what_is_below_it(scenes, tmp_path, path):
     text = (scenes / "manifest.json").read_text().replace("train/000000.tar", path)
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match="which is not below it"):
-        find_split(tmp_path, "train")
+    for read in (lambda: find_split(tmp_path, "train"), lambda: verify(str(tmp_path)), lambda: show(str(tmp_path))):
+        with pytest.raises(UserError, match="which is not below its folder"):
+            read()
+
+
+def test_a_split_of_a_manifest_lies_below_it(scenes, tmp_path):
+    text = (scenes / "manifest.json").read_text().replace('"test":', '"../test":')
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"names '../test', which is not below its folder"):
+        verify(str(tmp_path))
 
 
 @pytest.mark.parametrize("size", [512, 1000, 5 * 512, 20 * 512])
@@ -224,6 +237,28 @@ def test_a_tar_without_its_end_is_told_where_it_is_counted(tmp_path, size):
     tar.write_bytes(tar.read_bytes()[:size])
     with pytest.raises(UserError, match=r"00000.tar can't be read: .*(cut off|unexpected end|has no|bad|empty)|has no"):
         find_split(tmp_path, "*.tar")
+
+
+def test_samples_that_damage_hides_are_not_left_out_of_the_count_in_silence(tmp_path):
+    tar = downloaded(tmp_path, 1, 3, stats=False) / "00000.tar"
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as opened:
+        second = opened.getmembers()[3].offset
+    flipped, zeroed, squeezed = bytearray(whole), bytearray(whole), bytearray(gzip.compress(whole))
+    flipped[second + 3] ^= 8
+    zeroed[second : second + 512] = bytes(512)
+    squeezed[-6] ^= 8  # in the checksum
+    for damaged, message in (
+        (flipped, "a header in it is damaged"),
+        (whole[: second + 100], "a header in it is damaged"),
+        (zeroed, "more follows the mark at its end"),
+        (squeezed, "CRC check failed"),
+    ):
+        tar.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"00000.tar can't be read: {message}"):
+            find_split(tmp_path, "*.tar")
+    with pytest.raises(UserError, match="CRC check failed"):
+        list(read_tar(tar))
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,14 @@ def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "raw" / "page.jpg").write_text("\n<!DOCTYPE html><p>404")
     (tmp_path / "raw" / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1")
     (tmp_path / "raw" / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "raw" / "pipe.jpg")
     save_picture(tmp_path / "outside.jpg", 1)
     expected = {
         "empty.jpg": "is empty",
         "page.jpg": "is no picture (but a web page)",
         "pointer.jpg": "is no picture (it begins with b'version http')",
         "folder.jpg": "can't be read (Is a directory)",
+        "pipe.jpg": "is no file, but a pipe or a device",
         "sub/../../outside.jpg": "leads out of the image folder",
     }
     for name, problem in {**expected, "nul\0.jpg": "can't be read", "good.txt": "is not one of"}.items():
@@ -167,7 +169,7 @@ def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
             caught.value
         )
     names = [*expected, str(tmp_path / "outside.jpg"), "gone.jpg", "good.jpg"]
-    with pytest.raises(UserError, match=r"(?s)7 of 8 images.*empty.jpg.*and 2 more\n.*--bad_images skip"):
+    with pytest.raises(UserError, match=r"(?s)8 of 9 images.*empty.jpg.*and 3 more\n.*--bad_images skip"):
         prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out", bad_images="skip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,12 @@ def test_pictures_that_cannot_be_decoded_are_named_and_the_others_keep_their_ord
     paths = save_pictures(tmp_path, 5)
     paths[1].write_bytes(b"<html>")
     paths.append(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")  # whoever reads it waits for ever
+    paths.append(tmp_path / "pipe.png")
     embedder = open_embedder("image", checkpoint, None, "cpu", batch_size=2, num_workers=workers)
     found = embedder.pictures(paths)
     assert found.index == [0, 2, 3, 4]
-    assert sorted(found.failed) == [1, 5]
+    assert sorted(found.failed) == [1, 5, 6]
     assert found.digests[1] == hashlib.blake2b(b"<html>", digest_size=16).hexdigest()
     assert found.digests[5] == ""
     for place, number in enumerate(found.index):

@@ -9,6 +9,7 @@ A path is judged as the source writes it: it may not be absolute (unless it lies
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,8 +42,10 @@ def look_at_file(root: str, name: str) -> tuple[str, str]:
         return "", problem
     path = os.path.join(root, name)
     try:
+        status = os.stat(path)
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):  # which may not answer, or never end
+            return "", "is no file, but a pipe or a device"
         with open(path, "rb", buffering=0) as stream:
-            status = os.fstat(stream.fileno())
             beginning = stream.read(32)
     except FileNotFoundError:
         return "", "is not there"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from itr.errors import UserError
@@ -109,6 +109,9 @@ class Manifest:
             if raw["format"] != FORMAT:
                 raise UserError(f"{where} has format {raw['format']!r}; this version reads {FORMAT!r}")
             splits = {_name(n): Split([_shard(shard) for shard in s["shards"]]) for n, s in raw["splits"].items()}
+            for name in [*splits, *(shard.path for split in splits.values() for shard in split.shards)]:
+                if _leads_out(name):
+                    raise UserError(f"{where} names {name!r}, which is not below its folder; prepare the shards again")
             return cls(raw["source"], raw["fields"], splits, raw.get("settings", {}))
         except UserError:
             raise
@@ -124,6 +127,11 @@ def _shard(raw: dict[str, Any]) -> Shard:
         raise TypeError(f"a shard says {str(raw)[:120]}")
     _name(shard.path)
     return shard
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a split or shard would lie elsewhere than below the folder of its manifest."""
+    return name[:1] in "/~" or "://" in name or ".." in PurePosixPath(name).parts
 
 
 def _name(text: str) -> str:

@@ -52,7 +52,8 @@ def count_tar(place: Place) -> tuple[int, int]:
     """Images and captions of a tar, from its headers and texts.
 
     Raises:
-        UserError: as `read_tar`; also where the mark is missing that ends a tar, since what follows may be, too.
+        UserError: as `read_tar`; also where a header is damaged, the mark is missing that ends a tar, or more than
+            zeros follow it: either way samples are lost of which nobody would know.
     """
     captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, pictures=False)]
     return len(captions), sum(captions)
@@ -65,7 +66,7 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
     raw: dict[str, Any] = {}
     number = -1
     try:
-        with open_shard(place) as stream, _opened(stream, name) as tar:
+        with open_shard(place) as stream, _opened(stream, name, _Header if pictures else _StrictHeader) as tar:
             for member, key, kind in _members(tar):
                 if key != raw.get("__key__"):
                     if number >= skip:
@@ -82,6 +83,8 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
                 raise EOFError("the mark at its end is missing, so it was cut off")
             if number >= skip:
                 yield raw
+            if _rest(tar).strip(b"\0") and not pictures:
+                raise ValueError("more follows the mark at its end, which no reader would come to")
     except UserError:
         raise
     except Exception as error:  # tarfile raises many kinds
@@ -102,6 +105,18 @@ class _Header(tarfile.TarInfo):
         header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         header.size = size
         return header
+
+
+class _StrictHeader(_Header):
+    """Refuses a damaged header, which tarfile takes for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictHeader:
+        """As `_Header.frombuf`."""
+        try:
+            return super().frombuf(buf, encoding, errors)  # type: ignore[return-value]
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a header in it is damaged ({error})") from None
 
 
 def _octal(digits: bytes) -> int | None:
@@ -125,6 +140,15 @@ def key_and_type(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     key, _, kind = file.partition(".")
     return folder + slash + key, kind.lower()
+
+
+def _rest(tar: tarfile.TarFile) -> bytes:
+    """What follows the end, as far as the first block that is not zeros; gzip looks at its checksum there."""
+    stream: Any = tar.fileobj
+    while data := stream.read(2**20):
+        if data.strip(b"\0"):
+            return bytes(data)
+    return b""
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
@@ -163,7 +187,7 @@ def _copy(place: Place) -> Path:
     return copy
 
 
-def _opened(stream: io.BufferedReader, name: str) -> tarfile.TarFile:
+def _opened(stream: io.BufferedReader, name: str, header: type[tarfile.TarInfo]) -> tarfile.TarFile:
     start = stream.peek(512)[:512]
     if start.lstrip().lower().startswith(PAGES):
         raise UnreadableError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
@@ -171,8 +195,8 @@ def _opened(stream: io.BufferedReader, name: str) -> tarfile.TarFile:
         raise EOFError("it is empty")
     try:
         if stream.seekable():
-            return tarfile.open(fileobj=stream, mode="r:*", tarinfo=_Header)
-        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20, tarinfo=_Header)
+            return tarfile.open(fileobj=stream, mode="r:*", tarinfo=header)
+        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20, tarinfo=header)
     except tarfile.TarError:
         raise ValueError(f"it is no tar (it begins with {start[:16]!r})") from None
 

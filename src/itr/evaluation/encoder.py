@@ -50,6 +50,8 @@ class PictureFiles(Dataset[ReadPicture]):
     def __getitem__(self, index: int) -> ReadPicture:
         digest = ""
         try:
+            if self.paths[index].is_fifo():
+                raise OSError(f"{self.paths[index]} is no file, but a pipe")
             data = self.paths[index].read_bytes()
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             return ReadPicture(index, self.transform(decode(data, MAX_PIXELS)), "", digest)

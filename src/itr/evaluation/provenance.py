@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from itr.errors import UserError
+from itr.run_folder import file_to_write, whole_file
 
 LONGEST = 300  # characters of a setting
 
@@ -83,22 +83,15 @@ def figures_file(out: str) -> Path:
     Raises:
         UserError: it is no name of a JSON file, or can't be made.
     """
-    target = Path(out).expanduser()
-    if target.suffix != ".json":
-        raise UserError(f"--out is {out}; give a name that ends in .json")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out is {out}, and its folder can't be made: {error}") from None
-    return target
+    return file_to_write(out, ".json")
 
 
 def write_figures(target: Path, figures: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
     """Write flat figures and, under `about`, where they come from; whole or not at all."""
     text = json.dumps({**figures, "about": provenance}, indent=1, allow_nan=False)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(target) as file:
+        file.write(f"{text}\n".encode())
 
 
 def table(figures: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ import torch
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.parsing import run_function
+from itr.run_folder import file_to_write
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _target(out: str, overwrite: bool) -> Path:
-    path = Path(out)
+    path = file_to_write(out)
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already; give another --out, or --overwrite=true")
     return path

@@ -25,6 +25,7 @@ from itr.report.page import page
 from itr.report.published import departures, published
 from itr.report.runs import Run, read_run, run_names
 from itr.report.samples import read_samples
+from itr.run_folder import file_to_write
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,7 @@ def report(
         raise UserError(f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}")
     if pictures < 0:
         raise UserError(f"--pictures is {pictures}; it must be 0 or more")
-    target = Path(out).expanduser() if out else folders[0] / "report" / "index.html"
-    if target.suffix not in (".html", ".htm"):
-        raise UserError(f"--out is {out}; give a name that ends in .html")
+    target = file_to_write(out or folders[0] / "report" / "index.html", ".html", ".htm")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
         find_split(root, split)  # a wrong option is an error, a wrong place in a config a note on the page

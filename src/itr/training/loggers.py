@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from itr.run_folder import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +36,60 @@ class _Tolerant:
             self.told = True
 
 
+class _Rows(ExperimentWriter):
+    """Rows of `metrics.csv`, of which those that are there survive a kill and a full disk at any moment.
+
+    Lightning's empties the file to write it with another header, and leaves parts of rows where the disk is full.
+    """
+
+    def save(self) -> None:
+        """Add the new rows; a figure that is new makes another header, and thereby another file."""
+        if not self.metrics:
+            return
+        path, known = Path(self.metrics_file_path), set(self.metrics_keys).union(*self.metrics)
+        if path.is_file() and known == set(self.metrics_keys):
+            self._append(path, self._text(self.metrics_keys, self.metrics))
+        else:
+            earlier: list[Mapping[str, Any]] = []
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as file:
+                    earlier = list(csv.DictReader(file))
+            keys = sorted(known)
+            with whole_file(path) as file:
+                header = dict(zip(keys, keys, strict=True))
+                file.write(self._text(keys, [header, *earlier, *self.metrics]))
+            self.metrics_keys = keys
+        self.metrics = []
+
+    @staticmethod
+    def _text(keys: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, keys).writerows(rows)
+        return text.getvalue().encode()
+
+    @staticmethod
+    def _append(path: Path, data: bytes) -> None:
+        with path.open("r+b", buffering=0) as file:
+            size = file.seek(0, io.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(size)
+                raise
+
+
 class Csv(_Tolerant, CSVLogger):
     """`metrics.csv`; what could not be written is written later."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Where the rows go."""
+        if self._experiment is None:
+            self._fs.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Rows(log_dir=self.log_dir)
+        return self._experiment
 
     def save(self) -> None:
         """Write what has been logged."""

@@ -39,7 +39,7 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
         return None if training else _best_if_there(folder)
     if "://" in str(wanted):
         raise UserError(f"checkpoint {wanted} is not a local file; download it first")
-    path = folder / f"{wanted}.ckpt" if wanted in ("best", "last") else Path(wanted)
+    path = folder / f"{wanted}.ckpt" if wanted in ("best", "last") else Path(wanted).expanduser()
     if wanted == "last" and training:
         return str(_whole_last(path))
     if not path.is_file():

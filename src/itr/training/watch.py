@@ -188,7 +188,9 @@ class Watch(pl.Callback):
     def _error(self, what: str, moment: Moment, bad: Sequence[str]) -> UserError:
         assert self._trainer is not None
         which = f"\nnot finite: {_some(bad)}" if bad else ""
-        precision = "" if "16" not in str(self._trainer.precision) else ", --trainer.precision bf16-mixed or 32-true"
+        used = str(self._trainer.precision)
+        wider = "" if "16" not in used else "32-true" if used.startswith("bf16") else "bf16-mixed or 32-true"
+        precision = f", --trainer.precision {wider}" if wider else ""
         return UserError(
             f"{what} {moment}{which}\nlast good checkpoint: {self._last_good()}\n"
             "What helps: a lower --model.optimizer.lr, a longer --model.optimizer.warmup, "
