@@ -162,6 +162,7 @@ def main() -> None:
     """Measure, print and write."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = arguments(__doc__, rounds=9).parse_args()
+    torch.set_float32_matmul_precision("high")  # as `itr fit` does
     size, rounds = sizes(options.quick), options.rounds
     figures: dict[str, Any] = {}
     lines: list[Line] = []

@@ -22,6 +22,7 @@ import torch
 from costs import ASSUMED_SHARE, CARD, MODELS, RATE, Model
 from itr.backbones import VSE
 from itr.training.compiling import Compilation
+from loss_profile import shares_of
 from measuring import Line, arguments, device, seconds, side_by_side, write
 from step_parts import (
     backbone,
@@ -31,7 +32,6 @@ from step_parts import (
     matrix_rate,
     module_step,
     num_operations,
-    parts_of_step,
     pooling,
     training,
 )
@@ -59,7 +59,7 @@ def beside_bare_towers(name: str, pairs: int, rounds: int, steps: int) -> Line:
         ratio, at_most=WITHIN,
     )  # fmt: skip
     if ratio > WITHIN:
-        line.profile = parts_of_step(module_step(training(name), batch))
+        line.profile = shares_of(module_step(training(name), batch))
         line.remark = "What Lightning, callbacks and logging add is the line on overhead; the rest is in our own step."
     return line
 
@@ -235,6 +235,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = arguments(__doc__)
     options = parser.parse_args()
+    torch.set_float32_matmul_precision("high")  # as `itr fit` does
     quick, rounds = options.quick, options.rounds
     pairs, steps = (8, 1) if quick else (256, 5) if GPU else (64, 2)
     lines = [beside_bare_towers(name, pairs, rounds, steps) for name in ("narrow", "small VSE")]
