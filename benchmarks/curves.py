@@ -127,7 +127,7 @@ def forked(works: list[Callable[[], Any]]) -> list[Any]:
 
 
 def starting() -> Any:
-    """How processes start: by a fork; where there is a GPU anew, for torch takes no step in a fork that knows of one."""
+    """How processes start: by a fork, or anew where there is a GPU, since no optimizer steps in a fork that knows it."""
     return multiprocessing.get_context("spawn" if device() == "cuda" else "fork")
 
 

@@ -93,7 +93,9 @@ def test_compilation_is_an_option_and_no_part_of_a_checkpoint(monkeypatch):
         model.compilation.begin(model)
 
 
-@pytest.mark.parametrize(("device", "language", "names"), [("cpu", r"C\+\+", "cxx, clang++"), ("cuda", "C", "cc1, clang")])
+@pytest.mark.parametrize(
+    ("device", "language", "names"), [("cpu", r"C\+\+", "cxx, clang++"), ("cuda", "C", "cc1, clang")]
+)
 def test_a_machine_without_a_compiler_is_told_what_is_missing(device, language, names, monkeypatch):
     monkeypatch.setenv("CXX", "cxx")
     monkeypatch.setenv("CC", "cc1")
