@@ -127,7 +127,7 @@ def forked(works: list[Callable[[], Any]]) -> list[Any]:
 
 
 def starting() -> Any:
-    """How processes start: by a fork, or anew where there is a GPU, since no optimizer steps in a fork that knows it."""
+    """How processes start: by a fork; anew where there is a GPU, since no optimizer steps in a fork that knows it."""
     return multiprocessing.get_context("spawn" if device() == "cuda" else "fork")
 
 
