@@ -35,15 +35,21 @@ def shards(number: int) -> Iterator[str]:
         root = Path(folder) / "shards"
         with redirect_stdout(io.StringIO()):
             prepare_scenes(str(root), train=4, val=0, test=0, shard_size=4)
-        manifest = json.loads((root / MANIFEST).read_text())
-        train = manifest["splits"]["train"]
-        first = train["shards"][0]
-        names = [f"train/{n:06d}.tar" for n in range(number)]
-        for name in names[1:]:
-            os.link(root / first["path"], root / name)
-        train |= {"images": 4 * number, "captions": 20 * number, "shards": [{**first, "path": name} for name in names]}
-        (root / MANIFEST).write_text(json.dumps(manifest))
+        multiply(root, number)
         yield str(root)
+
+
+def multiply(root: Path, number: int) -> None:
+    """Name the only training shard of a folder that many times, as so many shards."""
+    manifest = json.loads((root / MANIFEST).read_text())
+    train = manifest["splits"]["train"]
+    first = train["shards"][0]
+    names = [f"train/{n:06d}.tar" for n in range(number)]
+    for name in names[1:]:
+        os.link(root / first["path"], root / name)
+    counts = {count: number * train[count] for count in ("images", "captions")}
+    train |= {**counts, "shards": [{**first, "path": name} for name in names]}
+    (root / MANIFEST).write_text(json.dumps(manifest))
 
 
 def data(root: str, **settings: Any) -> ShardData:

@@ -6,7 +6,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from curves import forked
+from curves import forked, starting
 from itr.backbones import CLIP
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.ranks import Matches, rank
@@ -139,7 +138,7 @@ def product(side: int, dtype: torch.dtype) -> Call:
 
 def together(processes: int, size: int, words: int, rounds: int) -> tuple[float, float]:
     """Seconds of a step of so many processes on CPUs side by side: each for itself, and by DDP over gloo."""
-    barrier = get_context("fork").Barrier(processes)
+    barrier = starting().Barrier(processes)
     with tempfile.TemporaryDirectory() as folder:
         group = (processes, Path(folder) / "store", barrier)
         found = forked([partial(_member, number, group, size, words, rounds) for number in range(processes)])

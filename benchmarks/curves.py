@@ -2,7 +2,7 @@
 
 On a CPU a point is measured in a fork, so that the memory that one point has taken is not on the account of the next,
 and on one thread, which what else the machine does disturbs least. The process that forks must not compute with torch:
-threads don't survive a fork. On a GPU all happens in one process.
+threads don't survive a fork. On a GPU all happens in one process, but for processes that train together on CPUs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,18 +102,19 @@ def alone(work: Callable[[], T]) -> T:
 
 
 def forked(works: list[Callable[[], Any]]) -> list[Any]:
-    """What each gives, all at the same time, each in a fork of this process.
+    """What each gives, all at the same time, each on a CPU in a process of its own.
 
     Raises:
         RuntimeError: one of them failed; stderr tells how.
     """
-    context = multiprocessing.get_context("fork")
+    context = starting()
     pipes = [context.Pipe(duplex=False) for _ in works]
     processes = [
         context.Process(target=_on_one_thread, args=(work, send)) for (_, send), work in zip(pipes, works, strict=True)
     ]
-    for process in processes:
-        process.start()
+    with _without_gpu():
+        for process in processes:
+            process.start()
     for _, send in pipes:
         send.close()  # so that a reader notices the end of a process that failed
     try:
@@ -122,6 +124,23 @@ def forked(works: list[Callable[[], Any]]) -> list[Any]:
     finally:
         for process in processes:
             process.join()
+
+
+def starting() -> Any:
+    """How processes start: by a fork; anew where there is a GPU, since no optimizer steps in a fork that knows it."""
+    return multiprocessing.get_context("spawn" if device() == "cuda" else "fork")
+
+
+@contextlib.contextmanager
+def _without_gpu() -> Iterator[None]:
+    """Processes that start meanwhile see no GPU."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        os.environ |= {} if before is None else {"CUDA_VISIBLE_DEVICES": before}
 
 
 def _on_one_thread(work: Callable[[], Any], send: Any) -> None:

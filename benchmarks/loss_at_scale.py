@@ -24,6 +24,7 @@ from measuring import Line, Rounds, arguments, device, side_by_side, write
 
 GPU_BATCH, LARGEST = 16_384, 65_536
 MEGABYTE = 1e6
+AS_TRAINED = "high"  # the precision of products that `itr fit` sets
 TRIED = (
     "In blocks the scores of captions with images are a product of their own, with two more in the backward pass. "
     "Tried: each block's gradients taken at once, instead of the block computed twice; normalising once, not in each "
@@ -80,6 +81,7 @@ def time_line(what: str, case: Case, found: Rounds, bare: Rounds) -> Line:
 
 def exactness(batch: int) -> list[Line]:
     """How far losses and gradients in blocks are from those at once."""
+    torch.set_float32_matmul_precision("highest")  # TF32 rounds the same number one way here and another way there
     lines = []
     for kind, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         worst = max(difference(name, batch, kind) for name in CASES)
@@ -87,6 +89,7 @@ def exactness(batch: int) -> list[Line]:
         what = f"All cases, {batch:,} pairs, {name}: largest relative difference of loss and gradients to all at once"
         limit = torch.finfo(kind).eps
         lines.append(Line(what, "", worst, limit=limit, limit_by="the rounding of one number", at_most=bound))
+    torch.set_float32_matmul_precision(AS_TRAINED)
     return lines
 
 
@@ -168,7 +171,7 @@ def main() -> None:
     if options.memory:
         print(json.dumps(memory(options.memory)))
         return
-    torch.set_float32_matmul_precision("high")  # as `itr fit` does
+    torch.set_float32_matmul_precision(AS_TRAINED)
     lines, figures = on_a_gpu(options) if device() == "cuda" else on_a_cpu(options)
     settings = {"rounds": options.rounds, "width": WIDTH, "of teachers": TEACHER}
     write(options.out, "loss_at_scale", lines, settings, figures)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 STATUS = Path("/proc/self/status")
@@ -36,7 +37,9 @@ def shares_of(work: Callable[[], object], most: int = 6) -> dict[str, float]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as found:
         work()
-    events = found.key_averages()
+    # Kernels stand in the list twice, as such and on the account of the operation that started them.
+    events = [e for e in found.key_averages() if e.device_type == DeviceType.CPU]
     taken = {e.key: float(e.self_device_time_total if gpu else e.self_cpu_time_total) for e in events}
     first = sorted(taken, key=lambda key: -taken[key])[:most]
-    return {name: taken[name] / sum(taken.values()) for name in first}
+    total = sum(taken.values()) or 1.0
+    return {name: taken[name] / total for name in first}

@@ -105,8 +105,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
+    """Wait for the GPU, if this process has used one; a fork of a process that has can't even ask."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

@@ -60,7 +60,7 @@ class Sizes:
 # authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two. The decoder of D2S, whose cost
 # goes with the square of the width that a VSE shares, becomes smaller with it.
 CPU = Sizes(batch=32, width=384, layers=12, patch=32, pictures=128, teacher=(6, 384), cached=(768, 64), dim=192)
-GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(1024, 64), dim=512)
+GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(8192, 256), dim=512)
 QUICK = Sizes(batch=4, width=64, layers=2, patch=112, pictures=24, teacher=(1, 64), cached=(24, 8), dim=64)
 
 

@@ -14,14 +14,17 @@ import logging
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import overhead_memory
+from itr.errors import UserError
 from itr.methods import CUSA, D2S
 from itr.methods.cusa_teachers import Teachers
+from itr.training.compiling import check_compiler
 from measuring import Line, Rounds, arguments, device, side_by_side, write
 from overhead_caching import caching_lines
 from overhead_parts import (
@@ -54,13 +57,23 @@ FULL = [
 ]
 
 
+def compiles() -> bool:
+    """Whether the text teacher is compiled: on a GPU, unless it lacks what that needs."""
+    if device() == "cuda":
+        with suppress(UserError):
+            check_compiler("cuda", "the text teacher")
+            return True
+    return False
+
+
 def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list[Line], dict[str, Any]]:
     """Steps of a CLIP with and without CUSA."""
     for kind, width in (("pooled", 512), ("patches", PATCHES)):
         write_features(shards, folder / kind, "image", width)
         write_features(shards, folder / kind, "text", 768)
     name, what = text_teacher(folder / "text", shards, size.teacher)
-    live = Teachers(text=name, precision="bf16" if bf16() else "32", compile=device() == "cuda")
+    live = Teachers(text=name, precision="bf16" if bf16() else "32", compile=compiles())
+    what += ", compiled," if live.compile else ""
     methods = {"plain": [], "pooled": [CUSA()], "patches": [CUSA()], "live": [CUSA(teachers=live)]}
     steps = {}
     for key, chosen in methods.items():
@@ -71,7 +84,13 @@ def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[lis
     lines = [
         step_line("CUSA, pooled features from disk (512 and 768 numbers)", 1.02, taken, steps, "pooled"),
         step_line(f"CUSA, all {PATCHES:,} numbers a picture from disk, as the authors", 1.02, taken, steps, "patches"),
-        step_line(f"CUSA, {what} reads the captions in the loop", 1.10, taken, steps, "live"),
+        step_line(
+            f"CUSA, {what} reads the captions in the loop{', compiled' if live.compile else ''}",
+            1.10,
+            taken,
+            steps,
+            "live",
+        ),
     ]
     alone = {key: added(steps[key], "cusa") for key in ("pooled", "patches", "live")}
     return lines, {f"CUSA ({key}), ms, timed alone": told(found) for key, found in alone.items()}
@@ -162,6 +181,7 @@ def main() -> None:
     """Measure, print and write."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = arguments(__doc__, rounds=9).parse_args()
+    torch.set_float32_matmul_precision("high")  # as `itr fit` does
     size, rounds = sizes(options.quick), options.rounds
     figures: dict[str, Any] = {}
     lines: list[Line] = []

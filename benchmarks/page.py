@@ -14,7 +14,7 @@ from typing import Any
 from measuring import RESULTS, Line, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-DEVICES = {"cpu": "On a CPU", "cuda": "On a GPU"}
+DEVICES = {"cpu": "On a machine without a GPU", "cuda": "On a machine with a GPU"}
 HEAD = """# Figures of speed
 
 Made by `python benchmarks/page.py` from the files in `benchmarks/results`, which `make bench` writes; nothing here is

@@ -170,6 +170,7 @@ def in_turns(
 ) -> Rounds:
     """Seconds of a step of `Trainer.fit`, as `itr fit` sets it up, and of the other ways, in turns within one run."""
     quieten()
+    batch = batch.pin_memory() if device() == "cuda" else batch  # as the data module's loader hands it over
     turns = Turns(batch, others, rounds, steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -200,20 +201,6 @@ def matrix_rate(side: int) -> Callable[[], object]:
     kind = torch.bfloat16 if device() == "cuda" else torch.float32
     a, b = (torch.randn(side, side, device=device(), dtype=kind) for _ in range(2))
     return lambda: a @ b
-
-
-def parts_of_step(step: Callable[[], None]) -> dict[str, float]:
-    """Shares of a step's time by operation, the five largest, from torch's profiler."""
-    from torch.profiler import ProfilerActivity, profile
-
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device() == "cuda" else [])]
-    with profile(activities=kinds) as found:
-        step()
-    times = {e.key: e.self_device_time_total if device() == "cuda" else e.self_cpu_time_total
-             for e in found.key_averages()}  # fmt: skip
-    total = sum(times.values()) or 1.0
-    largest = sorted(times.items(), key=lambda entry: -entry[1])[:5]
-    return {name: share / total for name, share in largest}
 
 
 def pooling(model: nn.Module, features: Tensor, mask: Tensor) -> Callable[[], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from itr.cli import main
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.training.compiling import Compilation
+from itr.training.compiling import Compilation, check_compiler
 from itr.training.large_batch import LargeBatch
 from itr.training_cli import TrainingCLI
 from itr.types import Batch, Tokens
@@ -89,6 +91,26 @@ def test_compilation_is_an_option_and_no_part_of_a_checkpoint(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"compilation.towers needs a C\+\+ compiler"):
         model.compilation.begin(model)
+
+
+@pytest.mark.parametrize(
+    ("device", "language", "names"), [("cpu", r"C\+\+", "cxx, clang++"), ("cuda", "C", "cc1, clang")]
+)
+def test_a_machine_without_a_compiler_is_told_what_is_missing(device, language, names, monkeypatch):
+    monkeypatch.setenv("CXX", "cxx")
+    monkeypatch.setenv("CC", "cc1")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=rf"teachers.compile needs a {language} compiler.*{re.escape(names)}$"):
+        check_compiler(device, "teachers.compile")
+
+
+def test_a_gpu_needs_the_headers_of_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match="needs the headers of Python"):
+        check_compiler("cuda", "compilation.towers")
+    (tmp_path / "Python.h").touch()
+    check_compiler("cuda", "compilation.towers")
 
 
 def losses_and_gradients(module: RetrievalModule) -> list[tuple[Tensor, dict[str, Tensor]]]:

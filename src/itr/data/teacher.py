@@ -117,10 +117,15 @@ class Teacher:
             stretches = list(by_length(tokens, size))
         order, parts = [], []
         for index, part in stretches:
-            ids, mask = (tensor.to(self.device, non_blocking=True) for tensor in (part.ids, part.mask))
             order.append(index)
-            parts.append(self.encoder.run(Tokens(ids, mask)))
-        return torch.cat(parts)[torch.cat(order).argsort().to(self.device, non_blocking=True)]
+            parts.append(self.encoder.run(Tokens(self._sent(part.ids), self._sent(part.mask))))
+        return torch.cat(parts)[self._sent(torch.cat(order).argsort())]
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A tensor made on the host, on the device; from memory that is not page-locked a GPU would be waited for."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def settle(self, compiled: bool = False) -> None:
         """Make ready for many calls, with the same results.

@@ -47,9 +47,16 @@ class Teachers:
         return (*stored, *([CAPTIONS] if self.text is not None else []))
 
     def load(self, device: str) -> dict[str, Teacher]:
-        """Those that run in the loop, by modality; random numbers go on as if they had not been loaded."""
-        from itr.data.teachers import load_teacher
+        """Those that run in the loop, by modality; random numbers go on as if they had not been loaded.
 
+        Raises:
+            UserError: one can't be had, or this machine has nothing to compile it with.
+        """
+        from itr.data.teachers import load_teacher
+        from itr.training.compiling import check_compiler
+
+        if self.compile:
+            check_compiler(torch.device(device).type, "teachers.compile")
         found = {}
         with torch.random.fork_rng(devices=[]):
             if self.image is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from itr.backbones.base import Backbone
 from itr.errors import UserError
 
 GRAPHS = 64  # that torch may compile of one function: all towers share one, and each length is a graph
+COMPILERS = {"cpu": ("C++", "CXX", ("g++", "clang++")), "cuda": ("C", "CC", ("gcc", "clang"))}  # inductor's, Triton's
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +53,7 @@ class Compilation:
         """
         if not self.towers:
             return
-        _check_compiler(module)
+        check_compiler(next(module.parameters()).device.type, "compilation.towers")
         # torch looks at it itself while it traces what another part gave.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
@@ -92,8 +95,22 @@ def _parts(backbone: Backbone) -> list[nn.Module]:
     return [part for part in backbone.compilable() if not isinstance(part, nn.Identity)]  # what a frozen copy lacks
 
 
-def _check_compiler(module: nn.Module) -> None:
-    device = next(module.parameters()).device.type
-    names = [os.environ.get("CXX", "g++"), "clang++"]
-    if device == "cpu" and not any(shutil.which(name) for name in names):
-        raise UserError(f"compilation.towers needs a C++ compiler on a CPU, and there is none of {', '.join(names)}")
+def check_compiler(device: str, setting: str) -> None:
+    """Refuse to compile on a machine where torch can't: its own code needs a compiler that starts it, on a GPU too.
+
+    Args:
+        device: `cpu` or `cuda`, where what is compiled will run; others are left to torch.
+        setting: who wants it, for the message.
+
+    Raises:
+        UserError: there is no such compiler, or none of Python's headers.
+    """
+    if device not in COMPILERS:
+        return
+    language, variable, usual = COMPILERS[device]
+    names = [os.environ.get(variable) or usual[0], *usual[1:]]
+    if not any(shutil.which(name) for name in names):
+        raise UserError(f"{setting} needs a {language} compiler on {device}, and there is none of {', '.join(names)}")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if device == "cuda" and not header.is_file():
+        raise UserError(f"{setting} needs the headers of Python on {device}: {header} is missing (python3-dev has it)")
