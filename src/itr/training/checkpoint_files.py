@@ -80,6 +80,7 @@ def _link(path: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(path, part)
     os.replace(part, target)
+    part.unlink(missing_ok=True)  # two names of one file: renaming has done nothing
 
 
 def _sync_folder(folder: Path) -> None:
@@ -117,14 +118,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, without: Path) -> tuple[Path, int] | None:
-    """The whole checkpoint of a folder that has come farthest, with its step."""
-    found: list[tuple[int, float, Path]] = []
+    """The whole checkpoint of a folder that has come farthest, with its step; if it can be, one that lacks nothing."""
+    found: list[tuple[bool, int, float, Path]] = []
     for path in folder.glob("*.ckpt"):
         if path == without or fault(path):
             continue
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
-            found.append((int(read(path)["global_step"]), path.stat().st_mtime, path))
+            saved = read(path)
+            lacks_gradients = bool(saved.get("between_steps"))
+            found.append((not lacks_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
     if not found:
         return None
-    step, _, path = max(found)
+    _, step, _, path = max(found)
     return path, step
