@@ -87,3 +87,16 @@ class SignalAt(pl.Callback):
         if trainer.global_step == self.step and not trainer.sanity_checking and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.signum)
+
+
+class EndsAt(pl.Callback):
+    """Before the given batch, counted from 1 over all epochs, fails, or lets Lightning end the run early."""
+
+    def __init__(self, batch: int, fails: bool = True) -> None:
+        self.batch, self.fails, self.begun = batch, fails, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.begun += 1
+        if self.begun == self.batch:
+            assert not self.fails, f"batch {self.batch} fails"
+            trainer.should_stop = True

@@ -73,6 +73,13 @@ def test_the_newest_whole_one_is_found(tmp_path):
     assert newest([]) is None
 
 
+def test_one_that_lacks_gradients_is_found_only_where_there_is_no_other(tmp_path):
+    write({**checkpoint(9), "between_steps": True}, tmp_path / "best.ckpt")
+    assert newest(tmp_path.glob("*.ckpt")) == (tmp_path / "best.ckpt", 9)
+    write({**checkpoint(7), "between_steps": False}, tmp_path / "previous.ckpt")
+    assert newest(tmp_path.glob("*.ckpt")) == (tmp_path / "previous.ckpt", 7)
+
+
 def test_the_file_before_is_kept_under_another_name_once_the_new_one_is_whole(tmp_path):
     path = tmp_path / "last.ckpt"
     for number in (1, 2, 3):
@@ -80,3 +87,8 @@ def test_the_file_before_is_kept_under_another_name_once_the_new_one_is_whole(tm
     assert read(path)["global_step"] == 3
     assert read(tmp_path / "previous.ckpt")["global_step"] == 2
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "previous.ckpt").unlink()
+    (tmp_path / "previous.ckpt").hardlink_to(path)  # as a kill between linking and renaming leaves it
+    write(checkpoint(4), path, keep_as="previous.ckpt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert read(tmp_path / "previous.ckpt")["global_step"] == 3

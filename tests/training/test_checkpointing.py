@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +18,7 @@ from itr.training.checkpointing import Checkpoints, CheckpointSettings
 from itr.training.stopping import Signals
 from itr.training_cli import TrainingCLI, quieten
 from runs import checkpoint, options
-from soak import differences
+from soak import differences, final
 from tiny import TINY_VSE
 
 QUICK = ["--data.num_workers=0", "--trainer.logger=false"]
@@ -78,6 +79,21 @@ def test_a_run_whose_time_is_up_goes_on_within_the_epoch(scenes, tmp_path):
     assert main(options(scenes, tmp_path / "parts", *more, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
     assert main(options(scenes, tmp_path / "whole", *more, "--trainer.max_epochs=2")) == 0
     assert not differences(*(checkpoint(tmp_path / name)["state_dict"] for name in ("whole", "parts")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [True, False], ids=["after a validation", "where the run ends early"])
+def test_gradients_that_wait_for_more_batches_are_not_lost(scenes, tmp_path, fails):
+    """Of the five batches of an epoch the third waits for the fourth, and is followed by validation."""
+    more = [*QUICK, "--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
+    ends = ["--trainer.callbacks+=runs.EndsAt", f"--trainer.callbacks.fails={fails}"]
+    ends.append(f"--trainer.callbacks.batch={9 if fails else 8}")
+    assert main(options(scenes, tmp_path / "whole", *more)) == 0
+    with pytest.raises(AssertionError, match="batch 9 fails") if fails else nullcontext():
+        assert main(options(scenes, tmp_path / "parts", *more, *ends)) == 0
+    assert checkpoint(tmp_path / "parts")["global_step"] == (3 if fails else 5)
+    assert main(options(scenes, tmp_path / "parts", *more, "--ckpt_path=last")) == 0
+    assert not differences(final(tmp_path / "whole"), final(tmp_path / "parts"))
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def _link(path: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(path, part)
     os.replace(part, target)
+    part.unlink(missing_ok=True)  # two names of one file: renaming has done nothing
 
 
 def _sync_folder(folder: Path) -> None:
@@ -117,14 +118,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
-    """The whole checkpoint that has come farthest, with its step; of several of a step the one written last."""
-    found: list[tuple[int, float, Path]] = []
+    """The whole checkpoint that has come farthest, with its step; if it can be, one that lacks no gradients.
+
+    Of several of a step it is the one written last.
+    """
+    found: list[tuple[bool, int, float, Path]] = []
     for path in paths:
         if fault(path):
             continue
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
-            found.append((int(read(path)["global_step"]), path.stat().st_mtime, path))
+            saved = read(path)
+            lacks_gradients = bool(saved.get("between_steps"))
+            found.append((not lacks_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
     if not found:
         return None
-    step, _, path = max(found)
+    _, step, _, path = max(found)
     return path, step

@@ -50,8 +50,8 @@ class Checkpoints(Checkpoint):
     """Writes `last.ckpt` and, by the sum of recalls on the validation split, `best.ckpt`; stops where a signal asks to.
 
     Every file is written whole or not at all; one that can't be written costs a message, not the run. All processes
-    take part in each, since each has random numbers of its own. A checkpoint is only written where an optimizer step
-    has been made: gradients that wait for more are not in it.
+    take part in each, since each has random numbers of its own. The last is only written where an optimizer step has
+    been made, since gradients that wait for more are not in it; so is the best, but for a validation between two steps.
 
     Args:
         folder: where they lie.
@@ -69,6 +69,7 @@ class Checkpoints(Checkpoint):
         self._kept_step: int | None = None  # what is on the disk
         self._stop = 0
         self._due = False
+        self._ends = False
 
     # What a checkpoint says of this callback
 
@@ -139,8 +140,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Within an epoch: write where it is time, and stop where it was asked."""
         self._listen(trainer)
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() or loop._num_ready_batches_reached():
+        if self._waits_for_step(trainer) or trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             return  # the end of an epoch is that of its validation
         ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step  # Lightning calls the epoch done
         if self._stop or self._due or ends:
@@ -154,7 +154,7 @@ class Checkpoints(Checkpoint):
         if self._idle(trainer) or averaged:  # the averages stand in the model's place until validation ends
             return
         self._listen(trainer)
-        if self._stop and not trainer.fit_loop.epoch_loop._should_accumulate():
+        if self._stop and not self._waits_for_step(trainer):
             self._save(trainer, LAST, before_validation=True)
             self._end_if_asked(trainer)
 
@@ -164,8 +164,10 @@ class Checkpoints(Checkpoint):
             return
         score = float(trainer.callback_metrics.get(MONITOR, math.nan))
         better = score > (-math.inf if self.best_score is None else self.best_score)  # a NaN never is
-        self._save(trainer, *([BEST] if better else []), LAST, score=score if better else None)
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+        waits = self._waits_for_step(trainer)
+        self._save(trainer, *([BEST] if better else []), *([] if waits else [LAST]), score=score if better else None)
+        self._due = waits
+        if not waits:
             self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -179,6 +181,15 @@ class Checkpoints(Checkpoint):
         self.agreement.finish()
         if trainer.is_global_zero and self._kept_step == trainer.global_step:
             (self.folder / PREVIOUS).unlink(missing_ok=True)
+
+    def _waits_for_step(self, trainer: pl.Trainer) -> bool:
+        """Whether gradients wait for those of more batches. If so, what ends the run early does so after their step."""
+        waits = trainer.fit_loop.epoch_loop._should_accumulate()
+        if waits and trainer.should_stop:
+            self._ends, trainer.should_stop = True, False
+        elif self._ends and not waits:
+            self._ends, trainer.should_stop = False, True
+        return waits
 
     @staticmethod
     def _idle(trainer: pl.Trainer) -> bool:
@@ -216,25 +227,32 @@ class Checkpoints(Checkpoint):
     def _save(
         self, trainer: pl.Trainer, *names: str, score: float | None = None, before_validation: bool = False
     ) -> None:
-        """Write a checkpoint under one or two names. Every process must call this."""
+        """Write a checkpoint under some names. Every process must call this."""
+        if not names:
+            return
         earlier, self.best_score = self.best_score, self.best_score if score is None else score
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(False)
+        checkpoint["between_steps"] = LAST not in names
         if before_validation:
             _begin_validation_anew(checkpoint)
-        written = trainer.strategy.broadcast(trainer.is_global_zero and self._write(checkpoint, names))
-        if written:
-            self._kept_step = trainer.global_step
-        else:
+        mine = self._write(checkpoint, names) if trainer.is_global_zero else []
+        written = trainer.strategy.broadcast(mine)
+        if BEST not in written:
             self.best_score = earlier
-        self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
+        if LAST in written:
+            self._kept_step = trainer.global_step
+        if LAST in names:
+            self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
 
-    def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> bool:
-        """Each name is a file of its own, so that what damages one leaves the other."""
+    def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+        """Those that could be written. Each is a file of its own, so that what damages one leaves the other."""
+        written: list[str] = []
         path = self.folder
         try:
             for path in (self.folder / name for name in names):
                 keep = self.settings.keep_previous and path.name == LAST
                 checkpoint_files.write(checkpoint, path, PREVIOUS if keep else "")
+                written.append(path.name)
         except OSError as error:
             log.error(
                 "step %d: %s could NOT be written (%s). Training goes on, and the earlier file is as it was; make room",
@@ -242,8 +260,7 @@ class Checkpoints(Checkpoint):
                 path,
                 error.strerror or error,
             )
-            return False
-        return True
+        return written
 
 
 def _begin_validation_anew(checkpoint: dict[str, Any]) -> None:
