@@ -16,6 +16,7 @@ from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
 from itr.training.large_batch import LargeBatch
 from itr.types import Batch, Tokens
 from late_interaction import LateInteraction
+from tiny import copy_of
 
 BATCH = 12
 SMALL_D2S = {"num_prompts": 2, "depth": 1, "heads": 2}
@@ -67,12 +68,19 @@ class Loss(nn.Module):
 
 
 def make_module(model: str, large_batch: LargeBatch, dropout: float = 0.0) -> RetrievalModule:
-    torch.manual_seed(0)
     objective, methods, backbone = MODELS[model]()
+    towers = copy_of(make_towers(backbone, dropout))
+    torch.manual_seed(0)
+    return RetrievalModule(towers, objective, methods, large_batch=large_batch).double()
+
+
+@functools.cache
+def make_towers(backbone: type[VSE], dropout: float) -> VSE:
+    torch.manual_seed(0)
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     pooling = {"image_pooling": "mean", "text_pooling": "mean"} if backbone.needs_tokens else {}  # nothing unused
-    towers = backbone(
+    return backbone(
         vision_config={"model_type": "vit", "image_size": 16, "patch_size": 8, **size, **drop},
         text_config={"model_type": "bert", "pad_token_id": None, **size, **drop},
         dim=8,
@@ -80,7 +88,6 @@ def make_module(model: str, large_batch: LargeBatch, dropout: float = 0.0) -> Re
         word_mask=dropout,
         **pooling,
     )
-    return RetrievalModule(towers, objective, methods, large_batch=large_batch).double()
 
 
 def make_batch(rows: slice) -> Batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import lightning.pytorch as pl
 import torch
 
@@ -11,6 +13,7 @@ from itr.methods import D2S
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.types import Batch
+from tiny import copy_of
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}
@@ -19,11 +22,25 @@ SMALL = {"num_prompts": 3, "depth": 1, "heads": 2, "mlp_ratio": 1.0}
 
 
 def vse(seed: int = 0, **options) -> VSE:
+    backbone = copy_of(first_vse(seed, **options))
+    torch.manual_seed(seed)
+    return backbone
+
+
+def clip() -> CLIP:
+    backbone = copy_of(first_clip())
+    torch.manual_seed(0)
+    return backbone
+
+
+@functools.cache
+def first_vse(seed: int, **options) -> VSE:
     torch.manual_seed(seed)
     return VSE(vision_config=VISION, text_config=TEXT, dim=8, **{"text_mlp": True, "text_norm": True, **options})
 
 
-def clip() -> CLIP:
+@functools.cache
+def first_clip() -> CLIP:
     torch.manual_seed(0)
     return CLIP(
         config={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from itertools import product
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from itr.objectives import InfoNCE
 from itr.training.large_batch import LargeBatch
 from itr.training_cli import TrainingCLI
 from itr.types import Batch, Encoded, Pairs, Scores
-from tiny import TINY_VSE
+from tiny import TINY_VSE, copy_of
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}
@@ -29,9 +30,15 @@ FIXED = Temperatures(learnable=False)
 SEPARATE = Temperatures(sharing="separate")
 
 
-def module(method: CUSA) -> RetrievalModule:
+@functools.cache
+def towers() -> VSE:
     torch.manual_seed(0)
-    backbone = VSE(vision_config=VISION, text_config=TEXT, dim=16, image_pooling="mean", text_pooling="mean")
+    return VSE(vision_config=VISION, text_config=TEXT, dim=16, image_pooling="mean", text_pooling="mean")
+
+
+def module(method: CUSA) -> RetrievalModule:
+    backbone = copy_of(towers())
+    torch.manual_seed(0)
     return RetrievalModule(backbone, InfoNCE(), [method])
 
 
