@@ -18,10 +18,19 @@ FOLDER = config_folder()
 TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_(clip|csa|usa|cusa)")
 
 
+OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts that are given on a command line each time
+
+
 def rows(pattern: str) -> list[Any]:
-    """The shipped configs, twins marked as slow."""
+    """The shipped configs, twins marked as slow, and parts of a run that is built often."""
     names = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob(pattern))
-    return [pytest.param(name, marks=pytest.mark.slow) if TWINS.search(name) else name for name in names]
+    runs = [path.read_text() for path in FOLDER.glob("*.yaml") if not TWINS.search(path.name)]
+
+    def often(name: str) -> bool:
+        built = "/" in name and name not in OFTEN and any(name in run for run in runs)
+        return not TWINS.search(name) and not built
+
+    return [name if often(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 # The names are the only part that can't be had here; all other arguments stay as the config has them.

@@ -107,6 +107,7 @@ def test_a_stop_from_the_keyboard_is_one_line(root, tmp_path, workers):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_full_disk_is_told_and_room_is_all_it_needs(root, tmp_path, workers):
     """On a real file system of one megabyte, in a name space of its own."""
