@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 from itr.backbones import CLIP
 from itr.backbones.clip_loading import build
 from itr.errors import UserError
+from tiny import copy_of
 
 TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VISION: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
@@ -61,7 +63,12 @@ CAPTIONS = ["a dog runs", "a cat sits on the mat and looks!", ""]
 
 def make(name: str = "clip", **arguments: Any) -> CLIP:
     torch.manual_seed(0)
-    return CLIP(config=CONFIGS[name], **arguments)
+    return CLIP(config=CONFIGS[name], **arguments) if arguments else copy_of(first(name))
+
+
+@functools.cache
+def first(name: str) -> CLIP:
+    return CLIP(config=CONFIGS[name])
 
 
 def pictures(model: CLIP) -> Tensor:
