@@ -1,1 +1,1 @@
-"""Models of other programs, read into ours and written for others."""
+"""Published checkpoints of other programs, read into models of ours."""
