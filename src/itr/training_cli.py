@@ -36,10 +36,10 @@ from itr.processes import (
 )
 from itr.run_folder import check_writable
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
-from itr.training.checkpointing import Checkpoints, CheckpointSettings, leave_signals_alone
+from itr.training.checkpointing import Checkpoints, CheckpointSettings
 from itr.training.loggers import Csv, TensorBoard
 from itr.training.resume import SameOrder, check_settings, find_checkpoint, with_saved
-from itr.training.stopping import Signals, Stopped, requeue
+from itr.training.stopping import Signals, Stopped, leave_signals_alone, requeue
 from itr.training.waiting import DataWait
 from itr.training.watch import Watch
 

@@ -268,13 +268,3 @@ def _begin_validation_anew(checkpoint: dict[str, Any]) -> None:
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     progress = {"total": begun, "current": begun, "is_last_batch": False}
     checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
-
-
-def leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Keep Lightning from handling signals too.
-
-    NOTE: its handlers talk to other processes and write checkpoints wherever the signal happens to arrive, and each
-    step waits for a broadcast of what rank 0 has received. `Checkpoints` does this at the end of steps, for any rank.
-    """
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -17,13 +17,16 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from itr.distributed import world_size
 from itr.stages import HANDED_ON
+
+if TYPE_CHECKING:  # the workers of a loader import this module too
+    import lightning.pytorch as pl
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 SAME = 1.0  # seconds within which two who pass signals on may deliver the same one
@@ -188,3 +191,13 @@ def requeue() -> None:
         log.warning("SLURM job %s could not be queued again: %s", name, (done.stderr or done.stdout).strip())
     else:
         log.info("SLURM job %s is queued again", name)
+
+
+def leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keep Lightning from handling signals too.
+
+    NOTE: its handlers talk to other processes and write checkpoints wherever the signal happens to arrive, and each
+    step waits for a broadcast of what rank 0 has received. `Checkpoints` does this at the end of steps, for any rank.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
