@@ -24,7 +24,7 @@ def run(verb: str, folder: Path, shards: Path, *options: str) -> int:
 
 
 def fit(folder: Path, shards: Path, *options: str) -> int:
-    return run("fit", folder, shards, "--data.batch_size=8", "--trainer.max_epochs=2", *options)
+    return run("fit", folder, shards, "--data.batch_size=8", "--trainer.max_epochs=1", *options)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, st
     "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-true", "64-true"))]
 )
 def test_precisions_with_clipping(scenes, tmp_path, precision):
-    options = [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.5", "--trainer.max_epochs=1"]
+    options = [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.5"]
     assert fit(tmp_path, scenes, *TINY_VSE, *options) == 0
     assert run("test", tmp_path, scenes, f"--trainer.precision={precision}") == 0
 
