@@ -25,6 +25,19 @@ def report(*arguments: str | Path) -> Page:
     return Page(Path(words[words.index("--out") + 1]) if "--out" in words else Path(words[0]) / "report/index.html")
 
 
+@pytest.fixture(scope="module")
+def first_shown(trained_run, tmp_path_factory) -> Path:
+    folder = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("shown") / "run"))
+    report(folder)
+    return folder
+
+
+@pytest.fixture
+def shown_run(first_shown, tmp_path) -> Path:
+    """A copy of the trained run with its page and the embeddings that were made for it, to break."""
+    return Path(shutil.copytree(first_shown, tmp_path / "run"))
+
+
 def sections(page: Page) -> list[str | None]:
     return [attributes.get("id") for attributes in page.all("section")]
 
@@ -52,8 +65,8 @@ def test_a_page_of_one_run_is_whole(run):
     assert "Not on this page" not in page.text
 
 
-def test_a_page_asks_for_nothing_and_its_pictures_decode(run):
-    page = report(run)
+def test_a_page_asks_for_nothing_and_its_pictures_decode(shown_run):
+    page = report(shown_run)
     assert page.loads()
     assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in page.loads())
     assert "url(" not in page.source
@@ -136,14 +149,14 @@ def test_captions_are_text_whatever_they_hold(tmp_path):
     assert any(attributes.get("dir") == "auto" for attributes in page.all("p"))
 
 
-def test_shards_that_are_gone_and_found_again(run, scenes, tmp_path):
-    config = (run / "config.yaml").read_text().replace(str(scenes), str(tmp_path / "gone"))
-    (run / "config.yaml").write_text(config)
-    page = report(run)
+def test_shards_that_are_gone_and_found_again(shown_run, scenes, tmp_path):
+    config = (shown_run / "config.yaml").read_text().replace(str(scenes), str(tmp_path / "gone"))
+    (shown_run / "config.yaml").write_text(config)
+    page = report(shown_run)
     assert sections(page) == ["run", "recall", "training"]
     assert "no pictures" in page.text
     assert "give --data" in page.text
-    assert "gallery" in sections(report(run, "--data", scenes))
+    assert "gallery" in sections(report(shown_run, "--data", scenes))
 
 
 def test_embeddings_of_other_data_are_shown_without_its_pictures(run, tmp_path):
@@ -169,18 +182,17 @@ def damage(run: Path, name: str) -> None:
         (["config.yaml", "logs", "metrics.json"], "no config.yaml"),
     ],
 )
-def test_a_page_says_what_is_missing(run, scenes, names, said):
+def test_a_page_says_what_is_missing(shown_run, scenes, names, said):
     for name in names:
-        path = run / name
+        path = shown_run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert said in report(run, "--data", scenes).text
+    assert said in report(shown_run, "--data", scenes).text
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "checkpoints/best.ckpt", "report/embeddings-test.npz"])
-def test_a_page_survives_damaged_files(run, scenes, name):
-    report(run)
-    damage(run, name)
-    page = report(run, "--data", scenes)
+def test_a_page_survives_damaged_files(shown_run, scenes, name):
+    damage(shown_run, name)
+    page = report(shown_run, "--data", scenes)
     assert ("can't be read" in page.text or "is no checkpoint" in page.text) == (not name.startswith("report"))
 
 
