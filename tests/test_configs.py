@@ -15,7 +15,7 @@ from tiny import TINY_CLIP, TINY_VSE
 
 FOLDER = config_folder()
 # The same as another but for the size of a tower or the name of a data set: built with the slow tests.
-TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_(clip|csa|usa|cusa)")
+TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_")
 
 
 OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts that are given on a command line each time
