@@ -160,7 +160,19 @@ def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     for name, chunk in chunks.items():
         found = side_by_side({"blocks": partial(Loss(name, largest).step, chunk)}, options.rounds)
         lines.append(Line(f"{name}, {largest:,} pairs in blocks of {chunk:,}: time", "s", found.median("blocks")))
-    return lines, {}
+    return lines, {f"{batch:,} pairs by rows of a block": by_rows(batch, options.rounds)}
+
+
+def by_rows(batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds and memory of each case for blocks of more and more rows, the last of which is all of them."""
+    table = []
+    for name in CASES:
+        loss, sizes = Loss(name, batch), [batch // part for part in (128, 64, 32, 16, 8, 4)]
+        found = side_by_side({str(rows): partial(loss.step, rows) for rows in (*sizes, batch)}, rounds)
+        for rows in (*sizes, batch):
+            more = peak_of(partial(loss.step, rows)) / MEGABYTE
+            table.append({"case": name, "rows": rows, "seconds": found.median(str(rows)), "MB": more})
+    return table
 
 
 def main() -> None:

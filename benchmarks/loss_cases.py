@@ -30,7 +30,8 @@ class Case:
         products: matrix products of B x B scores in width D, forward and backward, in blocks.
         least: the same with all rows at once.
         matrices: of scores that have a gradient, in blocks.
-        chunk: rows of a block at a GPU's sizes.
+        chunk: rows of a block at a GPU's sizes: the most that keep 16,384 pairs within 0.5 GB, or nearly so, for each
+            block costs the host some hundred launches.
     """
 
     objective: Callable[[], Objective]
@@ -38,13 +39,13 @@ class Case:
     products: float
     least: float
     matrices: int
-    chunk: int = 512
+    chunk: int
 
 
 CASES = {
-    "InfoNCE": Case(InfoNCE, False, 6, 3, 2),
-    "Triplet": Case(Triplet, False, 6, 3, 2),
-    "Sigmoid": Case(Sigmoid, False, 3, 3, 1),
+    "InfoNCE": Case(InfoNCE, False, 6, 3, 2, 640),
+    "Triplet": Case(Triplet, False, 6, 3, 2, 1024),
+    "Sigmoid": Case(Sigmoid, False, 3, 3, 1, 1024),
     "InfoNCE + CUSA": Case(InfoNCE, True, 12 + 2 * TEACHER / WIDTH, 9 + 2 * TEACHER / WIDTH, 4, 128),
 }
 

@@ -85,7 +85,7 @@ def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[lis
         step_line("CUSA, pooled features from disk (512 and 768 numbers)", 1.02, taken, steps, "pooled"),
         step_line(f"CUSA, all {PATCHES:,} numbers a picture from disk, as the authors", 1.02, taken, steps, "patches"),
         step_line(
-            f"CUSA, {what} reads the captions in the loop{', compiled' if live.compile else ''}",
+            f"CUSA, {what} reads the captions in the loop",
             1.10,
             taken,
             steps,

@@ -2,7 +2,8 @@
 
 It is torch's `meta`. Whatever a GPU would have to be waited for can't be had from it: a value that the host asks for,
 an operation whose result has a shape that depends on values, a copy to the host, and a copy of host memory that is not
-made in the background. `Waits` writes them down, makes a value up, and lets the program go on.
+made in the background. `Waits` writes them down, makes a value up, and lets the program go on. What mixes tensors of
+the device with those of the host ends in an error, as on a GPU; `meta` itself is silent in half of the operations.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        there = any(value.device == DEVICE for value in tree_leaves([args, kwargs]) if isinstance(value, Tensor))
+        tensors = [value for value in tree_leaves([args, kwargs]) if isinstance(value, Tensor)]
+        there = any(value.device == DEVICE for value in tensors)
+        if there and func not in COPIES and any(value.device != DEVICE and value.dim() for value in tensors):
+            # A GPU takes indices of the host, for which it is waited, and single values, but nothing else.
+            assert func.overloadpacket in INDEXED, f"{func} is given tensors of the device and of the host"
+            self._note(func)
         if there and func in ASKS:
             self._note(func)
             return ASKS[func]

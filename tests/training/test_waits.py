@@ -120,6 +120,7 @@ WAITS = {
     "equal": lambda x: torch.equal(x, x),
     "unique": lambda x: x.unique(),
     "new": lambda x: torch.tensor([1.0], device=x.device),
+    "index": lambda x: x[torch.tensor([0, 2])],
 }
 
 
@@ -131,6 +132,21 @@ def test_what_waits_is_found(name):
     assert sum(waits.found.values()) == 1
 
 
+MIXED = {
+    "product": lambda x, y: x @ y,
+    "linear": lambda x, y: torch.nn.functional.linear(x, y),
+    "embedding": lambda x, y: torch.nn.functional.embedding(y.long(), x),
+    "gather": lambda x, y: x.gather(0, y.long()),
+    "sum": lambda x, y: x + y,
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_tensors_of_the_host_and_of_the_device_do_not_mix(name):
+    with Waits(), pytest.raises((AssertionError, RuntimeError), match="device"):
+        MIXED[name](torch.ones(3, 3, device=DEVICE), torch.ones(3, 3))
+
+
 def test_what_need_not_wait_is_not_found():
     with Waits() as waits:
         waits.writing = True
@@ -139,4 +155,5 @@ def test_what_need_not_wait_is_not_found():
         make_batch().to(DEVICE)
         torch.ones(3).sum().item()
         rows.masked_fill(rows > 0, 0.0).sum()
+        rows * torch.tensor(2.0)
     assert not waits.found

@@ -35,9 +35,13 @@ class _CrossEntropyRows(torch.autograd.Function):
         logs = F.log_softmax(similarity * rate, dim=1)
         value = -(targets * logs).sum(dim=1)
         slope = logs.exp().mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)  # by s / t
-        # By t; the logs stand for s / t here, since they differ by what is the same in a row, and slopes sum to 0.
-        whole = (slope * logs).sum(dim=1) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(slope, whole, rate, logs if ctx.needs_input_grad[2] else None)
+        kept = logs if ctx.needs_input_grad[2] else None
+        whole = None
+        if ctx.needs_input_grad[1]:
+            # By t; the logs stand for s / t here, since they differ by what is the same in a row, and slopes sum to 0.
+            product = logs.mul_(slope) if kept is None else logs * slope  # in place: at scale a matrix less at the peak
+            whole = product.sum(dim=1)
+        ctx.save_for_backward(slope, whole, rate, kept)
         return value
 
     @staticmethod
