@@ -19,6 +19,7 @@ class Web:
         cut: after so many bytes it closes the connection, whatever it promised; 0 for never.
         forbidden: whether it answers 403 to all.
         page: whether it answers all with a web page.
+        shift: by how many bytes a part begins too late.
         seen: (method, path, Range) of each request.
     """
 
@@ -28,6 +29,7 @@ class Web:
     cut: int = 0
     forbidden: bool = False
     page: bool = False
+    shift: int = 0
     seen: list[tuple[str, str, str]] = field(default_factory=list)
 
     def __enter__(self) -> Web:
@@ -74,7 +76,7 @@ class Answer(SimpleHTTPRequestHandler):
             return super().do_GET()
         data = path.read_bytes()
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.state.ranges else None
-        first = int(span[1]) if span else 0
+        first = int(span[1]) + self.state.shift if span else 0
         last = min(int(span[2]), len(data) - 1) if span and span[2] else len(data) - 1
         self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(last + 1 - first))

@@ -22,6 +22,7 @@ from itr.errors import UserError
 STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 LAUNCHER = "ITR_LAUNCHER"  # which process starts the others, where Lightning does
+GONE = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")  # gloo's words
 PATIENCE = 120.0  # seconds in which the other processes of a machine end after the first
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -130,10 +131,10 @@ def wait_for_processes(trainer: pl.Trainer) -> None:
 
 @contextmanager
 def meeting() -> Iterator[None]:
-    """Say in plain words that the processes of a run can't find one another.
+    """Say in plain words that the processes of a run can't find one another, or that one of them is gone.
 
     Raises:
-        UserError: the port is in use, no such host, or not all came.
+        UserError: the port is in use, no such host, or not all came; or a process no longer answers.
     """
     try:
         yield
@@ -143,6 +144,14 @@ def meeting() -> Iterator[None]:
             f"the processes of this run can't meet at {place} (MASTER_ADDR:MASTER_PORT): {str(error).splitlines()[0]}. "
             "End what is left of an earlier run there or set another MASTER_PORT, and see that the first machine can "
             "be reached at that address from all others and that as many processes were started as the run expects"
+        ) from error
+    except RuntimeError as error:  # gloo's have no type of their own
+        lost = isinstance(error, dist.DistBackendError) or any(words in str(error) for words in GONE)
+        if not (lost and dist.is_initialized()):
+            raise
+        raise UserError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} ends, since another has ended or no longer answers: "
+            f"what that one said tells why ({str(error).rpartition('] ')[2].splitlines()[0][:120]})"
         ) from error
 
 

@@ -157,6 +157,17 @@ def test_a_progressive_cmyk_jpeg_with_a_rotation_in_its_exif_is_taken_as_it_lies
         assert pixels.shape == (3, 12, 20)
 
 
+def test_a_jpeg_of_a_sampling_that_is_seldom_is_decoded_and_a_bomb_of_it_refused_by_its_header():
+    grey = Image.new("RGB", (48, 48), (128, 128, 128))  # all blocks are alike, so they suit any sampling
+    data = bytearray(encoded(grey, "JPEG", keep_rgb=True, subsampling=0))
+    header = data.index(b"\xff\xc0")
+    data[header + 11] = 0x31  # three columns of the first colour to one of the others
+    assert np.array_equal(decode(bytes(data), 48 * 48), np.full((3, 48, 48), 128))
+    data[header + 5 : header + 9] = (10_000).to_bytes(2, "big") * 2
+    with pytest.raises(BadImageError, match="says 100,000,000 pixels"):
+        decode(bytes(data), 10**8 - 1)
+
+
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (16, 16), (40, 20), (20, 41), (1, 4000), (4000, 1)])
 @pytest.mark.parametrize("resize", ["shortest", "squash"])
 def test_any_size_comes_out_square(width, height, resize):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import random
 import shutil
@@ -271,6 +272,20 @@ def test_what_is_no_tar_is_told(tmp_path, content, message):
         find_split(tmp_path, "0.tar")
     with pytest.raises(UserError, match=rf"0\.tar .*{message}"):
         list(read_tar(tmp_path / "0.tar"))
+
+
+def test_what_is_no_file_is_told_by_name(tmp_path):
+    tar = tmp_path / "0.tar"
+    for make, message in (
+        (lambda: tar.symlink_to("nowhere"), r"there is no \S+0.tar"),  # as of data that was not fetched yet
+        (lambda: tar.symlink_to("0.tar"), "0.tar can't be read: Too many levels of symbolic links"),
+        (lambda: os.mkfifo(tar), "0.tar is no file, but a pipe"),
+        (tar.mkdir, "0.tar can't be read: Is a directory"),
+    ):
+        make()
+        with pytest.raises(UserError, match=message):
+            find_split(tmp_path, "*.tar")
+        tar.rmdir() if tar.is_dir() else tar.unlink()
 
 
 def test_a_member_that_would_fill_the_memory_is_refused(tmp_path):

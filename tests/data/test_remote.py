@@ -133,6 +133,17 @@ def test_a_shard_that_changes_under_the_reader_is_told(tmp_path):
             stream.read()
 
 
+def test_a_part_that_begins_elsewhere_than_asked_is_told(large):
+    with (
+        Web(large, cut=200_000, shift=512) as web,
+        streams.open_stream(f"{web.url}/00000.tar") as stream,
+        pytest.raises(
+            UserError, match=r"the server gave bytes 200512-\d+/\d+ where it was asked for all from byte 200000"
+        ),
+    ):
+        stream.read()
+
+
 def test_faults_that_stay_are_told(large, tmp_path):
     with Web(large, fail_every=1) as web:
         with pytest.raises(UserError, match=r"00000.tar can't be read after 5 tries: HTTP 503; check the address"):

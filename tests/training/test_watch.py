@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from itr.backbones import VSE
+from itr.backbones import VSE, Backbone
 from itr.callbacks import History
 from itr.cli import main
 from itr.data.datamodule import ShardData
@@ -23,12 +24,34 @@ from itr.data.features import FeaturePaths, Header, data_identity
 from itr.data.locations import find_split
 from itr.data.tars import read_tar
 from itr.errors import UserError
+from itr.methods import Method, MethodModule
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.optim import OptimizerSettings
 from itr.training.watch import Watch
 from itr.training_cli import quieten
+from itr.types import Pairs
 from tiny import TINY_VSE
+
+
+class NotANumberModule(MethodModule):
+    def losses(self, pairs: Pairs) -> dict[str, torch.Tensor]:
+        """A term that is lost on the second process alone."""
+        return {"lost": torch.tensor(float("nan") if os.environ.get("LOCAL_RANK") == "1" else 0.0)}
+
+
+class NotANumber(Method):
+    """A method with that term."""
+
+    name = "odd"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"lost": 1.0}
+
+    def build(self, backbone: Backbone) -> NotANumberModule:
+        return NotANumberModule()
+
 
 FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 AT_ONCE = ["--model.optimizer.lr=1e30", "--model.optimizer.warmup=0"]
@@ -188,4 +211,19 @@ def test_two_processes_stop_at_the_same_step(scenes, tmp_path):
     assert done.returncode == 1
     for process in (0, 1):
         assert f"step 1 (epoch 1, batch 2 on process {process} of 2" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_meets_is_told_by_it_and_ends_all(scenes, tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
+    arguments = command(tmp_path, scenes, *two, "--model.methods+=test_watch.NotANumber")
+    tests = Path(__file__).parents[1]
+    variables = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}:{tests / 'training'}"}
+    words = [sys.executable, "-m", "itr", *arguments]
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "the loss is not finite in step 0 (epoch 1, batch 1 on process 1 of 2" in done.stderr
+    assert "not finite: odd/lost = nan" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from itr.data.remote import facts, is_url, read_bytes, shown
+from itr.data.remote import facts, is_url, persist, read_bytes, shown
 from itr.data.schema import Place, Shard, is_whole, stable_id
 from itr.data.tars import count_tar
+from itr.errors import UnreadableError
 
 THREADS = 8
 log = logging.getLogger(__name__)
@@ -98,7 +101,9 @@ def _look_up(place: Place) -> Tar:
 
 
 def _local_facts(path: str) -> tuple[int, str]:
-    found = os.stat(path)
+    found = persist(path, partial(os.stat, path))
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise UnreadableError(f"{path} is no file, but a pipe or a device; mend the list of tars")
     return found.st_size, str(found.st_mtime_ns)
 
 

@@ -37,8 +37,8 @@ def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
         BadImageError: if the bytes are no whole picture, or their header announces more than `max_pixels`.
     """
     try:
-        if data[:3] == JPEG:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if header := _jpeg_header(data):
+            height, width, colours, _ = header
             _check_pixels(height * width, max_pixels)
             if colours in ("RGB", "Gray", "YCbCr", "GRAY"):
                 return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
@@ -49,6 +49,17 @@ def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged bytes
         raise BadImageError(_reason(error)) from None
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
+    """Height, width, colours and subsampling of a JPEG of the usual kinds; None of others, which Pillow may know."""
+    if data[:3] != JPEG:
+        return None
+    try:
+        header: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)
+        return header
+    except ValueError:
+        return None
 
 
 @contextmanager
@@ -89,12 +100,8 @@ def picture_size(data: bytes) -> tuple[int, int]:
     Raises:
         BadImageError: if there is no header of a picture.
     """
-    if data[:3] == JPEG:
-        try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            return width, height
-        except ValueError:
-            pass  # Pillow knows more kinds, and tells what is wrong
+    if header := _jpeg_header(data):
+        return header[1], header[0]
     try:
         with _opened(data) as picture:
             return picture.size

@@ -32,6 +32,9 @@ class Answer:
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={first}-"} if first else {})}
         try:
             sync(self.loop, self._ask, system, url, headers)
+            given = self.response.headers.get("Content-Range", "")
+            if self.response.status == 206 and given and not given.startswith(f"bytes {first}-"):
+                raise ValueError(f"the server gave {given} where it was asked for all from byte {first}")
             self._pass_over(0 if self.response.status == 206 else first)
         except BaseException:
             self.close()
