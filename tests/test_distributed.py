@@ -32,7 +32,8 @@ def make_gallery(rank: int, world: int) -> dict[str, torch.Tensor]:
         tokens = pooled[here, None].repeat(1, row + 1, 1)  # every batch has another length
         encoded = Encoded(pooled[here], tokens, torch.ones(1, row + 1, dtype=torch.bool))
         text = Tokens(ids[here, None], ids[here, None] >= 0)
-        builder.add(Batch(pooled[here], ids[here], text, 7 * ids[here], torch.tensor([0])), encoded, encoded)
+        pixels = ids[here, None, None, None].to(torch.uint8)
+        builder.add(Batch(pixels, ids[here], text, 7 * ids[here], torch.tensor([0])), encoded, encoded)
     found = builder.build()
     return {"image": found.image.pooled, "tokens": found.text.tokens, "mask": found.text.mask, "id": found.text_id}
 

@@ -37,8 +37,8 @@ from itr.processes import (
 from itr.run_folder import check_writable
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings
-from itr.training.loggers import Csv, TensorBoard
-from itr.training.resume import SameOrder, check_settings, find_checkpoint, with_saved
+from itr.training.loggers import Csv, TensorBoard, print_without_room
+from itr.training.resume import SameOrder, check_settings, find_checkpoint, refuse_swa, with_saved
 from itr.training.stopping import Signals, Stopped, leave_signals_alone, requeue
 from itr.training.waiting import DataWait
 from itr.training.watch import Watch
@@ -154,6 +154,7 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         leave_signals_alone(trainer)
         check_numbers(trainer)
+        refuse_swa(trainer)
         meet_anew(trainer)
         return trainer
 
@@ -214,6 +215,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`IterableDataset` has `__len__` defined.*",  # our streams know their exact length
+        ".*the hooks will not be called on every batch.*",  # values are clamped after each step, not each batch
         ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 has skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -229,6 +231,8 @@ def main(arguments: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     signals = Signals()
     signals.listen()
+    if arguments[0] == "fit":
+        print_without_room()
     try:
         with meeting():
             cli = TrainingCLI(resolve_configs(arguments), signals=signals)

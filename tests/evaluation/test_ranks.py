@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from itr.evaluation.cosine import Cosine
-from itr.evaluation.gallery import Gallery
+from itr.evaluation.gallery import Gallery, GalleryBuilder
 from itr.evaluation.positives import Positives
 from itr.evaluation.ranks import Matches, precision_over_all, rank
 from itr.evaluation.retrieval import evaluate, recalls, table
-from itr.types import Encoded
+from itr.types import Batch, Encoded, Tokens
 
 
 def uneven(num_images: int, rng: np.random.Generator) -> torch.Tensor:
@@ -200,3 +200,26 @@ def test_written_embeddings_are_what_they_were():
     assert arrays["caption_image_id"].tolist() == found.text_image_id.tolist()
     found.text.unimodal = found.text.pooled + 1
     assert np.array_equal(found.arrays()["text_unimodal"], arrays["text"] + 1)
+
+
+def test_equal_pictures_and_equal_captions_tie_whatever_batches_they_came_in():
+    """Of five samples the third is as the first but for its id, and its caption is padded further."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (5, 3, 3, 5), dtype=torch.uint8, generator=generator)
+    ids, mask = (
+        torch.randint(99, (5, 6), generator=generator),
+        torch.arange(6) < torch.tensor([[4], [5], [4], [6], [5]]),
+    )
+    pixels[2], ids[2], ids[1, :4] = pixels[0], ids[0], ids[0, :4]
+    builder = GalleryBuilder()
+    for rows, length in ((slice(0, 2), 5), (slice(2, 5), 6)):
+        count = rows.stop - rows.start
+        pooled = torch.randn(count, 4, generator=generator)
+        encoded = Encoded(pooled, pooled[:, None], torch.ones(count, 1, dtype=torch.bool))
+        text = Tokens(ids[rows, :length], mask[rows, :length])
+        sample = torch.arange(5)[rows]
+        builder.add(Batch(pixels[rows], sample, text, sample, torch.arange(count)), encoded, encoded)
+    found = builder.build()
+    for side in (found.image.pooled, found.text.pooled):
+        assert torch.equal(side[0], side[2])
+        assert len(side.unique(dim=0)) == 4

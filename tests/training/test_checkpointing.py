@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -40,19 +41,38 @@ class Scored(RetrievalModule):
     ("scores", "best", "step"), [((100.0, math.nan, 50.0), 100.0, 5), ((math.nan, 7.0, 9.0), 9.0, 15)]
 )
 def test_a_score_that_is_no_number_never_is_the_best(scenes, tmp_path, scores, best, step):
+    assert fit_scored(scenes, tmp_path, scores).best_score == best
+    assert checkpoint(tmp_path, "best")["global_step"] == step
+    assert checkpoint(tmp_path)["global_step"] == 15
+
+
+class NoRoomForLast(pl.Callback):
+    """Puts a folder where the last checkpoint is to be written."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt.part").mkdir(exist_ok=True)
+
+
+@pytest.mark.slow
+def test_a_best_that_was_written_stays_where_the_last_could_not_be(scenes, tmp_path):
+    assert fit_scored(scenes, tmp_path, (100.0, 50.0, 60.0), NoRoomForLast()).best_score == 100.0
+    assert checkpoint(tmp_path, "best")["global_step"] == 5
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def fit_scored(scenes: Path, tmp_path: Path, scores: tuple[float, ...], *callbacks: pl.Callback) -> Checkpoints:
+    """What wrote the checkpoints of a run of three epochs of five steps with these scores."""
     quieten()
     built = TrainingCLI([*TINY_VSE, "--trainer.accelerator=cpu"], run=False).model
     module = Scored(built.backbone, InfoNCE())
     module.scores = scores
     saver = Checkpoints(tmp_path / "checkpoints", CheckpointSettings(), Signals(), fresh=True)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=3, callbacks=[saver], logger=False, enable_progress_bar=False,
+        accelerator="cpu", max_epochs=3, callbacks=[*callbacks, saver], logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, datamodule=ShardData(str(scenes), batch_size=8, num_workers=0))
-    assert saver.best_score == best
-    assert checkpoint(tmp_path, "best")["global_step"] == step
-    assert checkpoint(tmp_path)["global_step"] == 15
+    return saver
 
 
 @pytest.mark.slow

@@ -27,6 +27,10 @@ PLACES = {
     "after validation": ("on_validation_epoch_end", 5, []),
     "at the end of an epoch": ("on_train_epoch_end", 5, []),
     "with accumulated gradients": ("on_train_batch_end", 3, ["--trainer.accumulate_grad_batches=2"]),
+    "with accumulation by epoch": (
+        "on_train_batch_end", 1,
+        ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2, 1: 1}"],
+    ),
     "with averaged weights": ("on_validation_batch_start", 5, ["--trainer.callbacks+=EMAWeightAveraging"]),
     "without validation": ("on_train_epoch_end", 5, ["--data.val_split=null"]),
     "by a number of steps": ("on_train_batch_end", 6, ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]),
@@ -215,6 +219,14 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         assert checkpoint(disk / "run")["global_step"] == 10
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_run_whose_output_finds_no_room_goes_on(scenes, tmp_path):
+    arguments = options(scenes, tmp_path, "--trainer.max_epochs=1", "--data.num_workers=0", "--trainer.logger=false")
+    assert start(arguments, Path("/dev/full")).wait(90) == 0
+    assert checkpoint(tmp_path)["global_step"] == 5
 
 
 def test_a_torn_last_gives_way_to_the_newest_whole_one(scenes, tmp_path, caplog, capsys):

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from itr.distributed import gather_uneven, largest
 from itr.evaluation.positives import locate
 from itr.evaluation.ranks import Score
-from itr.types import Batch, Encoded
+from itr.types import Batch, Encoded, Tokens
+
+MIXING = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # the factors of splitmix64
 
 
 @dataclass
@@ -69,6 +72,9 @@ class Gallery:
 class GalleryBuilder:
     """Collects what the batches of an evaluation give, and merges it over processes.
 
+    Equal pictures are given one embedding, and so are equal captions: the last digits of those that a tower gives
+    depend on the batch, which would make a tie of one number of processes or batch size a hit or a miss of another.
+
     Attributes:
         with_tokens: keep token-level features too, for a backbone that scores pairs.
     """
@@ -76,25 +82,26 @@ class GalleryBuilder:
     with_tokens: bool = False
     images: list[Encoded] = field(default_factory=list)
     texts: list[Encoded] = field(default_factory=list)
-    ids: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    ids: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     def add(self, batch: Batch, image: Encoded, text: Encoded) -> None:
         """Keep the embeddings of one batch."""
         self.images.append(self._keep(image))
         self.texts.append(self._keep(text))
-        self.ids.append((batch.image_id, batch.text_id, batch.text_image_id))
+        marks = _marks_of_images(batch.image), _marks_of_texts(batch.text)
+        self.ids.append((batch.image_id, batch.text_id, batch.text_image_id, *marks))
 
     def build(self) -> Gallery:
         """All processes' embeddings, each sample once, ordered by id. Every process must call this."""
-        image_id, text_id, text_image_id = (
+        image_id, text_id, text_image_id, image_mark, text_mark = (
             gather_uneven(torch.cat(parts)).cpu() for parts in zip(*self.ids, strict=True)
         )
         images, texts = self._merge(self.images), self._merge(self.texts)
         first_image, first_text = _first_of_each(image_id), _first_of_each(text_id)
         return Gallery(
-            images.rows(first_image),
+            images.rows(_first_of_equals(image_mark, first_image)),
             image_id[first_image],
-            texts.rows(first_text),
+            texts.rows(_first_of_equals(text_mark, first_text)),
             text_id[first_text],
             text_image_id[first_text],
         )
@@ -116,3 +123,29 @@ def _first_of_each(ids: Tensor) -> Tensor:
     fresh = torch.ones(len(ids), dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
     return order[fresh]
+
+
+def _first_of_equals(marks: Tensor, rows: Tensor) -> Tensor:
+    """For each of some rows the first of them with the same mark."""
+    found, number = torch.unique(marks[rows], return_inverse=True)
+    first = torch.full((len(found),), len(rows)).scatter_reduce_(0, number, torch.arange(len(rows)), reduce="amin")
+    return rows[first[number]]
+
+
+def _marks_of_images(image: Tensor) -> Tensor:
+    """A number for each picture [I, 3, H, W], uint8, the same for equal ones alone [I], int64."""
+    pixels = image.flatten(1)
+    return _marks(F.pad(pixels, (0, -pixels.shape[1] % 8)).view(torch.int64))
+
+
+def _marks_of_texts(text: Tokens) -> Tensor:
+    """The same for captions [C, L], whatever their padding [C]."""
+    return _marks((text.ids + 1) * text.mask)
+
+
+def _marks(values: Tensor) -> Tensor:
+    """Sums of rows of numbers [N, L] with mixed weights, modulo 2^64: different rows hardly ever share one [N]."""
+    weights = torch.arange(1, values.shape[1] + 1, device=values.device)
+    for factor in MIXING:
+        weights = (weights ^ (weights >> 30)) * factor
+    return (values * weights).sum(dim=1)

@@ -1,11 +1,14 @@
-"""Lightning's loggers, which cost a message and not the run when the disk is full."""
+"""Lightning's loggers and what is printed: a full disk costs a message and not the run."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from itr.run_folder import whole_file
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none within the quota, none in one file
 log = logging.getLogger(__name__)
 
 
@@ -114,3 +118,45 @@ class TensorBoard(_Tolerant, TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Write the rest."""
         self.try_to(lambda: super(TensorBoard, self).finalize(status))
+
+
+class Output:
+    """A stream to a file, whose text is left out, or comes later, where the disk is full.
+
+    Args:
+        stream: where to write.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what there is room for; the length of the text."""
+        with _room_or_not():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, if there is room."""
+        with _room_or_not():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _room_or_not() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
+def print_without_room() -> None:
+    """Let no print stop this process for want of room, until it has ended: the last flush is Python's own."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Output(stream))

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
@@ -126,6 +127,20 @@ def namespace_to_dict(value: Any) -> Any:
     return value
 
 
+def refuse_swa(trainer: pl.Trainer) -> None:
+    """Refuse averages that no checkpoint holds.
+
+    Raises:
+        UserError: the trainer is to average so.
+    """
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(
+            "StochasticWeightAveraging puts its averages into the model after the last checkpoint is written, and a "
+            "run that is stopped does not go on as it was; take --trainer.callbacks+=EMAWeightAveraging, or "
+            "WeightAveraging"
+        )
+
+
 class SameOrder(pl.Callback):
     """Begins an epoch anew where its batches would no longer be those that the checkpoint has counted.
 
@@ -156,6 +171,9 @@ class SameOrder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what has changed, and put the epoch's counts in order."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)  # Lightning leaves it out where an epoch goes on
         now = self._order(trainer)
         changed = [f"{name} {was} -> {now.get(name)}" for name, was in self._saved.items() if was != now.get(name)]
         self._saved = {}

@@ -7,6 +7,7 @@ hear at the end of the next what the others said, so that nobody waits. Then all
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -109,7 +110,8 @@ class Signals:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"\nitr: {text}\n".encode())  # a handler may interrupt a print
+    with contextlib.suppress(OSError):  # no room, or nobody who listens
+        os.write(2, f"\nitr: {text}\n".encode())  # a handler may interrupt a print
 
 
 def _handed_on() -> bool:
