@@ -78,6 +78,7 @@ def make_module(model: str, large_batch: LargeBatch, dropout: float = 0.0) -> Re
         dim=8,
         visual_token_drop=dropout,
         word_mask=dropout,
+        word_dropout=dropout,
         **pooling,
     )
     return RetrievalModule(towers, objective, methods, large_batch=large_batch).double()
