@@ -86,6 +86,7 @@ def make_towers(backbone: type[VSE], dropout: float) -> VSE:
         dim=8,
         visual_token_drop=dropout,
         word_mask=dropout,
+        word_dropout=dropout,
         **pooling,
     )
 

@@ -118,6 +118,13 @@ def test_augmentation_only_in_training(tokenizer_json: str) -> None:
     assert torch.equal(text.mask, model.tokenizer(CAPTIONS).mask)
 
 
+def test_words_are_dropped_out_before_they_are_projected(tokenizer_json: str) -> None:
+    model = make(tokenizer_json, word_mask=0.0, word_dropout=1.0)
+
+    assert embed(model.train())[1].tokens.count_nonzero() == 0  # the projection of zeros, whose bias starts at 0
+    assert embed(model.eval())[1].tokens.count_nonzero() > 0
+
+
 @pytest.mark.parametrize("family", VISION)
 def test_other_picture_sizes(tokenizer_json: str, family: str) -> None:
     model = make(tokenizer_json, vision_config=VISION[family], image_size=48).eval()

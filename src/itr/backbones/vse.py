@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.augment import drop_visual_tokens, mask_words
@@ -75,6 +76,7 @@ class VSE(Backbone):
         resize: `shortest` crops the centre, `squash` distorts; by default as the pretrained tower wants.
         visual_token_drop: highest share of patches dropped in training.
         word_mask: share of words masked, replaced or dropped in training.
+        word_dropout: share of the numbers that the text tower gives which become 0 in training.
         text_mlp: add a two-layer perceptron over the words to their projection.
         text_norm: layer-normalise the pooled text.
         freeze_vision: keep the vision tower as it is.
@@ -103,6 +105,7 @@ class VSE(Backbone):
         resize: Literal["shortest", "squash"] | None = None,
         visual_token_drop: float = 0.2,
         word_mask: float = 0.2,
+        word_dropout: float = 0.0,
         text_mlp: bool = False,
         text_norm: bool = False,
         freeze_vision: bool = False,
@@ -116,10 +119,11 @@ class VSE(Backbone):
         refuse_both(vision=vision, vision_config=vision_config)
         refuse_both(text=text, text_config=text_config)
         refuse_both(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
-        check_shares(visual_token_drop=visual_token_drop, word_mask=word_mask)
+        check_shares(visual_token_drop=visual_token_drop, word_mask=word_mask, word_dropout=word_dropout)
         self.dim = dim
         self.visual_token_drop = visual_token_drop
         self.word_mask = word_mask
+        self.word_dropout = word_dropout
         self.freeze_vision = freeze_vision
         self.freeze_text = freeze_text
         self.untrained = tuple(f"the {n} tower" for n, name in (("vision", vision), ("text", text)) if name is None)
@@ -159,7 +163,7 @@ class VSE(Backbone):
             text = mask_words(text, self.word_mask, self.tokenizer)
         given = self.stretched(text)
         words = self.text_tower(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
-        words = words[:, : text.ids.shape[1]]
+        words = F.dropout(words[:, : text.ids.shape[1]], self.word_dropout, self.training)
         tokens = self.text_projection(words)
         if self.text_mlp is not None:
             tokens = tokens + self.text_mlp(words, text.mask)
