@@ -43,11 +43,12 @@ def test_only_plain_faults_of_a_value_are_put_in_words():
     assert in_words(text) == "Parser key \"a.b\":\n  Expected a typing.Literal['x', 'y']. Got value: two\nlines"
 
 
-def test_a_mistyped_key_of_a_config_and_a_config_without_its_option(tmp_path, capsys):
+def test_slips_that_a_verb_invites_come_with_what_was_meant(tmp_path, capsys):
     (tmp_path / "typo.yaml").write_text("data: {batch_sise: 3}")
     for options, hint in (
         ([f"--config={tmp_path / 'typo.yaml'}"], "--data.batch_size"),
         (["demo.yaml"], "--config demo.yaml"),
+        (["--data", "shards"], "--data.root shards"),
     ):
         with pytest.raises(SystemExit):
             main(["fit", *options])

@@ -153,6 +153,8 @@ class FriendlyParser(ArgumentParser):
             near = difflib.get_close_matches(name[1], component_names(), n=2)
         elif config := re.match(r"unrecognized arguments: (\S+\.ya?ml)", text):
             near = [f"--config {config[1]}"]
+        elif folder := re.match(r"Parser key \"data\":\s+Unable to load config '(.*)'", text):
+            near = [f"--data.root {folder[1]}"]
         elif unknown := re.search(r"(?:--|[Kk]ey ['\"]|does not accept option ')([\w.-]+)", text):
             options = self.known_options()
             if unknown[1] not in options:
