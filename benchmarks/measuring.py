@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -90,6 +91,7 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], rounds: int, warmup: 
             way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
+        print(f"round {number + 1} of {rounds}: {', '.join(ways)}", file=sys.stderr, flush=True)
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
             taken[name].append(seconds(ways[name]))
     return Rounds(taken)

@@ -18,14 +18,35 @@ DEVICES = {"cpu": "On a machine without a GPU", "cuda": "On a machine with a GPU
 HEAD = """# Figures of speed
 
 Made by `python benchmarks/page.py` from the files in `benchmarks/results`, which `make bench` writes; nothing here is
-written by hand. The ways that are compared take turns within one run, and a ratio is the median of the rounds' ratios.
-Absolute times are of the machine that is named, and mean little elsewhere. "Limit" is what operations and bytes allow,
-calculated, not measured. No test depends on a time.
+written by hand. No test depends on a time.
+
+What the columns say:
+
+- **ours**: the figure of `itr`. The unit tells its kind: of a rate (images/s, 1/s) more is better, of a time or
+  size less.
+- **beside it**: a peer, or a bare loop, which is the same work written down plainly, without the parts around it. It is
+  measured in the same run, in turn with ours.
+- **limit**: the rate, time or size that no program of this kind passes, calculated from operations and bytes, or the
+  part of the work that can't be left out, timed alone. The notes below the table tell which.
+- **ratio**: ours over what is beside it: 2 is twice the rate, or twice the time. It is the median of the rounds'
+  ratios, which need not be the ratio of the medians that are shown.
+- **wanted**: the bound of the ratio, or of ours where there is no ratio; the last column tells whether it is kept.
+
+Absolute times are of the machine that is named, and mean little elsewhere.
 """
 NO_GPU = "\nNo GPU was at hand: **nothing below was measured on one**, and every line that needs one says so.\n"
 SECTIONS = {
-    "input_pipeline": ("Input pipeline", "From tars to batches, through the whole data module."),
-    "training_step": ("Training step", "One step of `itr fit` beside the bare towers and beside other loops."),
+    "input_pipeline": (
+        "Input pipeline",
+        "From tars to batches, through the whole data module. The bare loop is simplejpeg's decoding and torchvision's "
+        "crop and resize of bytes, from memory. The authors' recipe is Pillow's decoding of whole pictures, crop and "
+        "resize, and a normalised float tensor of each; that of OpenCV and floats is the older one of VSE++.",
+    ),
+    "training_step": (
+        "Training step",
+        "One step of `itr fit` beside the bare towers and beside other loops. `narrow` is a CLIP of three layers of "
+        "width 128 on pictures of 96 pixels, `small VSE` is `itr`'s own without further options.",
+    ),
     "overheads": ("What the methods cost", "A step with CUSA or D2S-VSE beside the same step without it."),
     "loss_at_scale": ("Loss of large batches", "`model.large_batch.loss_chunk` beside the loss of all rows at once."),
     "cost_curves": ("Cost curves", "Measured points, the line fitted to them, and what follows for large runs."),
@@ -76,12 +97,13 @@ def row(line: Line) -> str:
     theirs = "" if line.theirs is None else f"{line.beside}: {number(line.theirs)} {line.unit}"
     ratio = "" if line.ratio is None else number(line.ratio)
     kept = {True: "kept", False: "**falls short**", None: ""}[line.met]
-    return f"| {line.what} | {wanted} | {number(line.ours)} {line.unit} | {theirs} | {limit(line)} | {ratio} | {kept} |"
+    ours = f"{number(line.ours)} {line.unit}".rstrip()
+    return f"| {line.what} | {wanted} | {ours} | {theirs} | {limit(line)} | {ratio} | {kept} |"
 
 
 def limit(line: Line) -> str:
     """The calculated limit of a line."""
-    return "" if line.limit is None else f"{number(line.limit)} {line.unit}"
+    return "" if line.limit is None else f"{number(line.limit)} {line.unit}".rstrip()
 
 
 def notes(lines: list[Line]) -> list[str]:

@@ -160,7 +160,7 @@ def test_mistakes_have_one_clear_message(scenes, tmp_path, capsys, options, mess
         (["--model.backbone.dimm=1"], "Did you mean dim?"),
         (["--model.backbone=VSEE"], "Did you mean VSE?"),
         (["--model.objective=Triplett"], "Did you mean Triplet?"),
-        (["--data.batch_size=many"], "Got value: many"),
+        (["--data.batch_size=many"], "data.batch_size is many; it must be a whole number"),
     ],
 )
 def test_unknown_options_come_with_a_near_match(scenes, tmp_path, capsys, options, message):

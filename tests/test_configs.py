@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "demo.yaml").write_text("seed_everything: 7\n")
     assert find_config("demo.yaml") == "demo.yaml"
     arguments = ["--model.backbone", "backbone/vit_bert.yaml", "--data=data/coco.yaml"]
-    assert resolve_configs(arguments) == [
+    option, defaults, *found = resolve_configs(arguments)
+    assert (option, json.loads(defaults)["class_path"]) == ("--model.backbone", "VSE")  # so that the file stands alone
+    assert found == [
         "--model.backbone", str(FOLDER / "backbone" / "vit_bert.yaml"), f"--data={FOLDER / 'data' / 'coco.yaml'}"
     ]  # fmt: skip

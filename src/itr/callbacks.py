@@ -110,7 +110,7 @@ class Results(pl.Callback):
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
         np.savez(path, allow_pickle=False, **gallery.arrays())
-        print(f"embeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
+        print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
 
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

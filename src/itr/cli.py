@@ -96,7 +96,8 @@ def _show_our_messages() -> None:
     ours.setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):  # names and captions may hold what the terminal or UTF-8 can't
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # A log shows a line when it is printed, not when 8 kB have come together.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     ours.propagate = False
     if not ours.handlers:
         handler = _Stderr()

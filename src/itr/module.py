@@ -99,7 +99,7 @@ class RetrievalModule(SelfDescribing):
 
     def on_fit_start(self) -> None:
         """Say what starts from nothing, and which settings are not what they may seem."""
-        if self.trainer.ckpt_path is None and self.backbone.untrained:
+        if self.trainer.ckpt_path is None and self.backbone.untrained and self.trainer.is_global_zero:
             log.info("training starts with random weights: %s", ", ".join(self.backbone.untrained))
         self.large_batch.announce(self, self.trainer)
         self.compilation.begin(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -11,12 +12,18 @@ from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
 
-from itr.component import Component, subclasses
+from itr.component import Component, plain, subclasses
 from itr.errors import UserError
 
 MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it came from
+WHOLE = ("--model.backbone", "--model.objective")  # options whose file takes the place of what configs say
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null",
+    "list": "a list", "tuple": "a list", "dict": "a dictionary",
+}  # fmt: skip
 
 
 def config_folder() -> Path:
@@ -57,17 +64,50 @@ def resolve_configs(arguments: list[str]) -> list[str]:
         for argument in arguments:
             name, equals, value = argument.partition("=")
             if argument.startswith("-") and equals:
-                yield f"{name}={_resolve(name, value)}"
+                yield from (f"{name}={given}" for given in _resolve(name, value))
             else:
-                yield _resolve(option, argument)
+                *before, last = _resolve(option, argument)
+                yield from (text for given in before for text in (given, option))
+                yield last
             option = argument
 
     return list(resolved())
 
 
-def _resolve(option: str, value: str) -> str:
+def _resolve(option: str, value: str) -> list[str]:
+    """What an option is given, one after another, in place of a name."""
     part = option.startswith(("--model", "--data")) and value.endswith(".yaml")
-    return find_config(value) if part or option in ("--config", "-c") else value
+    config = option in ("--config", "-c")
+    if not (part or config):
+        return [value]
+    path = find_config(value)
+    content = _content(path)
+    return [*(_defaults(content) if option in WHOLE else []), path]
+
+
+def _content(path: str) -> Any:
+    """What a config holds; UserError with file and line where it is no YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
+        raise UserError(f"{path}{line} is no YAML: {error.problem or error.context}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} can't be read as YAML: {error}") from None
+
+
+def _defaults(part: Any) -> list[str]:
+    """All settings of the class that a part selects, as the class has them.
+
+    Given before the part, they make it stand for itself: the parser would lay it over what an earlier config says of
+    the same class.
+    """
+    name = str(part.get("class_path") if isinstance(part, dict) else None)
+    known = {cls.__name__: cls for cls in subclasses(Component)}
+    if (cls := known.get(name.rpartition(".")[2])) is None:
+        return []
+    settings = {n: plain(p.default) for n, p in signature(cls).parameters.items() if p.default is not p.empty}
+    return [json.dumps({"class_path": name, "init_args": settings})]
 
 
 class FriendlyParser(ArgumentParser):
@@ -83,10 +123,24 @@ class FriendlyParser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         text = re.sub(r"\n\s*\n+", "\n", str(message)).strip()
+        if missing := re.search(r"arguments are required: (.*)|expected \"(.*?)\" to be one of", text):
+            parser, text = self._missing((missing[1] or missing[2]).split(", "))
         hint = parser._hint(text) if isinstance(parser, FriendlyParser) else ""
         program = parser.prog.replace(" [options]", "")
-        self.exit(2, f"itr: error: {text}{hint}\n`{program} --help` lists the options.\n")
+        self.exit(2, f"itr: error: {in_words(text)}{hint}\n`{program} --help` lists the options.\n")
         raise AssertionError("exit returned")
+
+    def _missing(self, keys: list[str]) -> tuple[ArgumentParser, str]:
+        """The parser of the verb, or of its part, that lacks these keys, and what to say."""
+        parser: Any = self
+        *verbs, _ = keys[0].split(".")
+        while verbs and parser._subcommands_action and verbs[0] in parser._subcommands_action.choices:
+            parser = parser._subcommands_action.choices[verbs.pop(0)]
+        names = [key.rpartition(".")[2] for key in keys]
+        if parser._subcommands_action and names == [parser._subcommands_action.dest.rpartition(".")[2]]:
+            return parser, f"give {names[0].upper()}, one of {', '.join(parser._subcommands_action.choices)}"
+        options = parser.known_options()
+        return parser, f"give {' and '.join(f'--{n}' if n in options else n.upper() for n in names)}"
 
     def _hint(self, text: str) -> str:
         """A line with what may have been meant, if anything comes close."""
@@ -97,7 +151,11 @@ class FriendlyParser(ArgumentParser):
             near = difflib.get_close_matches(option[2], init_parameters(option[1]), n=2)
         elif name := re.search(r"Expected a dot import path string: (\w+)", text):
             near = difflib.get_close_matches(name[1], component_names(), n=2)
-        elif unknown := re.search(r"(?:--|[Kk]ey ['\"])([\w.-]+)", text):
+        elif config := re.match(r"unrecognized arguments: (\S+\.ya?ml)", text):
+            near = [f"--config {config[1]}"]
+        elif folder := re.match(r"Parser key \"data\":\s+Unable to load config '(.*)'", text):
+            near = [f"--data.root {folder[1]}"]
+        elif unknown := re.search(r"(?:--|[Kk]ey ['\"]|does not accept option ')([\w.-]+)", text):
             options = self.known_options()
             if unknown[1] not in options:
                 near = ["--" + name for name in difflib.get_close_matches(unknown[1], options, n=3, cutoff=0.7)]
@@ -110,6 +168,29 @@ class FriendlyParser(ArgumentParser):
             for option in getattr(action, "option_strings", []):
                 found[option.lstrip("-").rstrip("+")] = None
         return list(found)
+
+
+def in_words(text: str) -> str:
+    """What a parser says of a value of the wrong type, in a line; anything else as it is."""
+    union = (
+        r"Does not validate against any of the Union subtypes\s+Subtypes: .*\s+"
+        r"Errors:\s+(?P<all>(?:- Expected an? .*\s+)+)Given value type: .*\s+Given value: "
+    )
+    said = re.fullmatch(
+        rf"""Parser key "(?P<key>[\w.]+)":\s+(?:{union}|Expected an? (?P<one>.+)\. Got value: )(?P<value>.*)""", text
+    )
+    if said is None:
+        return text
+    expected = re.findall(r"- Expected an? (.*)", said["all"]) if said["all"] else [said["one"]]
+    kinds: dict[str, None] = {}
+    for kind in expected:
+        literals = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+        name = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
+        found = [item.strip(" '\"") for item in literals[1].split(",")] if literals else [KINDS.get(name, name)]
+        kinds.update(dict.fromkeys(found))
+    *others, last = kinds
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    return f"{said['key']} is {said['value']}; it must be {wanted}"
 
 
 def run_verb(arguments: list[str], function: Callable[..., None]) -> None:

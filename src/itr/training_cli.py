@@ -151,7 +151,10 @@ class TrainingCLI(LightningCLI):
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # as Lightning calls a number of devices that is none
+            raise UserError(str(error)) from error
         leave_signals_alone(trainer)
         check_numbers(trainer)
         refuse_swa(trainer)
@@ -219,8 +222,9 @@ def quieten() -> None:
         ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 has skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
+    told = ("pypi.org/project/lit", "TPU available: False", "to estimate number of stepping batches")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "pypi.org/project/lit" not in record.getMessage())
+        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in told))
 
 
 def main(arguments: list[str]) -> int:

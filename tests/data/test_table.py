@@ -76,6 +76,15 @@ def write_table(path: Path) -> None:
             writer.writerows(flat)
 
 
+def test_tables_of_other_encodings_are_read_or_told(root, tmp_path, capsys):
+    rows = "image,caption\n" + "".join(f"{row['image']},caf\xe9 {at}\n" for at, row in enumerate(ROWS))
+    for name, encoding, caption in (("utf16", "utf-16", "caf\xe9 0"), ("latin", "latin-1", "caf\ufffd 0")):
+        (root / "train.csv").write_bytes(rows.encode(encoding))
+        prepare_table(str(root), str(tmp_path / name))
+        assert ("held broken Unicode" in capsys.readouterr().out) == (name == "latin")
+        assert read(tmp_path / name, "train")["images/a.jpg"][0] == [caption]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_type_keeps_captions_and_bytes(root, tmp_path, suffix):
     write_table(root / f"train{suffix}")

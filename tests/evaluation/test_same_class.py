@@ -265,6 +265,14 @@ def test_damaged_lists_are_named(tmp_path, name, content, message):
         read_pictures(tmp_path, "auto")
 
 
+def test_pictures_of_one_class_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        (tmp_path / "photos" / f"{name}.jpg").touch()
+    with pytest.raises(UserError, match="are of one class, 'photos'"):
+        read_pictures(tmp_path, "auto")
+
+
 def test_in_shop_without_queries(tmp_path, teacher, capsys):
     inshop(tmp_path)
     path = tmp_path / "Eval" / "list_eval_partition.txt"

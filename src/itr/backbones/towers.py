@@ -126,7 +126,10 @@ def refuse_both(**alternatives: Any) -> None:
     """UserError where more than one of the arguments is given."""
     given = [name for name, value in alternatives.items() if value is not None]
     if len(given) > 1:
-        raise UserError(f"give {' or '.join(given)}, not both")
+        raise UserError(
+            f"give {' or '.join(given)}, not both; what a config gives is put aside by "
+            f"{' or '.join(f'--model.backbone.{name} null' for name in given)}"
+        )
 
 
 def check_shares(**shares: float) -> None:

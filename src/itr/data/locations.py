@@ -116,7 +116,7 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
         return _shards(_matching(pattern) or _refuse(pattern, root), root, cache)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{shown(root)} has no split {split!r} (it has: {known}); see --data.{split}_split")
+        raise UserError(f"{shown(root)} has no split {split!r} (it has: {known})")
     found = manifest.splits[split]
     for shard in found.shards:
         shard.place = Place(_below(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)

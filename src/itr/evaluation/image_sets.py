@@ -61,7 +61,7 @@ def read_pictures(root: Path, layout: Layout) -> LabelledPictures:
     """The test pictures of a set.
 
     Raises:
-        UserError: it is not there, names no picture or names pictures that are not there.
+        UserError: it is not there, names no picture, one class only, or pictures that are not there.
     """
     if not root.is_dir():
         raise UserError(f"--root: there is no folder {root}")
@@ -72,6 +72,8 @@ def read_pictures(root: Path, layout: Layout) -> LabelledPictures:
     missing = [path for path in pictures.paths if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(pictures.names)} pictures are not there, the first is {missing[0]}")
+    if len(pictures.names) > 1 and len(set(pictures.labels)) == 1:
+        raise UserError(f"all pictures of {root} are of one class, {pictures.labels[0]!r}: every one would be a hit")
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import json
@@ -87,7 +88,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         if kind == ".parquet":
             yield from _read_parquet(path)
         elif kind in (".csv", ".tsv"):
-            with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            # Bytes that are no text become lone surrogates, which the cleaning of captions replaces and tells.
+            with path.open(encoding=_encoding(path), errors="surrogateescape", newline="") as stream:
                 yield from csv.DictReader(stream, delimiter="\t" if kind == ".tsv" else ",")
         elif kind == ".json":
             yield from _rows_of(json.loads(path.read_text(encoding="utf-8-sig")), path)
@@ -98,6 +100,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                         yield _json_row(line, path, number)
     except (ValueError, csv.Error, OSError, RecursionError) as error:
         raise error if isinstance(error, UserError) else UserError(f"{path} can't be read: {error}") from None
+
+
+def _encoding(path: Path) -> str:
+    """UTF-16 where the file begins with its mark, as tables from Excel do; otherwise UTF-8."""
+    with path.open("rb") as stream:
+        return "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _rows_of(value: Any, path: Path) -> list[dict[str, Any]]:
