@@ -204,6 +204,9 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             root = self.trainer.default_root_dir
             print(f"\nthe run is in {root}: checkpoints/, config.yaml, logs/ (`tensorboard --logdir {root}`)")
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoints) and (lost := callback.unwritten(self.trainer.global_step)):
+                    log.error(lost)
 
 
 def quieten() -> None:

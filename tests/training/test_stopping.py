@@ -204,6 +204,7 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         told = log.read_text()
         assert "last.ckpt could NOT be written (No space left on device)" in told
         assert "logs can NOT be written" in told
+        assert "its last state, after step 20, could not be written: there is the state after step 5 to go on" in told
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
         (disk / "filler").unlink()

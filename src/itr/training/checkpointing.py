@@ -221,8 +221,17 @@ class Checkpoints(Checkpoint):
     def _told(self, step: int) -> str:
         if self._kept_step == step:
             return f"stopped after step {step}; --ckpt_path last goes on from there"
+        return f"stopped after step {step}, which {self._lost()}"
+
+    def _lost(self) -> str:
         kept = "nothing" if self._kept_step is None else f"the state after step {self._kept_step}"
-        return f"stopped after step {step}, which could not be written: there is {kept} to go on from"
+        return f"could not be written: there is {kept} to go on from"
+
+    def unwritten(self, step: int) -> str:
+        """What is to be told of a run that has ended after a step whose state could not be written; else nothing."""
+        if self._kept_step == step or self._saved_step != step:
+            return ""
+        return f"training is done, but its last state, after step {step}, {self._lost()}, with --ckpt_path last"
 
     def _save(
         self, trainer: pl.Trainer, *names: str, score: float | None = None, before_validation: bool = False
