@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.features.stored import FeaturePaths, Header, data_identity
+from itr.data.features.writer import FeatureWriter
 from itr.data.images import EvaluationTransform, decode
 from itr.data.locations import find_split
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS

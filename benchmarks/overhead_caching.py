@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from itr.data.feature_reader import ChunkReader, load_chunks
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, Modality, data_identity
+from itr.data.features.make import encode
+from itr.data.features.reader import ChunkReader, load_chunks
+from itr.data.features.stored import FeaturePaths, Header, Modality, data_identity
+from itr.data.features.teacher import Teacher
+from itr.data.features.teachers import load_teacher
+from itr.data.features.writer import FeatureWriter
 from itr.data.locations import find_split
-from itr.data.make_features import encode
-from itr.data.teacher import Teacher
-from itr.data.teachers import load_teacher
 from itr.types import Tokens
 from measuring import Line, Rounds, device, side_by_side
 from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from itr.backbones import CLIP, VSE, Backbone
 from itr.data.datamodule import ShardData
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, Modality, data_identity, weights_identity
+from itr.data.features.stored import FeaturePaths, Header, Modality, data_identity, weights_identity
+from itr.data.features.writer import FeatureWriter
 from itr.data.locations import find_split
 from itr.data.sources.scenes import prepare_scenes
 from itr.data.tars import read_tar

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from itr.data.entries import Entry, RawData
 from itr.data.pipeline import ShardLoader
+from itr.data.preparing.entries import Entry, RawData
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.tars import read_tar
-from itr.data.writing import Writing, write_shards
 from itr.training_cli import TrainingCLI, quieten
 
 SIZE, BATCH, CAPTIONS = 224, 64, 5

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from itr.data.entries import RawData
+from itr.data.preparing.entries import RawData
 
 ODD = ["an emoji 🎈 here", "שלום עולם", "with \x00 in it", "a line\u2028separator", "tabs\tand  spaces "]
 

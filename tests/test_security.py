@@ -38,8 +38,11 @@ ALLOWED = {
     ("src/itr/demo.py", "import_module"): "the verbs of its own list",
     ("src/itr/parsing.py", "import_module"): "a class that the parser has imported and refused an option of",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",
-    ("src/itr/data/array_pickle.py", "pickle._Unpickler"): "find_class gives stand-ins for arrays and nothing else",
-    ("src/itr/data/teachers.py", "hf_hub_download"): "modules.json of the model that the user names",
+    (
+        "src/itr/data/features/array_pickle.py",
+        "pickle._Unpickler",
+    ): "find_class gives stand-ins for arrays alone",
+    ("src/itr/data/features/teachers.py", "hf_hub_download"): "modules.json of the model that the user names",
 }
 
 

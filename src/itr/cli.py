@@ -17,10 +17,10 @@ from itr.training.memory import memory_told
 
 VERBS = {
     "demo": ("itr.demo", "make a small data set, train on it and test, all in a few minutes"),
-    "prepare": ("itr.data.prepare", "turn pictures and captions into shards"),
-    "data": ("itr.data.inspect", "check shards, or look at what they hold"),
+    "prepare": ("itr.data.preparing.command", "turn pictures and captions into shards"),
+    "data": ("itr.data.inspecting.command", "check shards, or look at what they hold"),
     "densify": ("itr.data.densify", "have a vision-language model write dense captions of shards once"),
-    "features": ("itr.data.make_features", "run a frozen teacher over shards once and keep its features"),
+    "features": ("itr.data.features.make", "run a frozen teacher over shards once and keep its features"),
     "fit": ("itr.training_cli", "train a model, or go on with one"),
     "stages": ("itr.stages", "train with several configs, one after another"),
     "validate": ("itr.training_cli", "measure a model on the validation split"),

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=str, default="runs/demo", help="run folder; one with a run in it is left alone")
     run = _free(Path(parser.parse_args(arguments[1:]).out))
     shards = run / "shards"
-    steps = [("itr.data.prepare", f"prepare scenes --out {shlex.quote(str(shards))}")]
+    steps = [("itr.data.preparing.command", f"prepare scenes --out {shlex.quote(str(shards))}")]
     where = f"--data.root {shlex.quote(str(shards))} --trainer.default_root_dir {shlex.quote(str(run))}"
     steps.append(("itr.training_cli", f"fit --config demo.yaml {where}"))
     steps.append(("itr.training_cli", f"test --config demo.yaml {where} --ckpt_path best"))

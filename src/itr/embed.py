@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
+from itr.data.features.teacher import Precision
 from itr.data.schema import IMAGE_TYPES
-from itr.data.teacher import Precision
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.encoder import Embedder, of_module

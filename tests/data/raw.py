@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 
 
 def save_picture(path: Path, seed: int, width: int = 60, height: int = 48, **options: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.data.sources.coco import read_coco
 from itr.data.sources.dense import attach_dense
 from itr.data.sources.flickr30k import read_flickr30k

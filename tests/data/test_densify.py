@@ -23,7 +23,7 @@ from itr.cli import main
 from itr.data import densify as module
 from itr.data.dense_texts import DenseTexts, DenseWriter
 from itr.data.densify import densify
-from itr.data.features import data_identity
+from itr.data.features.stored import data_identity
 from itr.data.locations import find_split
 from itr.data.tars import read_tar
 from itr.errors import UserError

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from itr.data.features import FeatureFile, data_identity
+from itr.data.features.make import make_features
+from itr.data.features.stored import FeatureFile, data_identity
 from itr.data.locations import find_split
-from itr.data.make_features import make_features
 from itr.data.tars import read_tar
 from itr.errors import UserError
 from raw_trees import picture

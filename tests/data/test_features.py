@@ -25,20 +25,20 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_loading import build
 from itr.backbones.tokenizers import BPETokenizer
-from itr.data import feature_reader
 from itr.data.datamodule import ShardData
-from itr.data.feature_import import read_dictionary
-from itr.data.features import FeatureFile, FeaturePaths, Header, TeacherFeatures, data_identity, weights_identity
+from itr.data.features import reader
+from itr.data.features.imported import read_dictionary
+from itr.data.features.make import main, make_features
+from itr.data.features.stored import FeatureFile, FeaturePaths, Header, TeacherFeatures, data_identity, weights_identity
+from itr.data.features.teacher import Teacher
+from itr.data.features.teachers import load_teacher
+from itr.data.features.unicom import Unicom
 from itr.data.images import EvaluationTransform, decode
 from itr.data.locations import find_split
-from itr.data.make_features import main, make_features
 from itr.data.pipeline import ShardStream
 from itr.data.reading import Reading
 from itr.data.schema import Shard, Split
 from itr.data.tars import read_tar
-from itr.data.teacher import Teacher
-from itr.data.teachers import load_teacher
-from itr.data.unicom import Unicom
 from itr.errors import UserError
 from itr.interop.convert import save
 from itr.module import RetrievalModule
@@ -282,13 +282,13 @@ def test_identity_is_of_what_shards_hold():
 def test_pictures_that_cannot_be_decoded_are_counted(scenes, image_model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"makes 1: mend the shards or raise --max_skipped"):
         run(scenes, "image", image_model, tmp_path, max_pixels=100, max_skipped=0)
-    real, seen = feature_reader.decode, []
+    real, seen = reader.decode, []
 
     def fails_once(data, max_pixels):
         seen.append(data)
         return real(data, 100 if len(seen) == 3 else max_pixels)
 
-    monkeypatch.setattr(feature_reader, "decode", fails_once)
+    monkeypatch.setattr(reader, "decode", fails_once)
     run(scenes, "image", image_model, tmp_path, max_skipped=1)
     file = opened(tmp_path, "image", scenes)
     assert torch.isfinite(file.rows([0, 1, 3])).all()

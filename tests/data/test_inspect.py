@@ -13,12 +13,12 @@ from PIL import Image
 
 from data.raw import make_raw, save_picture
 from itr.cli import main
-from itr.data.entries import Entry, RawData
+from itr.data.inspecting.verify import read_members
 from itr.data.locations import read_positives
+from itr.data.preparing.entries import Entry, RawData
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.schema import Manifest
 from itr.data.shards import Record, ShardWriter, write_positives
-from itr.data.verify import read_members
-from itr.data.writing import Writing, write_shards
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ import pytest
 from foreign import downloaded, picture, write_tar
 from itr.data.counts import cache_folder
 from itr.data.datamodule import ShardData
-from itr.data.features import data_identity
+from itr.data.features.stored import data_identity
+from itr.data.inspecting.show import show
+from itr.data.inspecting.verify import verify
 from itr.data.locations import expand_braces, find_split, locate, names_tars, read_positives
 from itr.data.schema import Manifest, Sample
-from itr.data.show import show
 from itr.data.tars import count_tar, read_tar
-from itr.data.verify import verify
 from itr.errors import UserError
 
 

@@ -20,9 +20,9 @@ from foreign import downloaded
 from itr.cli import main
 from itr.data import remote, streams
 from itr.data.counts import count_shards
-from itr.data.features import data_identity
+from itr.data.features.make import make_features
+from itr.data.features.stored import data_identity
 from itr.data.locations import find_split, read_positives
-from itr.data.make_features import make_features
 from itr.data.method_fields import MethodFields
 from itr.data.schema import Place, Sample
 from itr.data.tars import open_shard, read_tar

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.schema import Manifest
 from itr.data.sources.table import read_table
 from itr.data.tars import read_tar
-from itr.data.writing import Writing, write_shards
 from itr.errors import UserError
 
 ROWS = [

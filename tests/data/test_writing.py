@@ -13,15 +13,15 @@ import webdataset as wds
 from PIL import Image
 
 from data.raw import make_raw, save_picture, tree
-from itr.data.entries import Entry, RawData
 from itr.data.images import decode
+from itr.data.inspecting.verify import verify
 from itr.data.locations import find_split
 from itr.data.pictures import decode_pixels, picture_size
+from itr.data.preparing.entries import Entry, RawData
+from itr.data.preparing.staging import Staging
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.schema import Manifest
-from itr.data.staging import Staging
 from itr.data.tars import read_tar
-from itr.data.verify import verify
-from itr.data.writing import Writing, write_shards
 from itr.errors import UserError
 
 # A family of three joined by U+200D, "shalom" between marks of direction, "marhaba".

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from itr.checkpoints import open_checkpoint
-from itr.data.teachers import load_teacher
+from itr.data.features.teachers import load_teacher
 from itr.errors import UserError
 from itr.evaluation.embeddings import check_embeddings
 from itr.evaluation.encoder import Embedder, of_teacher, open_embedder, views

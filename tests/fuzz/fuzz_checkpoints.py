@@ -32,7 +32,7 @@ PATHS = [
     "itr.checkpoints.open_checkpoint", "itr.backbones.base.Backbone", "itr.methods.cusa.CUSA", "CUSA", "VSE", "..",
     "a.b", "x.yaml",
     "itr.objectives.Triplet", "itr.methods.d2s.D2S", "webbrowser.open", "antigravity.fly",
-    "itr.data.teachers.load_teacher",
+    "itr.data.features.teachers.load_teacher",
 ]  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
 from itr.data.captions import CaptionCleaner
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform, decode
 from itr.data.pictures import BadImageError, picture_size, shrink
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.sources.table import read_table
 from itr.data.tars import read_tar
-from itr.data.writing import Writing, write_shards
 from itr.interop.d2s import made_up_tokenizer
 from itr.report.markup import table, tag
 from judging import Target, check, material

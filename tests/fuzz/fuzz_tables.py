@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from breaking import broken, edits, json_values, odd_names, odd_texts, twisted, twists
-from itr.data.entries import RawData
+from itr.data.inspecting.verify import verify
+from itr.data.preparing.entries import RawData
+from itr.data.preparing.writing import Writing, write_shards
 from itr.data.sources.coco import read_coco
 from itr.data.sources.dense import attach_dense
 from itr.data.sources.flickr30k import read_flickr30k
 from itr.data.sources.table import read_table
 from itr.data.tars import read_tar
-from itr.data.verify import verify
-from itr.data.writing import Writing, write_shards
 from judging import Target, check, home, material
 
 NAMES = ["0.png", "1.png", "a/2.png", "3.png"]

@@ -18,10 +18,10 @@ from foreign import picture, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import check_description
-from itr.data.array_pickle import read_npy_header
 from itr.data.dense_texts import DenseTexts
-from itr.data.feature_import import open_vectors
-from itr.data.features import FORMAT, FeatureFile
+from itr.data.features.array_pickle import read_npy_header
+from itr.data.features.imported import open_vectors
+from itr.data.features.stored import FORMAT, FeatureFile
 from itr.data.locations import find_split, read_positives
 from itr.data.schema import Manifest
 from itr.data.sources.coco import read_coco

@@ -10,11 +10,11 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from itr.backbones.tokenizers import BPETokenizer, load_tokenizer
+from itr.data.features.make import make_features
+from itr.data.features.teacher import Encoder, Teacher, by_length
+from itr.data.features.teachers import load_teacher
 from itr.data.locations import find_split
-from itr.data.make_features import make_features
 from itr.data.tars import read_tar
-from itr.data.teacher import Encoder, Teacher, by_length
-from itr.data.teachers import load_teacher
 from itr.errors import UserError
 from itr.training_cli import TrainingCLI, quieten
 from itr.types import HostTokens, Tokens

@@ -10,7 +10,7 @@ import torch
 from d2s_parts import SMALL, build, clip, data, trainer, vse
 
 from itr.data.datamodule import ShardData
-from itr.data.make_features import make_features
+from itr.data.features.make import make_features
 from itr.errors import UserError
 from itr.interop.convert import save
 from itr.methods import CUSA, D2S

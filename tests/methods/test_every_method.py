@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from itr.cli import main
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.features.make import make_features
+from itr.data.features.stored import FeaturePaths, Header, data_identity
+from itr.data.features.writer import FeatureWriter
 from itr.data.locations import find_split
-from itr.data.make_features import make_features
 from itr.data.tars import read_tar
 from itr.errors import UserError
 from itr.methods import CUSA, D2S

@@ -19,8 +19,8 @@ from itr.backbones import VSE, Backbone
 from itr.callbacks import History
 from itr.cli import main
 from itr.data.datamodule import ShardData
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, data_identity
+from itr.data.features.stored import FeaturePaths, Header, data_identity
+from itr.data.features.writer import FeatureWriter
 from itr.data.locations import find_split
 from itr.data.tars import read_tar
 from itr.errors import UserError

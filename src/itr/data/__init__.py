@@ -1,1 +1,1 @@
-"""Shards: written by `prepare`, read by `pipeline`, served to a run by `datamodule`."""
+"""Shards: made by `preparing` of what `sources` find, read by `pipeline`, served to a run by `datamodule`."""

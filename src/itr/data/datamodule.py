@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
-from itr.data.features import data_identity, split_identity
+from itr.data.features.stored import data_identity, split_identity
 from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.locations import find_split, locate, names_tars, read_positives
 from itr.data.method_fields import MethodFields

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from itr.backbones.tokenizers import first_line
 from itr.data.dense_texts import DenseWriter
-from itr.data.feature_reader import Chunk, ChunkReader, load_chunks
-from itr.data.features import data_identity
+from itr.data.features.make import chunks_of, share
+from itr.data.features.reader import Chunk, ChunkReader, load_chunks
+from itr.data.features.stored import data_identity
 from itr.data.images import BadImageError, decode
 from itr.data.locations import find_split
-from itr.data.make_features import chunks_of, share
 from itr.data.schema import Sample, stable_id
 from itr.distributed import choose_device
 from itr.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.dense_texts import DenseTexts
-from itr.data.features import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
+from itr.data.features.stored import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
 from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.locations import resolve
 from itr.data.reading import Texts

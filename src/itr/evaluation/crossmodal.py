@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
-from itr.data.features import split_identity
+from itr.data.features.stored import split_identity
 from itr.data.locations import find_split
 from itr.errors import UserError
 from itr.evaluation.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp

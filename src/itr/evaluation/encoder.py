@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from itr.checkpoints import open_checkpoint
-from itr.data.features import weights_identity
+from itr.data.features.stored import weights_identity
+from itr.data.features.teacher import Precision
+from itr.data.features.teachers import load_teacher
 from itr.data.images import BadImageError, EvaluationTransform, decode
-from itr.data.teacher import Precision
-from itr.data.teachers import load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.embeddings import bare
@@ -152,7 +152,7 @@ def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) ->
 
 
 def of_teacher(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
-    """What embeds by an encoder of one modality, named as in `itr.data.teachers.load_teacher`."""
+    """What embeds by an encoder of one modality, named as in `itr.data.features.teachers.load_teacher`."""
     where = choose_device(device)
     teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from itr.data.teacher import Precision
+from itr.data.features.teacher import Precision
 from itr.errors import UserError
 from itr.evaluation.embeddings import check_embeddings
 from itr.evaluation.encoder import Space, open_embedder, views

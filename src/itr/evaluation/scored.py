@@ -12,7 +12,7 @@ import torch
 
 from itr.checkpoints import open_checkpoint
 from itr.data.datamodule import ShardData
-from itr.data.features import split_identity
+from itr.data.features.stored import split_identity
 from itr.data.locations import find_split
 from itr.data.schema import Sample
 from itr.data.tars import read_tar

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from itr.data.teacher import Precision
+from itr.data.features.teacher import Precision
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation, pair_cosines
 from itr.evaluation.embeddings import check_embeddings

@@ -20,7 +20,7 @@ from itr.objectives import Temperature
 from itr.types import Batch, Encoded, Pairs
 
 if TYPE_CHECKING:
-    from itr.data.teacher import Teacher
+    from itr.data.features.teacher import Teacher
 
 SIDES: Final = ("image", "text")
 HeadInit = Literal["normal", "identity"]

@@ -13,7 +13,7 @@ from itr.errors import UserError
 from itr.types import Batch, HostTokens
 
 if TYPE_CHECKING:
-    from itr.data.teacher import Teacher
+    from itr.data.features.teacher import Teacher
 
 VIEW = "teacher_view"
 TOKENS = "teacher_tokens"
@@ -52,7 +52,7 @@ class Teachers:
         Raises:
             UserError: one can't be had, or this machine has nothing to compile it with.
         """
-        from itr.data.teachers import load_teacher
+        from itr.data.features.teachers import load_teacher
         from itr.training.compiling import check_compiler
 
         if self.compile:

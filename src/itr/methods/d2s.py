@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.features import TeacherFeatures, weights_identity
+from itr.data.features.stored import TeacherFeatures, weights_identity
 from itr.data.fields import DENSE, Field
 from itr.errors import UserError
 from itr.losses.distillation import DistillationKind, distillation

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from itr.checkpoints import open_checkpoint
-from itr.data.features import data_identity
+from itr.data.features.stored import data_identity
 from itr.data.locations import find_split
 from itr.distributed import choose_device
 from itr.evaluation.embeddings import gallery_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from itr.data.features import data_identity
+from itr.data.features.stored import data_identity
 from itr.data.locations import find_split, read_positives
 from itr.distributed import choose_device
 from itr.errors import UserError

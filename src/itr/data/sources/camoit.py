@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.data.schema import IMAGE_TYPES
 from itr.data.sources.files import find_file, find_folder, read_json, squeeze, tell
 from itr.data.sources.image_folders import ImageFolders

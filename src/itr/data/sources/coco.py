@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.data.sources.coco_official import KARPATHY, OWN_SPLIT, find_official, find_split_file, read_official
 from itr.data.sources.files import find_folder
 from itr.data.sources.image_folders import ImageFolders

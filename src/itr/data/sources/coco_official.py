@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from itr.data.entries import Entry
+from itr.data.preparing.entries import Entry
 from itr.data.schema import is_whole
 from itr.data.sources.files import find_file, says_something, squeeze, tell
 from itr.data.sources.image_folders import ImageFolders

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.data.sources.files import read_json, squeeze, tell
 from itr.data.sources.table import read_rows
 from itr.errors import UserError, refusing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from itr.data.entries import RawData
+from itr.data.preparing.entries import RawData
 from itr.data.sources.files import find_folder
 from itr.data.sources.image_folders import ImageFolders
 from itr.data.sources.karpathy import karpathy_layout

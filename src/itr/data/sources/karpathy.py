@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from itr.data.entries import Entry
+from itr.data.preparing.entries import Entry
 from itr.data.sources.files import find_file, read_json, says_something, squeeze, tell
 from itr.data.sources.image_folders import ImageFolders
 from itr.data.sources.layouts import Layout

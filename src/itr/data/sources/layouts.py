@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from itr.data.entries import Entry, RawData, check_splits_are_apart
+from itr.data.preparing.entries import Entry, RawData, check_splits_are_apart
 from itr.data.sources.dense import attach_dense
 from itr.errors import UserError
 

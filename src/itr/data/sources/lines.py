@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from itr.data.entries import Entry
+from itr.data.preparing.entries import Entry
 from itr.data.sources.files import find_file, read_json, says_something, squeeze, tell
 from itr.data.sources.image_folders import ImageFolders
 from itr.data.sources.layouts import Layout

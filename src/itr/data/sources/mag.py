@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.data.sources.files import find_folder, tell
 from itr.data.sources.image_folders import ImageFolders
 from itr.data.sources.layouts import Collection

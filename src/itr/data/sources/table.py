@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.entries import Entry, RawData
+from itr.data.preparing.entries import Entry, RawData
 from itr.errors import UserError
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

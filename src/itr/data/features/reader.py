@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from itr.data import plan
 from itr.data.dense_texts import DenseTexts
-from itr.data.features import Modality
+from itr.data.features.stored import Modality
+from itr.data.features.teacher import PictureTransform
 from itr.data.fields import dense_captions
 from itr.data.images import BadImageError, decode
 from itr.data.items import read_items
 from itr.data.schema import Sample, Split
-from itr.data.teacher import PictureTransform
 from itr.errors import UserError
 from itr.types import Tokens
 

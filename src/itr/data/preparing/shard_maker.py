@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from itr.data.entries import Entry
-from itr.data.picture_files import extension_of
 from itr.data.pictures import BadImageError, picture_size, shrink
+from itr.data.preparing.entries import Entry
+from itr.data.preparing.picture_files import extension_of
+from itr.data.preparing.staging import has_size, write_whole
 from itr.data.schema import FORMAT, Shard
 from itr.data.shards import Record, ShardWriter
-from itr.data.staging import has_size, write_whole
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
-from itr.data.features import weights_identity
-from itr.data.teacher import Encoder, Precision, Teacher
+from itr.data.features.stored import weights_identity
+from itr.data.features.teacher import Encoder, Precision, Teacher
 from itr.errors import UserError
 from itr.types import Tokens
 

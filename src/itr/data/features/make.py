@@ -10,14 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from itr.data.dense_texts import DenseTexts
-from itr.data.feature_import import import_features
-from itr.data.feature_reader import Chunk, ChunkReader, load_chunks
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FeaturePaths, Header, Modality, data_identity
-from itr.data.first_stage import first_stage_teacher
+from itr.data.features.first_stage import first_stage_teacher
+from itr.data.features.imported import import_features
+from itr.data.features.reader import Chunk, ChunkReader, load_chunks
+from itr.data.features.stored import FeaturePaths, Header, Modality, data_identity
+from itr.data.features.teacher import Precision, Teacher
+from itr.data.features.teachers import Output, load_teacher
+from itr.data.features.writer import FeatureWriter
 from itr.data.locations import find_split, names_tars
-from itr.data.teacher import Precision, Teacher
-from itr.data.teachers import Output, load_teacher
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.parsing import run_verb

@@ -15,9 +15,9 @@ from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
 from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
-from itr.data.features import Modality
-from itr.data.teacher import Encoder, Precision, Teacher
-from itr.data.unicom import load_unicom
+from itr.data.features.stored import Modality
+from itr.data.features.teacher import Encoder, Precision, Teacher
+from itr.data.features.unicom import load_unicom
 from itr.errors import UserError
 from itr.types import Tokens
 
@@ -32,7 +32,7 @@ def load_teacher(
     """Find a teacher.
 
     Args:
-        modality: pictures or captions; the teacher of dense captions is `itr.data.first_stage`'s.
+        modality: pictures or captions; the teacher of dense captions is `itr.data.features.first_stage`'s.
         name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
             `open_clip:local-dir:FOLDER`, or `unicom:FILE`.

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from itr.data.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
-from itr.data.feature_writer import FeatureWriter
-from itr.data.features import FROM_NPY, FeaturePaths, Header, Modality, data_identity
+from itr.data.features.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
+from itr.data.features.stored import FROM_NPY, FeaturePaths, Header, Modality, data_identity
+from itr.data.features.writer import FeatureWriter
 from itr.data.schema import Shard, Split, is_whole
 from itr.data.tars import read_tar
 from itr.errors import UserError, refusing

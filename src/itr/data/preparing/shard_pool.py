@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from itr.data.shard_maker import Made, ShardMaker, ShardPlan
-from itr.data.staging import writing
+from itr.data.preparing.shard_maker import Made, ShardMaker, ShardPlan
+from itr.data.preparing.staging import writing
 from itr.errors import UserError
 
 STOPPED = -1

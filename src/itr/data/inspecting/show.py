@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from itr.data.inspecting.sheet import KINDS, Card, write_sheet
+from itr.data.inspecting.verify import read_manifest
 from itr.data.pictures import BadImageError, decode_pixels, shrink
 from itr.data.schema import IMAGE_TYPES, Manifest, Split
-from itr.data.sheet import KINDS, Card, write_sheet
 from itr.data.tars import key_and_type
-from itr.data.verify import read_manifest
 from itr.errors import UserError
 
 THUMBNAIL = 240

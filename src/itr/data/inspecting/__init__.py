@@ -1,0 +1,1 @@
+"""`itr data`: what shards hold, and whether all of it can be used."""

@@ -1,0 +1,1 @@
+"""`itr prepare`: from what a source finds to shards, whole or not at all."""
