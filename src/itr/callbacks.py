@@ -20,6 +20,7 @@ from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
 from itr.optim import loss_scale
 from itr.parsing import MADE_WITH, made_with
+from itr.run_folder import whole_file
 from itr.training.watch import Watch, logs_now
 
 PROTOCOL = (
@@ -36,10 +37,10 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
             names = [made_with(str(config)) for config in self.config.get("config") or ()]
-            if names:  # a comment, so that the file stays a config that can be given again
-                path.write_text(f"{MADE_WITH}{', '.join(names)}\n" + path.read_text("utf-8"), encoding="utf-8")
+            head = f"{MADE_WITH}{', '.join(names)}\n" if names else ""  # a comment: the file stays a config
+            with whole_file(path) as file:  # a run that goes on writes it again, and may be killed meanwhile
+                file.write((head + self.parser.dump(self.config, skip_none=False)).encode())
 
 
 class History(pl.Callback):
