@@ -16,7 +16,7 @@ import torch
 from data.raw import save_picture
 from itr.cli import main
 from itr.errors import UserError
-from itr.run_folder import check_writable
+from itr.output_files import check_writable
 from tiny import TINY_VSE
 
 ITR = [sys.executable, "-m", "itr"]

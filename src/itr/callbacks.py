@@ -19,8 +19,8 @@ from itr.evaluation.provenance import about, checkpoint_identity, shortened, wri
 from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
 from itr.module import RetrievalModule
 from itr.optim import loss_scale
+from itr.output_files import whole_file
 from itr.parsing import MADE_WITH, made_with
-from itr.run_folder import whole_file
 from itr.training.watch import Watch, logs_now
 
 PROTOCOL = (

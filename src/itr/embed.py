@@ -18,8 +18,8 @@ from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.encoder import Embedder, of_module
 from itr.module import RetrievalModule
+from itr.output_files import file_to_write, whole_file
 from itr.parsing import run_verb
-from itr.run_folder import file_to_write, whole_file
 from itr.training_cli import quieten
 
 

@@ -24,6 +24,7 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.offline import sealed
+from itr.output_files import check_writable
 from itr.parsing import FriendlyParser, resolve_configs
 from itr.processes import (
     UnusedParameters,
@@ -34,7 +35,6 @@ from itr.processes import (
     meeting,
     wait_for_processes,
 )
-from itr.run_folder import check_writable
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings
 from itr.training.loggers import Csv, TensorBoard, print_without_room

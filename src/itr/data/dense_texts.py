@@ -18,6 +18,7 @@ import numpy as np
 
 from itr.data.schema import is_whole
 from itr.errors import UserError
+from itr.output_files import whole_file
 
 FORMAT = "itr-dense/1"
 
@@ -174,9 +175,8 @@ class DenseWriter:
 
     @staticmethod
     def _write(path: Path, text: str) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(text.encode(errors="replace"))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from itr.errors import UserError
+from itr.output_files import whole_file
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
@@ -92,9 +93,8 @@ class Manifest:
             for name, split in self.splits.items()
         }
         text = {"format": FORMAT, "source": self.source, "fields": self.fields, "settings": self.settings}
-        temporary = folder / (MANIFEST + ".tmp")
-        temporary.write_text(json.dumps({**text, "splits": splits}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / MANIFEST)
+        with whole_file(folder / MANIFEST) as file:
+            file.write((json.dumps({**text, "splits": splits}, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -83,7 +83,7 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
                 raise EOFError("the mark at its end is missing, so it was cut off")
             if number >= skip:
                 yield raw
-            if _rest(tar).strip(b"\0") and not pictures:
+            if _more_follows(tar) and not pictures:
                 raise ValueError("more follows the mark at its end, which no reader would come to")
     except UserError:
         raise
@@ -142,13 +142,10 @@ def key_and_type(name: str) -> tuple[str, str]:
     return folder + slash + key, kind.lower()
 
 
-def _rest(tar: tarfile.TarFile) -> bytes:
-    """What follows the end, as far as the first block that is not zeros; gzip looks at its checksum there."""
+def _more_follows(tar: tarfile.TarFile) -> bool:
+    """Whether more than zeros follow the mark at the end; gzip looks at its checksum where they end."""
     stream: Any = tar.fileobj
-    while data := stream.read(2**20):
-        if data.strip(b"\0"):
-            return bytes(data)
-    return b""
+    return any(data.strip(b"\0") for data in iter(lambda: stream.read(2**20), b""))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:

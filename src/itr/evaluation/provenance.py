@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from itr.run_folder import file_to_write, whole_file
+from itr.output_files import file_to_write, whole_file
 
 LONGEST = 300  # characters of a setting
 

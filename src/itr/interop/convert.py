@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 
 from itr.errors import UserError
 from itr.module import RetrievalModule
+from itr.output_files import file_to_write, whole_file
 from itr.parsing import run_function
-from itr.run_folder import file_to_write
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +68,8 @@ def save(module: RetrievalModule, path: Path) -> None:
     }
     module.on_save_checkpoint(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    torch.save(checkpoint, part)
-    os.replace(part, path)
+    with whole_file(path) as file:
+        torch.save(checkpoint, file)
     log.info("wrote %s", path)
 
 

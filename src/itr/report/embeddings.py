@@ -16,6 +16,7 @@ from itr.distributed import choose_device
 from itr.evaluation.embeddings import gallery_of
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import file_digest
+from itr.output_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,8 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
     gallery = _gallery(arrays, f"{checkpoint} on {root}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name("partial-" + cache.name)
-        np.savez(temporary, allow_pickle=False, identity=np.array(identity), **arrays)
-        temporary.replace(cache)
+        with whole_file(cache) as file:
+            np.savez(file, allow_pickle=False, identity=np.array(identity), **arrays)
     except OSError as error:
         log.info("embeddings are not kept for the next report: %s", error)
     return gallery

@@ -17,6 +17,7 @@ from itr.evaluation.embeddings import load_embeddings
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.positives import Positives
 from itr.evaluation.provenance import file_digest
+from itr.output_files import file_to_write
 from itr.parsing import FriendlyParser
 from itr.report.embeddings import checkpoint_embeddings
 from itr.report.entry import Entry, plural
@@ -25,7 +26,6 @@ from itr.report.page import page
 from itr.report.published import departures, published
 from itr.report.runs import Run, read_run, run_names
 from itr.report.samples import read_samples
-from itr.run_folder import file_to_write
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from itr.data.fields import Field
 from itr.data.schema import Sample, Split, is_whole
 from itr.errors import UserError
+from itr.output_files import whole_file
 
 Modality = Literal["image", "text", "dense"]
 MODALITIES: tuple[Modality, ...] = ("image", "text", "dense")
@@ -92,9 +93,8 @@ class Header:
 
     def write(self, path: Path) -> None:
         """Write the header, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> Header:

@@ -1,4 +1,4 @@
-"""Whether a run or command can write where it is to write, asked before the work begins rather than after it."""
+"""Files that commands write: whether they can, asked before the work rather than after it; and whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def whole_file(target: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it can't be written; what was there before is as it was.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f"{target.name}.tmp")
     try:
         with part.open("wb") as file:
             yield file
