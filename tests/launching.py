@@ -115,6 +115,15 @@ class FailsAtTheEnd(pl.Callback):
             os._exit(3)
 
 
+class FailsWhileTheFirstWaits(pl.Callback):
+    """Ends every process but the first with a status of its own; the first is where no news of it arrives."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank:
+            os._exit(3)
+        time.sleep(600)
+
+
 class SpareModule(MethodModule):
     def __init__(self) -> None:
         super().__init__()

@@ -160,7 +160,8 @@ def test_when_a_rank_is_killed_all_end_and_the_status_tells(scenes, tmp_path, la
         assert len(run.alive()) >= 4, "two ranks with a loader each"
         os.kill(rank(run, launcher, number), signal.SIGKILL)
         start = time.monotonic()
-        assert run.statuses(BOUND) != [0], run.said()
+        statuses = run.statuses(BOUND)
+        assert statuses == [-signal.SIGKILL if launcher is started_by_lightning and number == 0 else 1], run.said()
         assert not run.left_after(BOUND - (time.monotonic() - start)), run.said()
         print(f"all ended {time.monotonic() - start:.1f} s after; status {run.started[0].returncode}")
 
@@ -185,6 +186,17 @@ def test_a_rank_that_fails_at_the_end_fails_the_run(scenes, tmp_path):
         run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
         assert run.statuses(ENOUGH) == [1], run.said()
         assert "process 1 of this machine ended with status 3" in run.said()
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_while_the_first_waits_fails_the_run(scenes, tmp_path):
+    """As one whose kernels wait for the others: no collective tells it. Lightning's own watch gives status 137."""
+    with Run(tmp_path / "log") as run:
+        callback = "--trainer.callbacks+=launching.FailsWhileTheFirstWaits"
+        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
+        assert run.statuses(ENOUGH) == [1], run.said()
+        assert "process 1 of this machine ended with status 3" in run.said()
+        assert not run.left_after(BOUND), run.said()
 
 
 @pytest.mark.slow

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 
@@ -24,6 +27,7 @@ CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 LAUNCHER = "ITR_LAUNCHER"  # which process starts the others, where Lightning does
 GONE = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")  # gloo's words
 PATIENCE = 120.0  # seconds in which the other processes of a machine end after the first
+LOOK = 5.0  # seconds from one look at them to the next: a process that hears of the failure itself may say more
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -112,21 +116,74 @@ def meet_anew(trainer: pl.Trainer) -> None:
     strategy.setup_distributed = meet_under_another_name  # type: ignore[method-assign]
 
 
+def watch_processes(trainer: pl.Trainer) -> None:
+    """Have this process end with status 1, and say why, when one fails that Lightning starts on this machine for it.
+
+    NOTE: Lightning watches them too, but ends everything by SIGKILL, wherever this process stands: one that was about
+    to say the reason did or did not, and its status was 1 or 137. Its thread shares the list of processes with the
+    launcher, and rests once there is none in it.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    launch = launcher.launch
+
+    def launch_and_watch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            started = launcher.procs
+            launcher.procs = list(started)
+            started.clear()
+            threading.Thread(target=_watch, args=[launcher.procs], name="watch-processes", daemon=True).start()
+            return function(*args, **kwargs)
+
+        return launch(watched, *args, **kwargs)
+
+    launcher.launch = launch_and_watch  # type: ignore[method-assign]
+
+
+def _watch(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    while any(process.poll() != 0 for process in started):
+        time.sleep(LOOK)
+        if failed := _failed(started):
+            _kill(started)
+            with suppress(OSError):  # no room, or nobody who listens
+                os.write(2, f"\nitr: error: {failed}\n".encode())
+            os._exit(1)  # this process may wait in a driver for those that are gone
+
+
+def _kill(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        process.kill()
+
+
 def wait_for_processes(trainer: pl.Trainer) -> None:
     """Wait for the processes that Lightning started on this machine; it forgets them, and how they ended.
 
     Raises:
-        UserError: one failed, so the run did, even though this process came to its end.
+        UserError: one failed or did not end, so the run failed, even though this process came to its end.
     """
     started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", None) or []
+    end = time.monotonic() + PATIENCE
     for rank, process in enumerate(started, 1):
         try:
-            status = process.wait(PATIENCE)
+            process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-        if status:
-            raise UserError(f"process {rank} of this machine ended with status {status}; what it said stands above")
+            _kill(started)
+            raise UserError(f"process {rank} of this machine did not end within {PATIENCE:.0f} s of this one") from None
+    if failed := _failed(started):
+        raise UserError(failed)
+
+
+def _failed(started: Sequence[subprocess.Popen[bytes]]) -> str:
+    """Which of the processes ended with an error, in words; none: an empty text."""
+    for rank, process in enumerate(started, 1):
+        if (status := process.poll() or 0) > 0:
+            return f"process {rank} of this machine ended with status {status}; what it said stands above"
+        if status < 0:
+            name = signal.Signals(-status).name
+            hint = ", as happens where a machine's memory runs out" if name == "SIGKILL" else ""
+            return f"process {rank} of this machine was ended by {name}{hint}"
+    return ""
 
 
 @contextmanager

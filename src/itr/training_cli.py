@@ -34,6 +34,7 @@ from itr.processes import (
     meet_anew,
     meeting,
     wait_for_processes,
+    watch_processes,
 )
 from itr.training.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.training.checkpointing import Checkpoints, CheckpointSettings
@@ -159,6 +160,7 @@ class TrainingCLI(LightningCLI):
         check_numbers(trainer)
         refuse_swa(trainer)
         meet_anew(trainer)
+        watch_processes(trainer)
         return trainer
 
     @staticmethod
