@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -17,6 +22,7 @@ from itr.objectives import InfoNCE
 from itr.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Encoded
 from late_interaction import LateInteraction
+from tiny import save_checkpoint
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 VISION = {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZE}
@@ -159,3 +165,12 @@ def test_schedules_warm_up_and_end_where_they_should(schedule):
     assert all(factor(s) >= factor(s + 1) for s in range(10, 99))
     if schedule == "steps":
         assert (factor(49), factor(50), factor(80)) == (1.0, 0.5, 0.25)
+
+
+def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
+    """The README's, which imports nothing before: what a checkpoint names is not imported for it."""
+    shown = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    assert shown
+    program = shown[1].replace("runs/demo/checkpoints/best.ckpt", save_checkpoint(tmp_path, scenes))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 from itr.errors import UserError
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what builds a model from its description, as Lightning asks
 IMPORTS = "ITR_IMPORT"  # environment: modules with components of the user's own, between commas
 
 
@@ -57,11 +58,14 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     """
     if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
         raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
+    if description.get("_instantiator") != INSTANTIATOR:
+        raise UserError(f"{where} is no checkpoint of itr: something else than {INSTANTIATOR} is to build its model")
     backbone, objective, methods = (description[part] for part in PARTS[:3])
     if not isinstance(description["optimizer"], dict):
         raise UserError(f"{where} is no checkpoint of itr: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
         import_module(name.strip())
+    import_module(INSTANTIATOR.rpartition(".")[0])
     known = {class_path(cls): cls for cls in subclasses(Component)}
     for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):
         if not isinstance(part, dict) or set(part) - {"init_args"} != {"class_path"}:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itr import random_state
-from itr.component import check_description
+from itr.component import INSTANTIATOR, check_description
 from itr.errors import refusing
 from itr.offline import sealed
 
@@ -46,7 +46,7 @@ class SelfDescribing(pl.LightningModule, ABC):
         """
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             **self.describe(),
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            "_instantiator": INSTANTIATOR,
         }
         # A run that goes on and has not drawn yet hands on what it was given.
         checkpoint["random_state"] = self._random_state or random_state.collect(self.device)

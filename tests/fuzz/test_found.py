@@ -17,7 +17,7 @@ import judging
 from foreign import picture, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
-from itr.component import check_description
+from itr.component import INSTANTIATOR, check_description
 from itr.data.dense_texts import DenseTexts
 from itr.data.features.array_pickle import read_npy_header
 from itr.data.features.imported import open_vectors
@@ -274,11 +274,13 @@ def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypa
 def test_a_checkpoint_fetches_nothing(component, argument):
     loss = {"class_path": "itr.objectives.InfoNCE", "init_args": {}}
     backbone = {"class_path": component, "init_args": {argument: "somebody/something"}}
-    parts = {"backbone": backbone, "objective": loss, "methods": [], "optimizer": {}}
+    parts = {"backbone": backbone, "objective": loss, "methods": [], "optimizer": {}, "_instantiator": INSTANTIATOR}
     with pytest.raises(UserError, match=f"names a {argument} to be fetched"):
         check_description(parts, "x.ckpt")
     backbone["init_args"][argument] = None
     assert check_description(parts, "x.ckpt") is parts
+    with pytest.raises(UserError, match="is to build its model"):
+        check_description({**parts, "_instantiator": "builtins.print"}, "x.ckpt")
 
 
 def test_the_judge_sees_what_may_not_happen(tmp_path, monkeypatch):
