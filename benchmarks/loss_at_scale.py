@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from loss_cases import CASES, TEACHER, WIDTH, Case, Loss, difference
+from loss_counts import BY, counted, row_of
 from loss_profile import STATUS, peak_of, shares_of
 from measuring import Line, Rounds, arguments, device, side_by_side, write
 
@@ -146,9 +147,23 @@ def on_a_cpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
         return [*lines, Line("Extra memory", "MB", at_most=512, unmeasured="it needs Linux's /proc")], {}
     lines += measured_memory(batch, chunks, 512)
     calculated, table = calculated_memory(batch, chunk)
-    for what in (f"{name}, {GPU_BATCH:,} pairs in blocks of {case.chunk:,}: time" for name, case in CASES.items()):
-        lines.append(Line(what, "s", beside="all at once", at_most=1.25, unmeasured="it needs a GPU"))
-    return lines + calculated, {"what the memory is made of": table}
+    foreseen, counts = counted_for_a_gpu(batch if options.quick else GPU_BATCH)
+    return lines + foreseen + calculated, {"what the memory is made of": table, "counted for a GPU": counts}
+
+
+def counted_for_a_gpu(batch: int) -> tuple[list[Line], list[dict[str, Any]]]:
+    """Lines that a GPU would measure, with what can be told without one."""
+    lines, table = [], []
+    for name, case in CASES.items():
+        blocks, plain = (counted(name, batch, chunk) for chunk in (case.chunk, 0))
+        table += [row_of(name, chunk, found) for chunk, found in ((0, plain), (case.chunk, blocks))]
+        what = f"{name}, {batch:,} pairs in blocks of {case.chunk:,}: time"
+        times = blocks.seconds / plain.seconds
+        remark = f"As counted {times:.3g} times all at once, if nothing of a block stayed in the GPU's cache."
+        line = Line(what, "s", beside="all at once", at_most=1.25, unmeasured="it needs a GPU", remark=remark)
+        line.limit, line.limit_by = blocks.seconds, BY
+        lines.append(line)
+    return lines, table
 
 
 def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:

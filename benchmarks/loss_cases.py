@@ -43,10 +43,10 @@ class Case:
 
 
 CASES = {
-    "InfoNCE": Case(InfoNCE, False, 6, 3, 2, 640),
-    "Triplet": Case(Triplet, False, 6, 3, 2, 1024),
-    "Sigmoid": Case(Sigmoid, False, 3, 3, 1, 1024),
-    "InfoNCE + CUSA": Case(InfoNCE, True, 12 + 2 * TEACHER / WIDTH, 9 + 2 * TEACHER / WIDTH, 4, 128),
+    "InfoNCE": Case(InfoNCE, False, 6, 3, 2, 832),
+    "Triplet": Case(Triplet, False, 6, 3, 2, 1280),
+    "Sigmoid": Case(Sigmoid, False, 3, 3, 1, 1280),
+    "InfoNCE + CUSA": Case(InfoNCE, True, 12 + 2 * TEACHER / WIDTH, 9 + 2 * TEACHER / WIDTH, 4, 304),
 }
 
 
@@ -62,11 +62,14 @@ class Loss:
     def __init__(self, name: str, batch: int, kind: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
         case = CASES[name]
-        self.objective = case.objective()
-        self.method = CUSA().build(SimpleNamespace(dim=WIDTH)) if case.cusa else None  # type: ignore[arg-type]
+        with torch.device(device()):
+            self.objective = case.objective()
+            self.method = CUSA().build(SimpleNamespace(dim=WIDTH)) if case.cusa else None  # type: ignore[arg-type]
         self.weights = CUSA().weights if case.cusa else {}
         parts = [self.objective, *([self.method] if self.method else [])]
-        self.module = nn.ModuleList(parts).to(device(), kind)
+        self.module = nn.ModuleList(parts)
+        if kind != torch.float32:  # what is only counted can't be asked, even for what it is
+            self.module.to(kind)
         self.ids = torch.arange(batch, device=device())
         noise = {"dtype": kind, "device": device()}
         image = [torch.randn(batch, WIDTH, **noise) for _ in range(2 if case.cusa else 1)]

@@ -20,7 +20,6 @@ from itr.backbones import Backbone
 from itr.backbones.pooling import GPO
 from itr.interop.cusa import convert, from_loss_config, parameter_name
 from itr.losses import triplet
-from itr.losses.cross_entropy import cross_entropy_rows
 from itr.objectives import InfoNCE
 from itr.types import Encoded, Pairs, Scores
 
@@ -111,7 +110,8 @@ def rounding(objective: InfoNCE, scores: Scores) -> Tensor:
     mass = scores.positives.float()
     rounded, exact = (values / values.sum(dim=1, keepdim=True) for values in (mass, mass.double()))
     logits = scores.image_to_text / objective.temperature()
-    loss = sum(cross_entropy_rows(rows, 1.0, rounded - exact).mean() for rows in (logits, logits.T)) / 2
+    ways = [((exact - rounded) * torch.log_softmax(rows, dim=1)).sum(dim=1).mean() for rows in (logits, logits.T)]
+    loss = torch.stack(ways).mean()
     return loss / scores.size if objective.scale == "element_mean" else loss
 
 

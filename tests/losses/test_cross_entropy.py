@@ -1,39 +1,42 @@
-"""The cross entropy of rows and its own gradients, against a chain of operations and finite differences."""
+"""The cross entropy of soft targets and its own gradients, against a chain of operations and finite differences."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from itr.losses.cross_entropy import cross_entropy_rows
+from itr.losses.cross_entropy import cross_entropy
 
 
 def inputs(kind: torch.dtype = torch.float64, scale: float = 1.0) -> list[torch.Tensor]:
-    """Similarities [4, 6], a temperature [] and targets that don't add up to 1 [4, 6]."""
+    """Similarities [4, 6], a temperature [] and targets whose rows add up to 1 [4, 6]."""
     generator = torch.Generator().manual_seed(0)
     similarity = scale * torch.randn(4, 6, dtype=torch.float64, generator=generator)
-    targets = torch.rand(4, 6, dtype=torch.float64, generator=generator)
+    targets = torch.rand(4, 6, dtype=torch.float64, generator=generator).softmax(dim=1)
     return [value.to(kind).requires_grad_() for value in (similarity, torch.tensor(0.3), targets)]
 
 
 def chain(similarity: torch.Tensor, temperature: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -(targets * torch.log_softmax(similarity / temperature, dim=1)).sum(dim=1)
+    return -(targets * torch.log_softmax(similarity / temperature, dim=1)).sum()
 
 
 def test_its_gradients_are_those_of_finite_differences():
-    assert torch.autograd.gradcheck(cross_entropy_rows, inputs())
+    def of_logits(similarity: torch.Tensor, temperature: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(similarity, temperature, logits.softmax(dim=1))  # whose rows sum to 1 beside them too
+
+    assert torch.autograd.gradcheck(of_logits, inputs())
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 300.0])  # with 300, exponentials of the logits overflow
 def test_it_is_a_chain_of_operations(transposed, scale):
     found = []
-    for way in (cross_entropy_rows, chain):
-        similarity, temperature, targets = inputs(scale=scale)
-        rows = way(*((similarity.T, temperature, targets.T) if transposed else (similarity, temperature, targets)))
-        weights = torch.arange(1.0, len(rows) + 1, dtype=rows.dtype)
-        (weights * rows).sum().backward()
-        found.append([rows, similarity.grad, temperature.grad, targets.grad])
+    for way in (cross_entropy, chain):
+        similarity, temperature, targets = (value.detach() for value in inputs(scale=scale))
+        given = [similarity.T.contiguous().T if transposed else similarity, temperature, targets]
+        total = way(*[value.requires_grad_() for value in given])
+        (3 * total).backward()
+        found.append([total, *(value.grad for value in given)])
     for ours, wanted in zip(*found, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
 
@@ -41,7 +44,7 @@ def test_it_is_a_chain_of_operations(transposed, scale):
 def test_a_row_that_is_sure_keeps_the_digits_of_its_gradient():
     """As the chain does: the difference of a large logit and a large sum would lose them in float32."""
     similarity = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
-    cross_entropy_rows(similarity, 0.05, torch.tensor([[1.0, 0.0, 0.0]])).sum().backward()
+    cross_entropy(similarity, 0.05, torch.tensor([[1.0, 0.0, 0.0]])).backward()
     double = torch.softmax(similarity.detach().double() / 0.05, dim=1)[0, 1].item() / 0.05
     assert similarity.grad is not None
     assert similarity.grad[0, 1].item() == pytest.approx(double, rel=1e-5)
@@ -49,13 +52,13 @@ def test_a_row_that_is_sure_keeps_the_digits_of_its_gradient():
 
 def test_a_plain_number_is_a_temperature_too():
     similarity, temperature, targets = inputs(torch.float32)
-    given = cross_entropy_rows(similarity, temperature, targets)
-    torch.testing.assert_close(cross_entropy_rows(similarity, 0.3, targets), given)
+    given = cross_entropy(similarity, temperature, targets)
+    torch.testing.assert_close(cross_entropy(similarity, 0.3, targets), given)
     assert given.dtype == torch.float32
 
 
 def test_there_is_no_second_derivative():
     similarity, temperature, targets = inputs()
-    loss = cross_entropy_rows(similarity, temperature, targets).sum()
+    loss = cross_entropy(similarity, temperature, targets)
     (first,) = torch.autograd.grad(loss, similarity, create_graph=True)
     assert not first.requires_grad

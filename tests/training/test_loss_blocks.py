@@ -30,7 +30,10 @@ class Head(nn.Module):
 
     def share(self, image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
         scores = (self.used * image.unit[rows]) @ text.pooled.T
-        terms = {"scores": scores.exp().sum(), "extra": (extra["value"][rows] * image.pooled[rows]).sum()}
+        apart = image.rows(rows).unit @ image.unit.T + text.rows(rows).unit_within @ image.unit_within.T
+        pooled = image.rows(rows).rows(slice(0, None)).pooled * text.rows(torch.arange(12)[rows]).pooled
+        terms = {"scores": scores.exp().sum() + apart.exp().sum() + pooled.sum()}
+        terms["extra"] = (extra["value"][rows] * image.pooled[rows]).sum()
         if rows.start == 5:
             terms["extra"] = terms["extra"] + self.seldom.sum()
         return terms
@@ -66,6 +69,21 @@ def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
         if plain is not None:
             torch.testing.assert_close(ours, plain)
     assert found[1][-1] is None, "DDP must see that nothing uses it"
+
+
+def test_a_block_has_gradients_of_its_rows_alone():
+    """Gradients as large as the batch, of zeros but for a block's rows, would be most of a small block's work."""
+    sizes = []
+
+    def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        some = image.rows(rows)
+        for value in (some.pooled, some.unit, some.unit_within):
+            assert value.is_leaf
+            value.register_hook(lambda gradient: sizes.append(len(gradient)))
+        return {"sum": (some.pooled + some.unit * some.unit_within).sum()}
+
+    sum_of_blocks(share, BLOCKS, encoded(1), encoded(2), {}, nn.Module())
+    assert sizes == [5] * 3 + [5] * 3 + [2] * 3
 
 
 def test_the_gradient_of_one_of_several_terms_is_not_a_number():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itr.losses.cross_entropy import cross_entropy_rows
+from itr.losses.cross_entropy import cross_entropy
 from itr.types import Scores
 
 Scale = Literal["standard", "element_mean"]
@@ -29,9 +29,9 @@ def info_nce(scores: Scores, temperature: Tensor | float, scale: Scale = "standa
     """
     targets = scores.positives.to(scores.image_to_text.dtype)
     targets /= targets.sum(dim=1, keepdim=True)
-    image_to_text = cross_entropy_rows(scores.image_to_text, temperature, targets)
-    text_to_image = cross_entropy_rows(scores.text_to_image, temperature, targets)
-    loss = (image_to_text.sum() + text_to_image.sum()) / (2 * scores.size)
+    image_to_text = cross_entropy(scores.image_to_text, temperature, targets)
+    text_to_image = cross_entropy(scores.text_to_image, temperature, targets)
+    loss = (image_to_text + text_to_image) / (2 * scores.size)
     return loss / scores.size if scale == "element_mean" else loss
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itr.losses.cross_entropy import cross_entropy_rows
+from itr.losses.cross_entropy import cross_entropy
 
 Targets = Literal["each", "add", "dot"]
 SoftLoss = Literal["kl", "cross_entropy", "cross_entropy_element_mean"]
@@ -71,15 +71,16 @@ def soft_label_alignment(
             `cross_entropy_element_mean` divides by B once more, as the authors' code does when
             told `contrastive_loss_mode: mean`.
     """
-    log_target = F.log_softmax(teacher * (1 / soft_temperature), dim=1)
+    rate = soft_temperature.reciprocal() if isinstance(soft_temperature, Tensor) else 1 / soft_temperature
+    log_target = F.log_softmax(teacher * rate, dim=1)
     target, size = log_target.exp(), similarity.shape[1]
     negative_entropy = (target * log_target).sum() if loss == "kl" else None
     del log_target  # before the next matrices are made
-    cross_entropy = cross_entropy_rows(similarity, temperature, target)
+    total = cross_entropy(similarity, temperature, target)
     if negative_entropy is not None:
-        return (cross_entropy.sum() + negative_entropy) / size
+        return (total + negative_entropy) / size
     if loss == "cross_entropy":
-        return cross_entropy.sum() / size
+        return total / size
     if loss == "cross_entropy_element_mean":
-        return cross_entropy.sum() / size**2
+        return total / size**2
     raise ValueError(f"loss {loss!r}: choose one of kl, cross_entropy, cross_entropy_element_mean")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
@@ -215,27 +216,32 @@ class CUSAModule(MethodModule):
         """The share of these rows in the terms that are on, not yet multiplied by their rates."""
         if not self.terms:
             return {}
-        image, text = (teacher_similarity(pairs.extra[f"teacher_{side}"], pairs.rows) for side in SIDES)
+        teachers = [teacher_similarity(pairs.extra[f"teacher_{side}"], pairs.rows) for side in SIDES]
         terms: dict[str, Tensor] = {}
-        if "csa" in self.terms:
-            goals = cross_modal_targets(image, text, self.targets)
-            terms["csa"] = self._align("csa", "cross", (pairs.scores.image_to_text, pairs.scores.text_to_image), goals)
         if "usa" in self.terms:
-            own = _within(pairs.image, pairs.rows), _within(pairs.text, pairs.rows)
-            terms["usa"] = self._align("usa", "uni", own, (image, text))
+            own = (partial(_within, side, pairs.rows) for side in (pairs.image, pairs.text))
+            terms["usa"] = self._align("usa", "uni", own, [*teachers])
+        if "csa" in self.terms:
+            scores = (lambda: pairs.scores.image_to_text), (lambda: pairs.scores.text_to_image)
+            goals = [*cross_modal_targets(teachers[0], teachers[1], self.targets)]
+            teachers.clear()
+            terms["csa"] = self._align("csa", "cross", scores, goals)
         return terms
 
-    def _align(self, term: str, group: str, own: tuple[Tensor, Tensor], goals: tuple[Tensor, Tensor]) -> Tensor:
-        """Half the sum of both alignments []."""
+    def _align(self, term: str, group: str, own: Iterable[Callable[[], Tensor]], goals: list[Tensor]) -> Tensor:
+        """Half the sum of both alignments [].
+
+        In large batches each matrix counts: similarities are made when it is their turn, and goals taken from the list.
+        """
         parts = [
             soft_label_alignment(
-                similarity,
-                goal,
+                similarity(),
+                goals.pop(0),
                 self.temperature(group, side),
                 self.temperature(f"{group}_soft", side),
                 self.kinds[term],
             )
-            for similarity, goal, side in zip(own, goals, SIDES, strict=True)
+            for similarity, side in zip(own, SIDES, strict=True)
         ]
         return torch.stack(parts).mean()
 
@@ -252,9 +258,7 @@ class CUSAModule(MethodModule):
 
 def _within(side: Encoded, rows: slice) -> Tensor:
     """Cosines of some embeddings for search within a modality with all of them [R, B]."""
-    own = side.within
-    unit = F.normalize(own if own.dtype == torch.float64 else own.float(), dim=-1)
-    return unit[rows] @ unit.T
+    return side.rows(rows).unit_within @ side.unit_within.T
 
 
 def _head(dim: int, init: HeadInit) -> nn.Sequential:

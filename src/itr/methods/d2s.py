@@ -248,7 +248,7 @@ class D2SModule(MethodModule):
         """`distillation`: the share of these rows in the texts' distance to the teacher's dense embeddings."""
         if TEACHER not in pairs.extra:
             return {}
-        student = pairs.text.pooled[pairs.rows]
+        student = pairs.text.rows(pairs.rows).pooled
         student = student if student.dtype == torch.float64 else student.float()
         teacher = pairs.extra[TEACHER][pairs.rows]
         return {"distillation": pairs.share * distillation(student, teacher, self.distillation)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def sum_of_blocks(
         scale: by what the loss will be multiplied, a power of two [], so that float16 holds its gradients.
     """
     inputs = Inputs(module, scale)
-    image, text = inputs.cut_encoded(image), inputs.cut_encoded(text)
+    image, text = Cut(image, inputs), Cut(text, inputs)
     extra = {name: inputs.cut(value) for name, value in extra.items()}
     shares = []
     for rows in blocks:
@@ -68,6 +69,8 @@ class Inputs:
         self.outside: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.inside: list[Tensor] = list(self.outside)
         self.gradients: dict[int, Tensor] = {}
+        self._number: dict[int, int] = {}  # where a tensor stands among those inside, by its id
+        self._rows: list[tuple[int, slice, Tensor]] = []  # what the block that is computed has cut off of them
 
     def cut(self, value: Tensor) -> Tensor:
         """The same values, cut off from what made them."""
@@ -75,27 +78,39 @@ class Inputs:
             return value
         self.outside.append(value)
         self.inside.append(value.detach().requires_grad_())
+        self._number[id(self.inside[-1])] = len(self.inside) - 1
         return self.inside[-1]
 
-    def cut_encoded(self, encoded: Encoded) -> Encoded:
-        """Likewise, with what is normalised: once, before the cut, instead of in each block."""
-        inside = encoded.map(self.cut)
-        inside.known_unit = self.cut(encoded.unit)
-        return inside
+    def cut_rows(self, value: Tensor, rows: slice) -> Tensor:
+        """Rows of what `cut` gave, cut off from it, so that a block's gradient of them has no more than these rows."""
+        number = self._number.get(id(value))
+        if number is None:
+            return value[rows]
+        self._rows.append((number, rows, value.detach()[rows].requires_grad_()))
+        return self._rows[-1][-1]
 
     def differentiate(self, loss: Tensor) -> None:
         """Add the gradients of a block's loss [], which frees all that the block holds."""
+        cut_rows, self._rows = self._rows, []
         if not loss.requires_grad:
             return
+        leaves = [*self.inside, *(leaf for _, _, leaf in cut_rows)]
         with torch.autocast(loss.device.type, enabled=False):
-            found = torch.autograd.grad(loss, self.inside, self.scale, allow_unused=True)
-        for number, gradient in enumerate(found):
-            if gradient is None:
-                continue
-            if number in self.gradients:
-                self.gradients[number] += gradient
-            else:  # blocks are summed in float32 at least; a copy, since two inputs may have been given one gradient
-                self.gradients[number] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+            found = torch.autograd.grad(loss, leaves, self.scale, allow_unused=True)
+        for number in range(len(self.inside)):
+            self._add(found[number], number)
+        for (number, rows, _), gradient in zip(cut_rows, found[len(self.inside) :], strict=True):
+            self._add(gradient, number, rows)
+
+    def _add(self, gradient: Tensor | None, number: int, rows: slice | None = None) -> None:
+        """Add to the gradient of an input, or of rows of it, whose sum is in float32 at least."""
+        if gradient is None:
+            return
+        if number not in self.gradients:
+            value = self.inside[number]
+            self.gradients[number] = torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+        whole = self.gradients[number]
+        (whole if rows is None else whole[rows]).add_(gradient)
 
     def attach(self, values: Tensor) -> Tensor:
         """Values of the terms [T], from which gradients flow to whatever was not cut off or lies before the cut."""
@@ -105,6 +120,38 @@ class Inputs:
             values, self.scale, list(self.gradients.values()), *[self.outside[number] for number in self.gradients]
         )
         return attached
+
+
+class Cut(Encoded):
+    """Embeddings that are cut off from what made them, and so is what is made of them: once for all blocks of rows.
+
+    Args:
+        source: the embeddings.
+        inputs: what they are to be among.
+        rows: which of the source's, itself cut off; None for all.
+    """
+
+    def __init__(self, source: Encoded, inputs: Inputs, rows: slice | None = None) -> None:
+        self._source, self._inputs, self._rows = source, inputs, rows
+        self._cut = inputs.cut if rows is None else partial(inputs.cut_rows, rows=rows)
+        parts = source.map(self._cut)
+        super().__init__(parts.pooled, parts.tokens, parts.mask, parts.unimodal)
+
+    @cached_property
+    def unit(self) -> Tensor:  # type: ignore[override]
+        """`pooled`, normalised [N, D]."""
+        return self._cut(self._source.unit)
+
+    @cached_property
+    def unit_within(self) -> Tensor:  # type: ignore[override]
+        """`within`, normalised, in float32 or wider [N, E]."""
+        return self._cut(self._source.unit_within)
+
+    def rows(self, index: Tensor | slice) -> Encoded:
+        """Some rows, in the order of `index`; those of a slice have a gradient of their own size."""
+        if self._rows is None and isinstance(index, slice):
+            return Cut(self, self._inputs, index)
+        return super().rows(index)
 
 
 class _Known(torch.autograd.Function):

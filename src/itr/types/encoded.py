@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -21,14 +21,12 @@ class Encoded:
         tokens: features of patches or words, in the same width [N, T, D].
         mask: True at a patch or word, False at padding [N, T], bool.
         unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
-        known_unit: `unit`, where many blocks of rows ask for it; None to normalise when asked.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
     unimodal: Tensor | None = None
-    known_unit: Tensor | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -46,13 +44,17 @@ class Encoded:
     @property
     def unit(self) -> Tensor:
         """`pooled`, normalised [N, D]."""
-        return F.normalize(self.pooled, dim=-1) if self.known_unit is None else self.known_unit
+        return F.normalize(self.pooled, dim=-1)
+
+    @property
+    def unit_within(self) -> Tensor:
+        """`within`, normalised, in float32 or wider [N, E]."""
+        own = self.within
+        return F.normalize(own if own.dtype == torch.float64 else own.float(), dim=-1)
 
     def rows(self, index: Tensor | slice) -> Encoded:
         """Some rows, in the order of `index`."""
-        some = self.map(lambda tensor: tensor[index])
-        some.known_unit = None if self.known_unit is None else self.known_unit[index]
-        return some
+        return self.map(lambda tensor: tensor[index])
 
     def without_tokens(self) -> Encoded:
         """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
