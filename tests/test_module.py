@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones import VSE
+from itr.checkpoints import open_checkpoint
+from itr.component import IMPORTS
 from itr.data.datamodule import ShardData
 from itr.data.images import Augmentation
 from itr.errors import UserError
@@ -174,3 +176,10 @@ def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
     program = shown[1].replace("runs/demo/checkpoints/best.ckpt", save_checkpoint(tmp_path, scenes))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_of_the_users_own_that_is_not_there_is_named(scenes, tmp_path, monkeypatch):
+    made = save_checkpoint(tmp_path, scenes)
+    monkeypatch.setenv(IMPORTS, "itr.errors, not_there")
+    with pytest.raises(UserError, match=r"^the module not_there, which ITR_IMPORT names, can't be imported \(Module"):
+        open_checkpoint(made)

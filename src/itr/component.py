@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what builds a model from its description, as Lightning asks
@@ -64,7 +64,8 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     if not isinstance(description["optimizer"], dict):
         raise UserError(f"{where} is no checkpoint of itr: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
-        import_module(name.strip())
+        with refusing(f"the module {name.strip()}, which {IMPORTS} names, can't be imported"):
+            import_module(name.strip())
     import_module(INSTANTIATOR.rpartition(".")[0])
     known = {class_path(cls): cls for cls in subclasses(Component)}
     for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import itr.methods
 from itr.cli import main
 from itr.data.features.make import make_features
 from itr.data.features.stored import FeaturePaths, Header, data_identity
@@ -150,6 +155,30 @@ def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scene
     with torch.no_grad():
         short, long = (opened.encode_text(texts).pooled[0] for texts in (["a ring"], ["a ring", "a b c d e f g h"]))
     torch.testing.assert_close(short, long)  # an embedding does not depend on its batch
+
+
+@pytest.mark.slow
+def test_the_one_on_the_page_works_beside_others_in_programs_of_its_own(scenes, features, tmp_path):
+    """As a user has it: a file on the path, on two processes, and a checkpoint that another program opens."""
+    page = (Path(itr.methods.__file__).parent / "README.md").read_text()
+    shown = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert shown
+    (tmp_path / "my_package.py").write_text(shown[1])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def run(*arguments: str, **more: str) -> None:
+        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+        command = [sys.executable, "-m", "itr", *arguments]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    chosen = [*options(scenes, features, tmp_path, "CUSA"), "--model.methods+=my_package.Centred"]
+    # Two processes refuse parameters that no loss reaches, such as the heads of what a later method has dropped.
+    run("fit", *chosen, "--trainer.devices=2", "--data.batch_size=4", "--trainer.max_epochs=1")
+    checkpoint, out = str(tmp_path / "checkpoints" / "last.ckpt"), tmp_path / "e.npz"
+    run("embed", "--ckpt_path", checkpoint, "--data", str(scenes), "--out", str(out), ITR_IMPORT="my_package")
+    with np.load(out) as found:
+        assert {"image_unimodal", "text_unimodal"} <= set(found)
 
 
 def test_an_absent_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
