@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +203,18 @@ def test_verbs(capsys):
     assert all(verb in shown for verb in VERBS)
     assert main(["fti"]) == 2
     assert "did you mean 'fit'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_read_no_more_ends_it_in_a_line(unbuffered):
+    """As `| head` does, here before anything is printed."""
+    end, pipe = os.pipe()
+    os.close(end)
+    command, variables = [sys.executable, "-m", "itr", "--help"], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, env=variables)
+    os.close(pipe)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == "itr: stopped: what it prints is read no more\n"
 
 
 HELP = """import contextlib, sys, itr.cli

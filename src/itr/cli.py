@@ -7,6 +7,8 @@ import importlib
 import io
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -32,6 +34,8 @@ VERBS = {
     "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }
 
+STDOUT = 1
+
 
 def usage() -> str:
     """What `itr --help` prints."""
@@ -45,7 +49,19 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, 1 for an error the user can put right, 2 for a wrong command line."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _is_read_no_more(STDOUT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python writes what waits when it ends
+        print("itr: stopped: what it prints is read no more", file=sys.stderr)
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -76,6 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("itr: stopped", file=sys.stderr)
         return 130
+
+
+def _is_read_no_more(pipe: int) -> bool:
+    """Whether the other end of a pipe is closed, as after `itr ... | head`; another pipe may have broken."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
