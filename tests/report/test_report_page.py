@@ -210,6 +210,7 @@ def test_mistakes_are_named(run, tmp_path, capsys):
         np.savez(tmp_path / f"{name}.npz", **{**good, **change})
     for arguments, said in [
         ([tmp_path / "nowhere"], "there is no run folder"),
+        ([run / "config.yaml"], "there is no run folder"),
         ([tmp_path / "empty"], "is no run"),
         ([run, run], "given twice"),
         ([run, "--out", "a.pdf"], "ends in .html"),

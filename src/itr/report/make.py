@@ -56,15 +56,17 @@ def report(
         raise UserError(f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}")
     if pictures < 0:
         raise UserError(f"--pictures is {pictures}; it must be 0 or more")
-    target = file_to_write(out or folders[0] / "report" / "index.html", ".html", ".htm")
+    asked = None if out is None else file_to_write(out, ".html", ".htm")
+    read = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    target = asked or file_to_write(folders[0] / "report" / "index.html", ".html")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
         find_split(root, split)  # a wrong option is an error, a wrong place in a config a note on the page
     shown = -(-pictures // len(folders))
     entries = []
-    for number, (folder, name) in enumerate(zip(folders, run_names(folders), strict=True)):
+    for number, run in enumerate(read):
         ready = Path(given[number]).expanduser() if given else None
-        entries.append(_entry(read_run(folder, name), split, root, ready, shown, device))
+        entries.append(_entry(run, split, root, ready, shown, device))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page(entries, split), encoding="utf-8", errors="replace")
     for entry in entries:
