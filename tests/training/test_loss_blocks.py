@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -76,12 +77,14 @@ def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
 
 def test_a_block_has_gradients_of_its_rows_alone():
     """Gradients as large as the batch, of zeros but for a block's rows, would be most of a small block's work."""
-    sizes = []
+    sizes, before = [], []
 
     def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        assert not [kept for kept in before[:-3] if kept() is not None], "nothing is left of a block after the next"
         some = image.rows(rows)
         for value in (some.pooled, some.unit, some.unit_within):
             assert value.is_leaf
+            before.append(weakref.ref(value))
             value.register_hook(lambda gradient: sizes.append(len(gradient)))
         return {"sum": (some.pooled + some.unit * some.unit_within).sum()}
 
@@ -194,6 +197,18 @@ def test_float16_holds_gradients_where_the_scale_is_known(scaled):
     assert image.pooled.grad is not None
     wanted = 65536e-9 if scaled else 0.0
     torch.testing.assert_close(image.pooled.grad.float(), torch.full((12, 3), wanted), rtol=2e-2, atol=0)
+
+
+def test_many_blocks_lose_no_digits_of_a_low_precision():
+    """A sum of ones in bfloat16 stays at 256."""
+    image, text = encoded(1, torch.bfloat16), encoded(2)
+
+    def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        return {"sum": image.pooled.float().sum() + image.rows(rows).pooled.float().sum()}
+
+    sum_of_blocks(share, 150 * [slice(0, 12)], image, text, {}, nn.Module())["sum"].backward()
+    assert image.pooled.grad is not None
+    assert (image.pooled.grad == 300).all()
 
 
 def test_a_module_scales_blocks_by_the_scaler_of_its_training():
