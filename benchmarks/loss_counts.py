@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from costs import BANDWIDTH, TF32
 from loss_cases import Loss
 
+ONLY_WRITTEN = ("copy_", "fill_", "zero_")  # operations that don't read what they change
 KERNEL, LAUNCH = 2e-6, 6e-6  # seconds that the smallest kernel takes, and the host to start one
 BY = (
     f"kernels as counted in torch's operations, one after the other: each {KERNEL * 1e6:.0f} us, or its bytes at "
@@ -57,13 +59,20 @@ class Count(TorchDispatchMode):
         if func.is_view or not made or "empty" in func.__name__:
             return out
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        size = sum(value.numel() * value.element_size() for value in {id(v): v for v in given + made}.values())
+        read = given[1:] if func.__name__.startswith(ONLY_WRITTEN) else given  # what is changed in place is both
+        size = sum(_bytes(value) for value in read + made)
         operations = 2 * made[0].numel() * given[0].shape[-1] if func.__name__.startswith("mm") else 0
         self.found.kernels += 1
         self.found.read_or_written += size
         self.found.operations += operations
         self.found.busy += max(KERNEL, size / BANDWIDTH, operations / TF32)
         return out
+
+
+def _bytes(value: Tensor) -> int:
+    """What a tensor takes in memory; expanded ones repeat what they have."""
+    own = [size for size, stride in zip(value.shape, value.stride(), strict=True) if stride or size == 1]
+    return math.prod(own) * value.element_size()
 
 
 def counted(name: str, batch: int, chunk: int) -> Counted:

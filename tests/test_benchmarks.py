@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import measuring  # noqa: E402  benchmarks are no package
 import page  # noqa: E402
+from loss_counts import Count  # noqa: E402
 from measuring import Line, Rounds  # noqa: E402
 
 SCRIPTS = [name for name in page.SECTIONS if (ROOT / "benchmarks" / f"{name}.py").exists()]
@@ -73,6 +75,30 @@ def test_the_page_in_the_docs_is_the_one_that_the_results_make():
     assert text == page.page(measuring.RESULTS)
     lines = text.splitlines()
     assert not [line for before, line in pairwise(lines) if line.startswith("#") and before]  # markdown wants one empty
+
+
+def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
+    table, column, out = torch.ones(4, 6), torch.ones(4, 1), torch.ones(4, 6)
+    found = []
+    for ask in (
+        lambda: table * column.expand(4, 6),
+        lambda: out.mul_(table),
+        lambda: out.copy_(table),
+        lambda: table[1:].zero_(),
+        lambda: table.T,
+        lambda: table @ table.T,
+    ):
+        with Count() as count:
+            ask()
+        found.append((count.found.kernels, count.found.read_or_written, count.found.operations))
+    assert found == [
+        (1, 4 * (24 + 4 + 24), 0),
+        (1, 4 * (24 + 24 + 24), 0),
+        (1, 4 * (24 + 24), 0),
+        (1, 4 * 18, 0),
+        (0, 0, 0),
+        (1, 4 * (24 + 24 + 16), 2 * 4 * 4 * 6),
+    ]
 
 
 @pytest.mark.slow

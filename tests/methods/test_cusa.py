@@ -154,6 +154,51 @@ def test_the_terms_are_their_alignments():
     torch.testing.assert_close(terms["usa"], expected / 2)
 
 
+GOALS = {
+    "each": lambda image, text: (image, text),
+    "add": lambda image, text: ((image + text) / 2,) * 2,
+    "dot": lambda image, text: ((image.clamp(min=0) * text.clamp(min=0)).sqrt(),) * 2,
+}
+
+
+@pytest.mark.parametrize("targets", GOALS)
+def test_the_terms_and_their_gradients_are_those_of_the_papers_equations(targets):
+    data, built = pairs(), build(targets=targets, cross_temperature=SEPARATE, uni_soft_temperature=SEPARATE)
+    tau = {name: temperature.value for name, temperature in built.temperatures.items()}
+    with torch.no_grad():
+        for number, value in enumerate(tau.values()):
+            value.fill_(0.3 + 0.1 * number)  # the roles differ
+    given = [data.scores.image_to_text, data.image.unimodal, data.text.unimodal, *tau.values()]
+
+    def cosines(rows: torch.Tensor) -> torch.Tensor:
+        unit = rows / rows.square().sum(dim=1, keepdim=True).sqrt()
+        return unit @ unit.T
+
+    def divergence(scores: torch.Tensor, goal: torch.Tensor, role: str, soft: str) -> torch.Tensor:
+        wanted, found = (goal / tau[soft]).softmax(dim=1), (scores / tau[role]).softmax(dim=1)
+        return (wanted * (wanted / found).log()).sum() / len(scores)
+
+    def formulas() -> dict[str, torch.Tensor]:
+        teachers = [cosines(data.extra[f"teacher_{side}"]) for side in ("image", "text")]
+        goals, scores = GOALS[targets](*teachers), (data.scores.image_to_text, data.scores.image_to_text.T)
+        own = [cosines(side.unimodal) for side in (data.image, data.text)]
+        sides = list(enumerate(("image", "text")))
+        csa = [divergence(scores[n], goals[n], f"cross_{side}", "cross_soft") for n, side in sides]
+        usa = [divergence(own[n], teachers[n], f"uni_{side}", f"uni_soft_{side}") for n, side in sides]
+        return {"csa": sum(csa) / 2, "usa": sum(usa) / 2}
+
+    found = []
+    for terms in (built.losses, lambda _: formulas()):
+        for value in given:
+            value.grad = None
+            value.requires_grad_()
+        values = terms(data)
+        (values["csa"] + 2 * values["usa"]).backward()
+        found.append([values["csa"], values["usa"], *(value.grad for value in given)])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_embeddings_that_are_the_teachers_cost_nothing():
     data = pairs()
     data.image.unimodal, data.text.unimodal = data.extra["teacher_image"], data.extra["teacher_text"]

@@ -75,7 +75,11 @@ def test_the_loss_is_the_distance_of_the_searched_text_to_the_dense_one():
     text = module._encode_tokens(own.text).pooled
     dense = module.methods["d2s"].teacher.encoder.encode_text(own.image_extra["dense"]).pooled[own.image_index]
     expected = 1 - nn.functional.cosine_similarity(text, dense).mean()
-    torch.testing.assert_close(module.loss_terms(own, 0.0)["d2s/distillation"], expected)
+    found = module.loss_terms(own, 0.0)["d2s/distillation"]
+    torch.testing.assert_close(found, expected)
+    learnt = list(module.methods["d2s"].decoder.parameters())
+    for ours, wanted in zip(*(torch.autograd.grad(value, learnt) for value in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, wanted)
     without = build(vse(word_mask=0.0, visual_token_drop=0.0), cached=True).eval()
     without.load_state_dict(module.state_dict(), strict=False)
     cached = batch(without, dense=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import weakref
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -9,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from exact_parts import BATCH, make_batch, make_module
 from itr.optim import loss_scale
@@ -73,17 +77,78 @@ def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
 
 def test_a_block_has_gradients_of_its_rows_alone():
     """Gradients as large as the batch, of zeros but for a block's rows, would be most of a small block's work."""
-    sizes = []
+    sizes, before = [], []
 
     def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        assert not [kept for kept in before[:-3] if kept() is not None], "nothing is left of a block after the next"
         some = image.rows(rows)
         for value in (some.pooled, some.unit, some.unit_within):
             assert value.is_leaf
+            before.append(weakref.ref(value))
             value.register_hook(lambda gradient: sizes.append(len(gradient)))
         return {"sum": (some.pooled + some.unit * some.unit_within).sum()}
 
     sum_of_blocks(share, BLOCKS, encoded(1), encoded(2), {}, nn.Module())
     assert sizes == [5] * 3 + [5] * 3 + [2] * 3
+
+
+def _targets_without_a_gradient(image: Encoded, text: Encoded, rows: slice) -> Tensor:
+    with torch.no_grad():
+        near, some = image.unit[rows] @ text.unit.T, text.rows(rows)
+        mine = some.unit_within @ text.unit_within.T
+    scores = image.rows(rows).unit @ text.unit.T + text.rows(rows).unit_within @ image.unit_within.T
+    with torch.no_grad():
+        after = text.unit, text.rows(rows).unit
+    pooled = image.rows(rows).pooled * some.pooled * after[1] * some.unit + image.rows(rows).pooled * after[0].sum()
+    return ((near + mine) * scores).sum() + pooled.sum()
+
+
+def _other_embeddings_in_their_place(image: Encoded, text: Encoded, rows: slice) -> Tensor:
+    copied, some = copy.copy(image), image.rows(rows)
+    copied.pooled, some.pooled = 2 * image.pooled + 1, 3 * some.pooled - 1
+    replaced = dataclasses.replace(text, pooled=text.pooled.exp())
+    scores = some.unit @ copied.unit.T + replaced.rows(rows).unit @ text.unit.T
+    return (scores + copied.rows(rows).unit_within @ image.unit_within.T).exp().sum()
+
+
+def _rows_of_all_kinds(image: Encoded, text: Encoded, rows: slice) -> Tensor:
+    behind = slice(rows.start - 12, (rows.stop - 12) or None)
+    kinds = behind, slice(rows.start, rows.stop, 2), torch.arange(12)[rows].flip(0), slice(0, 0), slice(rows.start, 99)
+    found = [image.rows(kind) for kind in (*kinds, rows, rows)]
+    within = [some.rows(slice(1, None)).unit_within @ text.unit_within.T for some in found]
+    return torch.cat([some.unit @ text.unit.T for some in found] + within).exp().sum()
+
+
+def _recomputed(image: Encoded, text: Encoded, rows: slice) -> Tensor:
+    def scores() -> Tensor:
+        return (image.rows(rows).unit @ text.unit.T + text.rows(rows).unit_within @ image.unit_within.T).exp().sum()
+
+    found: Tensor = checkpoint(scores, use_reentrant=False)
+    return found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "way", [_targets_without_a_gradient, _other_embeddings_in_their_place, _rows_of_all_kinds, _recomputed]
+)
+def test_what_a_method_may_do_at_once_it_may_do_in_blocks(way, frozen):
+    found = []
+    for blocks in (None, BLOCKS):
+        image, text = encoded(1), encoded(2)
+        text.pooled.requires_grad_(not frozen)
+        given = [Encoded(2 * side.pooled, side.tokens, side.mask) for side in (image, text)]
+        if blocks is None:
+            total = torch.stack([way(*given, rows) for rows in BLOCKS]).sum()
+        else:
+            total = sum_of_blocks(lambda i, t, _, rows: {"all": way(i, t, rows)}, blocks, *given, {}, nn.Module())[
+                "all"
+            ]
+        total.backward()
+        found.append([total, image.pooled.grad, text.pooled.grad])
+    for plain, ours in zip(*found, strict=True):
+        assert (plain is None) == (ours is None)
+        if plain is not None:
+            torch.testing.assert_close(ours, plain)
 
 
 def test_the_gradient_of_one_of_several_terms_is_not_a_number():
@@ -132,6 +197,18 @@ def test_float16_holds_gradients_where_the_scale_is_known(scaled):
     assert image.pooled.grad is not None
     wanted = 65536e-9 if scaled else 0.0
     torch.testing.assert_close(image.pooled.grad.float(), torch.full((12, 3), wanted), rtol=2e-2, atol=0)
+
+
+def test_many_blocks_lose_no_digits_of_a_low_precision():
+    """A sum of ones in bfloat16 stays at 256."""
+    image, text = encoded(1, torch.bfloat16), encoded(2)
+
+    def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
+        return {"sum": image.pooled.float().sum() + image.rows(rows).pooled.float().sum()}
+
+    sum_of_blocks(share, 150 * [slice(0, 12)], image, text, {}, nn.Module())["sum"].backward()
+    assert image.pooled.grad is not None
+    assert (image.pooled.grad == 300).all()
 
 
 def test_a_module_scales_blocks_by_the_scaler_of_its_training():

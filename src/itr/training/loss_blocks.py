@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from itr.types import Encoded
+from itr.types.encoded import normalised
 
 Terms = dict[str, Tensor]
 Share = Callable[[Encoded, Encoded, dict[str, Tensor], slice], Terms]
@@ -45,7 +48,7 @@ def sum_of_blocks(
         scale: by what the loss will be multiplied, a power of two [], so that float16 holds its gradients.
     """
     inputs = Inputs(module, scale)
-    image, text = Cut(image, inputs), Cut(text, inputs)
+    image, text = (Cut.of(side, inputs.cut, inputs) for side in (image, text))
     extra = {name: inputs.cut(value) for name, value in extra.items()}
     shares = []
     for rows in blocks:
@@ -71,23 +74,45 @@ class Inputs:
         self.gradients: dict[int, Tensor] = {}
         self._number: dict[int, int] = {}  # where a tensor stands among those inside, by its id
         self._rows: list[tuple[int, slice, Tensor]] = []  # what the block that is computed has cut off of them
+        self._source: dict[int, Tensor] = {}  # what was cut, by the id of what became of it
+        self._normalised: dict[tuple[int, bool, bool], Tensor] = {}
 
     def cut(self, value: Tensor) -> Tensor:
         """The same values, cut off from what made them."""
         if not (value.requires_grad and torch.is_grad_enabled()):
+            self._source[id(value)] = value
             return value
         self.outside.append(value)
         self.inside.append(value.detach().requires_grad_())
         self._number[id(self.inside[-1])] = len(self.inside) - 1
+        self._source[id(self.inside[-1])] = value
         return self.inside[-1]
 
     def cut_rows(self, value: Tensor, rows: slice) -> Tensor:
         """Rows of what `cut` gave, cut off from it, so that a block's gradient of them has no more than these rows."""
         number = self._number.get(id(value))
-        if number is None:
+        if number is None or not torch.is_grad_enabled():
             return value[rows]
+        for known, same, leaf in self._rows:
+            if (known, same) == (number, rows):
+                return leaf
         self._rows.append((number, rows, value.detach()[rows].requires_grad_()))
         return self._rows[-1][-1]
+
+    def cut_normalised(self, value: Tensor, wide: bool) -> Tensor:
+        """`value`, normalised; of what `cut` or `cut_rows` gave this is cut off itself, once for all blocks."""
+        if not torch.is_grad_enabled():  # what is made now has no gradient, and what is kept has one
+            return normalised(value, wide)
+        for number, rows, leaf in self._rows:
+            if leaf is value:
+                return self.cut_rows(self.cut_normalised(self.inside[number], wide), rows)
+        if id(value) not in self._source:
+            return normalised(value, wide)
+        key = id(value), wide, torch.is_autocast_enabled(value.device.type)
+        if key not in self._normalised:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):  # whatever recomputes the block does not come by here again
+                self._normalised[key] = self.cut(normalised(self._source[id(value)], wide))
+        return self._normalised[key]
 
     def differentiate(self, loss: Tensor) -> None:
         """Add the gradients of a block's loss [], which frees all that the block holds."""
@@ -122,36 +147,37 @@ class Inputs:
         return attached
 
 
+@dataclass
 class Cut(Encoded):
-    """Embeddings that are cut off from what made them, and so is what is made of them: once for all blocks of rows.
+    """Embeddings that are cut off from what made them, and so is what is made of them.
 
-    Args:
-        source: the embeddings.
-        inputs: what they are to be among.
-        rows: which of the source's, itself cut off; None for all.
+    It is the tensors that are known to be cut off: with another in its place, a copy is like any `Encoded`.
+
+    Attributes:
+        inputs: what they are among.
     """
 
-    def __init__(self, source: Encoded, inputs: Inputs, rows: slice | None = None) -> None:
-        self._source, self._inputs, self._rows = source, inputs, rows
-        self._cut = inputs.cut if rows is None else partial(inputs.cut_rows, rows=rows)
-        parts = source.map(self._cut)
-        super().__init__(parts.pooled, parts.tokens, parts.mask, parts.unimodal)
+    inputs: Inputs = field(kw_only=True, repr=False)
 
-    @cached_property
-    def unit(self) -> Tensor:  # type: ignore[override]
-        """`pooled`, normalised [N, D]."""
-        return self._cut(self._source.unit)
+    @staticmethod
+    def of(encoded: Encoded, cut: Callable[[Tensor], Tensor], inputs: Inputs) -> Cut:
+        """Apply `cut` to every tensor."""
+        parts = encoded.map(cut)
+        return Cut(parts.pooled, parts.tokens, parts.mask, parts.unimodal, inputs=inputs)
 
-    @cached_property
-    def unit_within(self) -> Tensor:  # type: ignore[override]
-        """`within`, normalised, in float32 or wider [N, E]."""
-        return self._cut(self._source.unit_within)
+    def normalised(self, value: Tensor, wide: bool = False) -> Tensor:
+        """One of the embeddings at length 1."""
+        return self.inputs.cut_normalised(value, wide)
 
     def rows(self, index: Tensor | slice) -> Encoded:
         """Some rows, in the order of `index`; those of a slice have a gradient of their own size."""
-        if self._rows is None and isinstance(index, slice):
-            return Cut(self, self._inputs, index)
-        return super().rows(index)
+        if not isinstance(index, slice):
+            return super().rows(index)
+        return Cut.of(self, partial(self.inputs.cut_rows, rows=index), self.inputs)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 class _Known(torch.autograd.Function):

@@ -44,13 +44,16 @@ class Encoded:
     @property
     def unit(self) -> Tensor:
         """`pooled`, normalised [N, D]."""
-        return F.normalize(self.pooled, dim=-1)
+        return self.normalised(self.pooled)
 
     @property
     def unit_within(self) -> Tensor:
         """`within`, normalised, in float32 or wider [N, E]."""
-        own = self.within
-        return F.normalize(own if own.dtype == torch.float64 else own.float(), dim=-1)
+        return self.normalised(self.within, wide=True)
+
+    def normalised(self, value: Tensor, wide: bool = False) -> Tensor:
+        """One of the embeddings at length 1, in float32 or wider if asked."""
+        return normalised(value, wide)
 
     def rows(self, index: Tensor | slice) -> Encoded:
         """Some rows, in the order of `index`."""
@@ -90,6 +93,12 @@ class Encoded:
             torch.cat([part.mask for part in parts]),
             torch.cat(unimodal) if unimodal else None,
         )
+
+
+def normalised(value: Tensor, wide: bool) -> Tensor:
+    """Embeddings [N, D] at length 1; a row of zeros stays."""
+    narrow = wide and value.dtype != torch.float64
+    return F.normalize(value.float() if narrow else value, dim=-1)
 
 
 @dataclass
