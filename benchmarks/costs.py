@@ -16,7 +16,7 @@ CARD, RATE, BANDWIDTH = "H200", 989e12, 4.8e12  # dense bf16 operations and byte
 TF32 = RATE / 2
 ASSUMED_SHARE = 0.4  # of the rate, where no result tells
 LINK = 400e9 / 8  # bytes a second of each GPU
-PASSES = 10  # times that a loss reads or writes each of its scores, forward and backward
+PASSES = 48  # times that InfoNCE reads or writes each of its scores, forward and backward, by `loss_counts.py`
 MOST_EACH, MOST_ALL = 1024, 32_768  # pairs of a GPU and of all in a step
 GPUS = (1, 8, 64, 512)
 
