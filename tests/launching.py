@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,9 +27,12 @@ CLUSTER = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ITR_", "LOCAL_RANK", "NODE_RAN
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, and that the system gives to nobody who asks for any: it is used in a while."""
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("no port is free")
 
 
 def fit(shards: Path, folder: Path, *options: str) -> list[str]:
@@ -53,7 +59,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for process in self.alive():
-            os.kill(process, 9)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process, 9)
         for process in self.started:
             process.wait()
 
@@ -121,6 +128,15 @@ class FailsWhileTheFirstWaits(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank:
             os._exit(3)
+        time.sleep(600)
+
+
+class IsStoppedWhileTheFirstWaits(pl.Callback):
+    """As a signal to all processes does of which the first, in a library, does not come to hear."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank:
+            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(600)
 
 

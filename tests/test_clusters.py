@@ -200,6 +200,15 @@ def test_a_rank_that_fails_while_the_first_waits_fails_the_run(scenes, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_stopped_while_the_first_waits_stops_the_run(scenes, tmp_path):
+    with Run(tmp_path / "log") as run:
+        callback = "--trainer.callbacks+=launching.IsStoppedWhileTheFirstWaits"
+        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
+        assert run.statuses(ENOUGH) == [130], run.said()
+        assert "process 1 of this machine ended with status 130" in run.said()
+
+
+@pytest.mark.slow
 def test_a_parameter_that_no_loss_reaches_is_named(scenes, tmp_path):
     with Run(tmp_path / "log") as run:
         spare = "--model.methods+=launching.Spare"
