@@ -66,13 +66,14 @@ def children(process: int) -> list[int]:
 
 
 class Slow(pl.Callback):
-    """Sleeps before each training batch from some step on."""
+    """Sleeps before each training batch from some step on, and says so."""
 
     def __init__(self, seconds: float, after: int = 0) -> None:
         self.seconds, self.after = seconds, after
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step >= self.after:
+            print(f"slow after step {trainer.global_step}", flush=True)
             time.sleep(self.seconds)
 
 

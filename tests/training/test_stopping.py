@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -114,11 +113,9 @@ def test_the_second_signal_ends_at_once(scenes, tmp_path):
     last, log = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "log"
     slow = ["--trainer.callbacks+=runs.Slow", "--trainer.callbacks.seconds=60", "--trainer.callbacks.after=3"]
     process = start(options(scenes, tmp_path, *LONG, *slow), log)
-    wait_for(last, process)
-    time.sleep(0.5)
+    wait_for_text(log, "slow after step 3", process)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1)
-    assert process.poll() is None
+    wait_for_text(log, "the signal once more ends it at once", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
     assert "once more: ended at once" in log.read_text()
@@ -198,7 +195,7 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         more = ["--trainer.max_epochs=4", "--trainer.log_every_n_steps=1", "--trainer.callbacks+=runs.Slow"]
         more += ["--trainer.callbacks.seconds=1", "--trainer.callbacks.after=5", "--data.num_workers=0"]
         process = start(options(scenes, disk / "run", *more), log)
-        wait_for(disk / "run" / "checkpoints" / "best.ckpt", process)
+        wait_for_text(log, "slow after step 5", process)
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         assert process.wait(120) == 0
         told = log.read_text()
@@ -208,8 +205,9 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
         (disk / "filler").unlink()
+        log = tmp_path / "second log"
         process = start(options(scenes, disk / "run", *more, "--ckpt_path=last"), log)
-        wait_for_text(log, "Restored all states", process)
+        wait_for_text(log, "slow after step 5", process)
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
