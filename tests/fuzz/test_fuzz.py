@@ -19,6 +19,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
+import judging
 from all_targets import TARGETS
 from judging import Bug, Target, home
 
@@ -45,7 +46,7 @@ def hold(target: Target, seconds: float) -> None:
     @seed(SEED)
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,  # judging.SECONDS
+        deadline=None,  # judging.SECONDS and WAITING
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
@@ -98,3 +99,19 @@ def test_the_examples_are_the_same_whatever_has_been_imported(tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("imported")
     assert judged() == before
+
+
+def works(*_: object) -> None:
+    while True:
+        pass
+
+
+def waits(*_: object) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("limit", "act"), [("SECONDS", works), ("WAITING", waits)])
+def test_an_example_that_hangs_is_a_bug(monkeypatch, limit, act):
+    monkeypatch.setattr(judging, limit, 0.1)
+    with pytest.raises(Bug, match="it hangs"):
+        Target("a target", st.integers, act).judge(0)
