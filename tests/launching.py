@@ -22,6 +22,7 @@ from itr.backbones import Backbone
 from itr.methods import Method, MethodModule
 from tiny import TINY_VSE
 
+ENOUGH = 300.0  # seconds for what takes a few, on a machine that is slow and has much else to do
 MARK = "ITR_TEST_RUN"  # in the environment of every process of a run, by which they are found again
 CLUSTER = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ITR_", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL")
 
@@ -98,7 +99,7 @@ class Run:
                 found.append((int(after_name[19]), int(folder.name)))
         return [process for _, process in sorted(found)]
 
-    def wait_for(self, file: Path, seconds: float = 120.0) -> None:
+    def wait_for(self, file: Path, seconds: float = ENOUGH) -> None:
         """Until a file is there."""
         end = time.monotonic() + seconds
         while not file.exists():

@@ -21,11 +21,10 @@ from lightning.pytorch.cli import LightningCLI
 from itr.cli import main
 from itr.parsing import resolve_configs
 from itr.training_cli import TrainingCLI
-from launching import Run, fit, free_port, torchrun
+from launching import ENOUGH, Run, fit, free_port, torchrun
 from tiny import TINY_VSE
 
 TWO_NODES = ["--trainer.devices=1", "--trainer.num_nodes=2"]
-ENOUGH = 180.0  # seconds for a short run on a busy machine
 BOUND = 30.0  # seconds in which all of a run end after one was killed
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from itr.cli import main
 from itr.data.shards import Record, write_split
+from launching import ENOUGH
 from tiny import TINY_VSE
 
 HINT = "of the epoch was spent waiting for data"
@@ -88,5 +89,5 @@ def test_pictures_that_are_skipped_are_counted_over_all_processes(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.num_workers=0"]
     few = ["--data.batch_size=2", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     command = [sys.executable, "-m", "itr", "fit", *where, *two, *few, *TINY_VSE, "--data.shuffle_buffer=1"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=ENOUGH)
     assert logged(tmp_path / "run", "train/skipped")[-1] == 3
