@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,14 +22,18 @@ from itr.backbones import Backbone
 from itr.methods import Method, MethodModule
 from tiny import TINY_VSE
 
+ENOUGH = 300.0  # seconds for what takes a few, on a machine that is slow and has much else to do
 MARK = "ITR_TEST_RUN"  # in the environment of every process of a run, by which they are found again
 CLUSTER = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ITR_", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, and that the system gives to nobody who asks for any: it is used in a while."""
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("no port is free")
 
 
 def fit(shards: Path, folder: Path, *options: str) -> list[str]:
@@ -53,7 +60,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for process in self.alive():
-            os.kill(process, 9)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process, 9)
         for process in self.started:
             process.wait()
 
@@ -91,7 +99,7 @@ class Run:
                 found.append((int(after_name[19]), int(folder.name)))
         return [process for _, process in sorted(found)]
 
-    def wait_for(self, file: Path, seconds: float = 120.0) -> None:
+    def wait_for(self, file: Path, seconds: float = ENOUGH) -> None:
         """Until a file is there."""
         end = time.monotonic() + seconds
         while not file.exists():
@@ -121,6 +129,15 @@ class FailsWhileTheFirstWaits(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank:
             os._exit(3)
+        time.sleep(600)
+
+
+class IsStoppedWhileTheFirstWaits(pl.Callback):
+    """As a signal to all processes does of which the first, in a library, does not come to hear."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_rank:
+            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(600)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from itr.data.sources.scenes import prepare_scenes
+from launching import ENOUGH
 from tiny import TINY_VSE
 
 KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "random_state", "global_step", "epoch")
@@ -60,7 +61,7 @@ def run(
             os.killpg(process.pid, kill)
         else:
             process.send_signal(kill)
-        return process.wait(timeout=120)
+        return process.wait(timeout=ENOUGH)
 
 
 def differences(one: Any, two: Any, name: str = "") -> list[str]:

@@ -12,20 +12,24 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from itr.cli import main
+from itr.errors import UserError
 from itr.parsing import resolve_configs
+from itr.processes import wait_for_processes
 from itr.training_cli import TrainingCLI
-from launching import Run, fit, free_port, torchrun
+from launching import ENOUGH, Run, fit, free_port, torchrun
 from tiny import TINY_VSE
 
 TWO_NODES = ["--trainer.devices=1", "--trainer.num_nodes=2"]
-ENOUGH = 180.0  # seconds for a short run on a busy machine
 BOUND = 30.0  # seconds in which all of a run end after one was killed
 
 
@@ -197,6 +201,24 @@ def test_a_rank_that_fails_while_the_first_waits_fails_the_run(scenes, tmp_path)
         assert run.statuses(ENOUGH) == [1], run.said()
         assert "process 1 of this machine ended with status 3" in run.said()
         assert not run.left_after(BOUND), run.said()
+
+
+def test_a_process_that_has_failed_is_told_while_another_still_runs():
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=3, num_nodes=1)
+    launcher.procs = [subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sh", "-c", "exit 3"])]
+    other = launcher.procs[0]
+    with pytest.raises(UserError, match="process 2 of this machine ended with status 3"):
+        wait_for_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    assert other.wait(ENOUGH) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_while_the_first_waits_stops_the_run(scenes, tmp_path):
+    with Run(tmp_path / "log") as run:
+        callback = "--trainer.callbacks+=launching.IsStoppedWhileTheFirstWaits"
+        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
+        assert run.statuses(ENOUGH) == [130], run.said()
+        assert "process 1 of this machine ended with status 130" in run.said()
 
 
 @pytest.mark.slow

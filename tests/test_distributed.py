@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,9 @@ def draw_twice(rank: int) -> torch.Tensor:
     return torch.stack([first, draw()])
 
 
-def work(rank: int, world: int, port: int, folder: str, cases: list[tuple[str, str]]) -> None:
+def work(rank: int, world: int, folder: str, cases: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     share = BATCH // world
     rows = slice(rank * share, (rank + 1) * share)
     found = [gradients(make_module(m, VARIANTS[v]), make_batch(rows), parallel=True) for m, v in cases]
@@ -77,12 +76,9 @@ def processes(request, tmp_path_factory) -> Processes:
     """What each of several processes found, and of which models and variants."""
     world, cases = request.param
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["itr.module"])
-    mp.start_processes(work, (world, port, str(folder), cases), nprocs=world, start_method="forkserver")
+    mp.start_processes(work, (world, str(folder), cases), nprocs=world, start_method="forkserver")
     return cases, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from itr.cli import main
+from launching import ENOUGH
 from tiny import TINY_VSE, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +188,7 @@ def test_nothing_is_asked_of_a_network(sound, scenes, tmp_path, verb):
     }[verb]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", WATCH + RUN, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ENOUGH)
     assert done.returncode == 0, done.stderr
     assert not asked(done.stdout)
 
@@ -265,7 +266,7 @@ def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(s
     def itr(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
         command = [sys.executable, "-m", "itr", *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=ENOUGH)
 
     where = [f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     quick = [f"--data.root={scenes}", "--data.batch_size=8", "--data.num_workers=0"]

@@ -12,6 +12,7 @@ import yaml
 
 from itr.cli import main
 from itr.module import RetrievalModule
+from launching import ENOUGH
 from runs import STILL, checkpoint, start, wait_for
 from tiny import TINY_VSE
 
@@ -63,6 +64,6 @@ def test_a_stage_that_is_stopped_keeps_its_state_and_the_later_ones_wait(scenes:
     process = start(["stages", *map(str, configs), *more], tmp_path / "log")
     wait_for(tmp_path / "one" / "checkpoints" / "last.ckpt", process)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(ENOUGH) == 143
     assert f"stopped after step {checkpoint(tmp_path / 'one')['global_step']}" in (tmp_path / "log").read_text()
     assert not (tmp_path / "two").exists()

@@ -21,13 +21,15 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.constants import default_pg_timeout
 
 from itr.errors import UserError
+from itr.training.stopping import SIGNALS, exit_status
 
 STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 LAUNCHER = "ITR_LAUNCHER"  # which process starts the others, where Lightning does
-GONE = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")  # gloo's words
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # gloo's words
 PATIENCE = 120.0  # seconds in which the other processes of a machine end after the first
-LOOK = 5.0  # seconds from one look at them to the next: a process that hears of the failure itself may say more
+LOOK = 5.0  # seconds from one look at them to the next
+STOPS = {status for signum in SIGNALS for status in (-signum, exit_status(signum))}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -133,7 +135,7 @@ def watch_processes(trainer: pl.Trainer) -> None:
             started = launcher.procs
             launcher.procs = list(started)
             started.clear()
-            threading.Thread(target=_watch, args=[launcher.procs], name="watch-processes", daemon=True).start()
+            threading.Thread(target=_watch, args=[launcher], name="watch-processes", daemon=True).start()
             return function(*args, **kwargs)
 
         return launch(watched, *args, **kwargs)
@@ -141,14 +143,26 @@ def watch_processes(trainer: pl.Trainer) -> None:
     launcher.launch = launch_and_watch  # type: ignore[method-assign]
 
 
-def _watch(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    while any(process.poll() != 0 for process in started):
-        time.sleep(LOOK)
-        if failed := _failed(started):
-            _kill(started)
+def _watch(launcher: _SubprocessScriptLauncher) -> None:
+    """End this process one look after a failure was seen, so that it may say more and end by itself before."""
+    failed = ""
+    while any(process.poll() != 0 for process in launcher.procs):
+        if failed:
+            status = _status(launcher.procs)
             with suppress(OSError):  # no room, or nobody who listens
-                os.write(2, f"\nitr: error: {failed}\n".encode())
-            os._exit(1)  # this process may wait in a driver for those that are gone
+                os.write(2, f"\nitr: {'error: ' * (status == 1)}{failed}\n".encode())
+            _kill(launcher.procs)
+            os._exit(status)  # this process may wait in a driver for those that are gone
+        failed = _failed(launcher.procs)
+        time.sleep(LOOK)
+
+
+def _status(started: Sequence[subprocess.Popen[bytes]]) -> int:
+    """1, but where a signal has asked one to stop, that of a stop: this one may have got it and not come to hear it."""
+    for process in started:
+        if (status := process.poll() or 0) in STOPS:
+            return exit_status(-status) if status < 0 else status
+    return 1
 
 
 def _kill(started: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -159,18 +173,23 @@ def _kill(started: Sequence[subprocess.Popen[bytes]]) -> None:
 def wait_for_processes(trainer: pl.Trainer) -> None:
     """Wait for the processes that Lightning started on this machine; it forgets them, and how they ended.
 
+    From here on nobody else watches them, so that a failure is told once.
+
     Raises:
         UserError: one failed or did not end, so the run failed, even though this process came to its end.
     """
-    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", None) or []
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    started, launcher.procs = launcher.procs, []
     end = time.monotonic() + PATIENCE
-    for rank, process in enumerate(started, 1):
-        try:
-            process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _kill(started)
-            raise UserError(f"process {rank} of this machine did not end within {PATIENCE:.0f} s of this one") from None
-    if failed := _failed(started):
+    while not (failed := _failed(started)) and any(process.poll() is None for process in started):
+        if time.monotonic() > end:
+            failed = f"the other processes of this machine did not end within {PATIENCE:.0f} s of this one"
+            break
+        time.sleep(0.05)
+    if failed:
+        _kill(started)
         raise UserError(failed)
 
 

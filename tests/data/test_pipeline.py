@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 from torchvision.transforms import InterpolationMode, v2
 
 from foreign import write_tar
@@ -94,6 +97,20 @@ def test_workers_that_are_spawned_give_the_same_batches(scenes, backbone):
     here = list(make_loader(scenes, "train", backbone, True))
     spawned = list(make_loader(scenes, "train", backbone, True, workers=1, start_method="spawn"))
     assert all(same(a, b) for a, b in zip(here, spawned, strict=True))
+
+
+def test_a_worker_that_has_just_been_started_lives_on_when_a_signal_comes(scenes, backbone, monkeypatch):
+    """It comes right after torch has made the worker ready to end by it."""
+
+    def then_a_signal(make_ready=signal_handling._set_worker_signal_handlers) -> None:
+        make_ready()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    here = list(make_loader(scenes, "train", backbone, True))
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", then_a_signal)
+    there = list(make_loader(scenes, "train", backbone, True, workers=1))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -22,6 +22,7 @@ from itr.cli import main
 from itr.data.pictures import picture_size
 from itr.data.schema import Manifest
 from itr.data.tars import read_tar
+from launching import ENOUGH
 
 WORKERS = [pytest.param(1, marks=pytest.mark.slow), 2]
 ITR = [sys.executable, "-m", "itr"]
@@ -51,7 +52,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = ENOUGH) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it takes too long"
@@ -63,7 +64,7 @@ def wait_for(condition, seconds: float = 30) -> None:
 def test_killed_again_and_again_it_goes_on_to_the_same_bytes(root, tmp_path, workers):
     out, options = tmp_path / "out", ("--resize=100", f"--num_workers={workers}")
     assert main(command(root, tmp_path / "whole", "--resize=100", "--num_workers=1")[3:]) == 0
-    for finished in (2, 9):
+    for finished in (2, 6):
         run = subprocess.Popen(command(root, out, *options), env=ENVIRONMENT, stdout=subprocess.PIPE)
         wait_for(lambda n=finished: len(list(out.glob(".preparing/*/*.json"))) >= n)
         workers_of_it = children(run.pid)

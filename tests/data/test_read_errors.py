@@ -17,6 +17,7 @@ from itr.data.remote import WAITS
 from itr.data.streams import open_stream
 from itr.data.tars import read_tar
 from itr.errors import UnreadableError
+from launching import ENOUGH
 
 READ = """
 import hashlib, logging, sys
@@ -55,7 +56,7 @@ def read_failing(library: Path, tar: Path, times: int, number: int, first: int =
         "FAILING_TIMES": str(times), "FAILING_ERRNO": str(number), "FAILING_FROM": str(first),
     }  # fmt: skip
     command = [sys.executable, "-c", READ, str(tar)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ENOUGH)
     return done.stdout, done.stderr
 
 

@@ -27,6 +27,7 @@ from itr.data.method_fields import MethodFields
 from itr.data.schema import Place, Sample
 from itr.data.tars import open_shard, read_tar
 from itr.errors import UserError
+from launching import ENOUGH
 from tiny import TINY_VSE
 from tiny_teachers import save_image_teacher
 from web import Web
@@ -217,7 +218,7 @@ def test_processes_of_a_machine_share_copies_and_counts(large, tmp_path):
     with Web(large) as web:
         command = [sys.executable, "-c", program, web.url, str(tmp_path / "copies")]
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        assert [process.communicate(timeout=120)[0] for process in running] == ["16\n"] * 3
+        assert [process.communicate(timeout=ENOUGH)[0] for process in running] == ["16\n"] * 3
         assert web.count(".tar") == 2  # the copies are what is counted
 
 

@@ -8,6 +8,7 @@ same targets for hours with examples that nobody has seen, and counts.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 
@@ -15,13 +16,22 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
+import judging
 from all_targets import TARGETS
 from judging import Bug, Target, home
 
 SEED = int(os.environ.get("ITR_FUZZ_SEED", 0))
 EXAMPLES = int(os.environ.get("ITR_FUZZ_EXAMPLES", 400))
 SECONDS = float(os.environ.get("ITR_FUZZ_SECONDS", 4))
+
+
+@pytest.fixture(autouse=True)
+def no_constants_of_the_source(monkeypatch):
+    """Hypothesis would draw from the constants of every module of ours that happens to be loaded."""
+    monkeypatch.setattr(providers, "_get_local_constants", Constants)
 
 
 class OverError(BaseException):
@@ -36,7 +46,7 @@ def hold(target: Target, seconds: float) -> None:
     @seed(SEED)
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,  # judging.SECONDS
+        deadline=None,  # judging.SECONDS and WAITING
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
@@ -76,3 +86,32 @@ def test_a_bug_is_found_made_small_and_shown(capsys):
     with pytest.raises(AssertionError, match="AssertionError") as failure:
         hold(Target("a target", lambda: st.integers(0, 10**6), act), seconds=60)
     assert "example=1000" in "".join(failure.value.__notes__)
+
+
+def test_the_examples_are_the_same_whatever_has_been_imported(tmp_path, monkeypatch):
+    def judged() -> list[str]:
+        seen: list[str] = []
+        hold(Target("a target", st.text, lambda example, _: seen.append(example)), seconds=60)
+        return seen
+
+    before = judged()
+    (tmp_path / "imported.py").write_text(f"WORDS = {[f'word {number}' for number in range(99)]}")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("imported")
+    assert judged() == before
+
+
+def works(*_: object) -> None:
+    while True:
+        pass
+
+
+def waits(*_: object) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("limit", "act"), [("SECONDS", works), ("WAITING", waits)])
+def test_an_example_that_hangs_is_a_bug(monkeypatch, limit, act):
+    monkeypatch.setattr(judging, limit, 0.1)
+    with pytest.raises(Bug, match="it hangs"):
+        Target("a target", st.integers, act).judge(0)

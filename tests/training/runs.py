@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from launching import ENOUGH
 from tiny import TINY_VSE
 
 HERE = Path(__file__).parent
@@ -35,12 +36,12 @@ def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **mor
         return subprocess.Popen(command, stdout=file, stderr=file, env=variables, start_new_session=True)
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = ENOUGH) -> None:
     """Wait until a file is there."""
     _wait(path.exists, str(path), process, seconds)
 
 
-def wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = ENOUGH) -> None:
     """Wait until a process has said something."""
     _wait(lambda: text in log.read_text(), repr(text), process, seconds)
 
@@ -66,13 +67,14 @@ def children(process: int) -> list[int]:
 
 
 class Slow(pl.Callback):
-    """Sleeps before each training batch from some step on."""
+    """Sleeps before each training batch from some step on, and says so."""
 
     def __init__(self, seconds: float, after: int = 0) -> None:
         self.seconds, self.after = seconds, after
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step >= self.after:
+            print(f"slow after step {trainer.global_step}", flush=True)
             time.sleep(self.seconds)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launching import ENOUGH
 from tiny import TINY_VSE
 
 # What the program needs to start is known only once it has; the limit is that and so many MiB.
@@ -23,7 +24,7 @@ sys.exit(main(sys.argv[2:]))
 
 def run(mebibytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LIMITED, str(mebibytes), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH)
 
 
 def training(folder: Path, shards: Path) -> list[str]:

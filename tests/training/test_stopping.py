@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from itr.cli import main
 from itr.training.checkpoint_files import fault
+from launching import ENOUGH
 from runs import checkpoint, children, options, start, wait_for, wait_for_text
 from soak import differences, final
 
@@ -85,7 +85,7 @@ def test_the_workers_of_the_loader_survive_a_signal_to_the_whole_group(scenes, t
     process = start(options(scenes, tmp_path, *LONG, "--data.num_workers=2"), log)
     wait_for(last, process)
     os.killpg(process.pid, signum)
-    assert process.wait(60) == SIGNALS[signum]
+    assert process.wait(ENOUGH) == SIGNALS[signum]
     told = log.read_text()
     assert f"stopped after step {checkpoint(tmp_path)['global_step']}" in told
     assert "Traceback" not in told
@@ -104,7 +104,7 @@ next(batches)
 print(batches._workers[0].pid, flush=True)
 batches._shutdown_workers = lambda: None
 """
-    done = subprocess.run([sys.executable, "-c", keeps_its_loader], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", keeps_its_loader], capture_output=True, text=True, timeout=ENOUGH)
     assert done.returncode == 0, done.stderr
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
 
@@ -114,13 +114,11 @@ def test_the_second_signal_ends_at_once(scenes, tmp_path):
     last, log = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "log"
     slow = ["--trainer.callbacks+=runs.Slow", "--trainer.callbacks.seconds=60", "--trainer.callbacks.after=3"]
     process = start(options(scenes, tmp_path, *LONG, *slow), log)
-    wait_for(last, process)
-    time.sleep(0.5)
+    wait_for_text(log, "slow after step 3", process)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1)
-    assert process.poll() is None
+    wait_for_text(log, "the signal once more ends it at once", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
+    assert process.wait(30) == 143
     assert "once more: ended at once" in log.read_text()
     assert fault(last) == ""
 
@@ -131,16 +129,16 @@ def test_two_processes_stop_at_one_step_and_go_on_to_the_same_end(scenes, tmp_pa
     log = tmp_path / "log"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--data.num_workers=0"]
     two += ["--trainer.max_epochs=8", "--trainer.logger=false", "--checkpoint.every_steps=3"]
-    assert start(options(scenes, tmp_path / "whole", *two), log).wait(120) == 0
+    assert start(options(scenes, tmp_path / "whole", *two), log).wait(ENOUGH) == 0
     slow = ["--trainer.callbacks+=runs.Slow", "--trainer.callbacks.seconds=0.1"]
     process = start(options(scenes, tmp_path / "stopped", *two, *slow), log)
     wait_for(tmp_path / "stopped" / "checkpoints" / "last.ckpt", process)
     listener = process.pid if heard_by == "the first process" else children(process.pid)[0]
     os.kill(listener, signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(ENOUGH) == 143
     assert "stopped after step" in log.read_text()
     assert checkpoint(tmp_path / "stopped")["global_step"] < checkpoint(tmp_path / "whole")["global_step"]
-    assert start(options(scenes, tmp_path / "stopped", *two, "--ckpt_path=last"), log).wait(120) == 0
+    assert start(options(scenes, tmp_path / "stopped", *two, "--ckpt_path=last"), log).wait(ENOUGH) == 0
     assert not differences(final(tmp_path / "whole"), final(tmp_path / "stopped"))
 
 
@@ -161,13 +159,13 @@ def test_slurm_queues_the_job_again_and_the_same_command_goes_on(scenes, tmp_pat
     process = start(options(scenes, folder, *more), log, **slurm)
     wait_for(folder / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 143
+    assert process.wait(ENOUGH) == 143
     assert asked.read_text() == "requeue 77\n"
     reached = checkpoint(folder)["global_step"]
     assert 0 < reached < 150
-    assert start(options(scenes, folder, *more), log, **slurm, SLURM_RESTART_COUNT="1").wait(120) == 0
+    assert start(options(scenes, folder, *more), log, **slurm, SLURM_RESTART_COUNT="1").wait(ENOUGH) == 0
     assert checkpoint(folder)["global_step"] == 150
-    assert start(options(scenes, tmp_path / "whole", *more), log).wait(120) == 0
+    assert start(options(scenes, tmp_path / "whole", *more), log).wait(ENOUGH) == 0
     assert not differences(final(tmp_path / "whole"), final(folder))
 
 
@@ -178,12 +176,12 @@ def test_torchrun_starts_again_from_the_last_checkpoint(scenes, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--data.num_workers=0"]
     two += ["--trainer.max_epochs=8", "--trainer.logger=false", "--checkpoint.every_steps=3"]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
-    assert start(options(scenes, tmp_path / "whole", *two), log, torchrun).wait(120) == 0
+    assert start(options(scenes, tmp_path / "whole", *two), log, torchrun).wait(ENOUGH) == 0
     slow = ["--trainer.callbacks+=runs.Slow", "--trainer.callbacks.seconds=0.1"]
     process = start(options(scenes, tmp_path / "killed", *two, *slow), log, torchrun)
     wait_for(tmp_path / "killed" / "checkpoints" / "last.ckpt", process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
-    assert process.wait(120) == 0
+    assert process.wait(ENOUGH) == 0
     assert "Restoring states from the checkpoint" in log.read_text()
     assert not differences(final(tmp_path / "whole"), final(tmp_path / "killed"))
 
@@ -198,9 +196,9 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         more = ["--trainer.max_epochs=4", "--trainer.log_every_n_steps=1", "--trainer.callbacks+=runs.Slow"]
         more += ["--trainer.callbacks.seconds=1", "--trainer.callbacks.after=5", "--data.num_workers=0"]
         process = start(options(scenes, disk / "run", *more), log)
-        wait_for(disk / "run" / "checkpoints" / "best.ckpt", process)
+        wait_for_text(log, "slow after step 5", process)
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
-        assert process.wait(120) == 0
+        assert process.wait(ENOUGH) == 0
         told = log.read_text()
         assert "last.ckpt could NOT be written (No space left on device)" in told
         assert "logs can NOT be written" in told
@@ -208,15 +206,16 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
         (disk / "filler").unlink()
+        log = tmp_path / "second log"
         process = start(options(scenes, disk / "run", *more, "--ckpt_path=last"), log)
-        wait_for_text(log, "Restored all states", process)
+        wait_for_text(log, "slow after step 5", process)
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        assert process.wait(ENOUGH) == 143
         assert "which could not be written: there is the state after step 5 to go on from" in log.read_text()
         (disk / "filler").unlink()
         go_on = ["--trainer.max_epochs=2", "--data.num_workers=0", "--ckpt_path=last"]
-        assert start(options(scenes, disk / "run", *go_on), log).wait(60) == 0
+        assert start(options(scenes, disk / "run", *go_on), log).wait(ENOUGH) == 0
         assert checkpoint(disk / "run")["global_step"] == 10
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
@@ -226,7 +225,7 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_run_whose_output_finds_no_room_goes_on(scenes, tmp_path):
     arguments = options(scenes, tmp_path, "--trainer.max_epochs=1", "--data.num_workers=0", "--trainer.logger=false")
-    assert start(arguments, Path("/dev/full")).wait(90) == 0
+    assert start(arguments, Path("/dev/full")).wait(ENOUGH) == 0
     assert checkpoint(tmp_path)["global_step"] == 5
 
 
@@ -282,9 +281,9 @@ def test_a_run_of_two_processes_goes_on_with_one(scenes, tmp_path):
     process = start(options(scenes, tmp_path, *two, "--data.batch_size=2", *slow), log)
     wait_for(tmp_path / "checkpoints" / "last.ckpt", process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    process.wait(ENOUGH)
     reached = checkpoint(tmp_path)["global_step"]
-    assert start(options(scenes, tmp_path, *more, "--data.batch_size=4", "--ckpt_path=last"), log).wait(90) == 0
+    assert start(options(scenes, tmp_path, *more, "--data.batch_size=4", "--ckpt_path=last"), log).wait(ENOUGH) == 0
     told = log.read_text()
     assert "processes 2 -> 1" in told
     assert "epoch 1 begins anew" in told

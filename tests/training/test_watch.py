@@ -31,6 +31,7 @@ from itr.optim import OptimizerSettings
 from itr.training.watch import Watch
 from itr.training_cli import quieten
 from itr.types import Pairs
+from launching import ENOUGH
 from tiny import TINY_VSE
 
 
@@ -207,7 +208,7 @@ def test_a_loss_that_stays_nan_under_fp16_is_told_as_such(scenes, tmp_path):
 def test_two_processes_stop_at_the_same_step(scenes, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
     arguments = command(tmp_path, scenes, *AT_ONCE, *two)
-    done = subprocess.run([sys.executable, "-m", "itr", *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "itr", *arguments], capture_output=True, text=True, timeout=ENOUGH)
     assert done.returncode == 1
     for process in (0, 1):
         assert f"step 1 (epoch 1, batch 2 on process {process} of 2" in done.stderr
@@ -221,7 +222,7 @@ def test_what_one_process_alone_meets_is_told_by_it_and_ends_all(scenes, tmp_pat
     tests = Path(__file__).parents[1]
     variables = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}:{tests / 'training'}"}
     words = [sys.executable, "-m", "itr", *arguments]
-    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=ENOUGH)
     assert done.returncode != 0
     assert "the loss is not finite in step 0 (epoch 1, batch 1 on process 1 of 2" in done.stderr
     assert "not finite: odd/lost = nan" in done.stderr

@@ -20,7 +20,6 @@ from itr.data.remote import is_url, shown
 from itr.data.schema import Split
 from itr.errors import UserError
 from itr.evaluation.positives import Positives
-from itr.training.stopping import deaf_worker
 
 Stage = Literal["train", "val", "test", "predict"]
 
@@ -233,7 +232,6 @@ class ShardData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=deaf_worker,
             generator=torch.Generator(),  # its own: beginning an epoch must not move the run's random numbers
         )
 

@@ -22,6 +22,7 @@ from itr.data.reading import Reading
 from itr.data.schema import Sample, is_whole, stable_id
 from itr.data.shared_epoch import SharedEpoch
 from itr.errors import UserError
+from itr.training.stopping import deaf_worker, signals_held
 from itr.types import Batch
 
 
@@ -143,7 +144,7 @@ class ShardLoader(DataLoader[Batch]):
         self.position = position
         self.waited = 0.0
         self.cut_texts = CutTexts(stream.tokenizer.max_length) if stream.training and stream.rank == 0 else None
-        super().__init__(stream, batch_size=None, **options)  # type: ignore[arg-type]
+        super().__init__(stream, batch_size=None, worker_init_fn=deaf_worker, **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         stream: Any = self.dataset
@@ -162,6 +163,11 @@ class ShardLoader(DataLoader[Batch]):
             yield batch
         if self.cut_texts:
             self.cut_texts.tell()
+
+    def _get_iterator(self) -> Any:
+        """As torch does, which starts the workers here."""
+        with signals_held():
+            return super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""

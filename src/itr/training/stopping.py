@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,22 @@ def _handed_on() -> bool:
     return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", HANDED_ON))
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals wait here and in the processes that are started meanwhile, for which `deaf_worker` ends it.
+
+    NOTE: torch has a worker that is not deaf yet end by SIGTERM, and so the run with an error.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
 def deaf_worker(worker: int) -> None:
     """Let a process that loads data live on when a signal reaches the whole group: it ends with the one it serves.
 
@@ -127,6 +143,8 @@ def deaf_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @atexit.register
