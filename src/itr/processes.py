@@ -30,6 +30,7 @@ GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 PATIENCE = 120.0  # seconds in which the other processes of a machine end after the first
 LOOK = 5.0  # seconds from one look at them to the next
 STOPS = {status for signum in SIGNALS for status in (-signum, exit_status(signum))}
+NAMES = {known.value: known.name for known in signal.Signals}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -199,7 +200,7 @@ def _failed(started: Sequence[subprocess.Popen[bytes]]) -> str:
         if (status := process.poll() or 0) > 0:
             return f"process {rank} of this machine ended with status {status}; what it said stands above"
         if status < 0:
-            name = signal.Signals(-status).name
+            name = NAMES.get(-status, f"signal {-status}")
             hint = ", as happens where a machine's memory runs out" if name == "SIGKILL" else ""
             return f"process {rank} of this machine was ended by {name}{hint}"
     return ""
