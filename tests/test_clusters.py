@@ -183,21 +183,12 @@ def test_ranks_that_hang_end_with_their_launcher(scenes, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_at_the_end_fails_the_run(scenes, tmp_path):
-    """Lightning ends with status 0 when the first process came to its end, whatever happened to the others."""
+@pytest.mark.parametrize("callback", ["FailsAtTheEnd", "FailsWhileTheFirstWaits"])
+def test_a_rank_that_fails_fails_the_run(scenes, tmp_path, callback):
+    """Alone, Lightning ends with 0 where the first has come to its end, and with 137 where no collective tells it."""
     with Run(tmp_path / "log") as run:
-        callback = "--trainer.callbacks+=launching.FailsAtTheEnd"
-        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
-        assert run.statuses(ENOUGH) == [1], run.said()
-        assert "process 1 of this machine ended with status 3" in run.said()
-
-
-@pytest.mark.slow
-def test_a_rank_that_fails_while_the_first_waits_fails_the_run(scenes, tmp_path):
-    """As one whose kernels wait for the others: no collective tells it. Lightning's own watch gives status 137."""
-    with Run(tmp_path / "log") as run:
-        callback = "--trainer.callbacks+=launching.FailsWhileTheFirstWaits"
-        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
+        fails = f"--trainer.callbacks+=launching.{callback}"
+        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", fails))
         assert run.statuses(ENOUGH) == [1], run.said()
         assert "process 1 of this machine ended with status 3" in run.said()
         assert not run.left_after(BOUND), run.said()
