@@ -69,6 +69,7 @@ class Run:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
         root = Path(__file__).parents[1]
         kept |= {"PYTHONPATH": f"{root / 'src'}:{root / 'tests'}", "OMP_NUM_THREADS": "1", MARK: self.mark}
+        kept["PYTHONFAULTHANDLER"] = "1"  # see `stacks`
         environment = kept | {name: str(value) for name, value in variables.items()}
         with self.log.open("ab") as log:
             self.started.append(
@@ -80,7 +81,18 @@ class Run:
     def statuses(self, seconds: float) -> list[int]:
         """How the started processes ended; they have this long."""
         end = time.monotonic() + seconds
-        return [process.wait(max(0.0, end - time.monotonic())) for process in self.started]
+        try:
+            return [process.wait(max(0.0, end - time.monotonic())) for process in self.started]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended after {seconds:.0f} s: {self.stacks()}") from None
+
+    def stacks(self) -> str:
+        """What the processes said, and where each thread of theirs stands; it ends them."""
+        for process in self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGABRT)
+        self.left_after(10)
+        return self.said()[-20_000:]
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -103,7 +115,7 @@ class Run:
         """Until a file is there."""
         end = time.monotonic() + seconds
         while not file.exists():
-            assert time.monotonic() < end, f"{file} did not come: {self.said()[-2000:]}"
+            assert time.monotonic() < end, f"{file} did not come: {self.stacks()}"
             assert any(process.poll() is None for process in self.started), self.said()[-3000:]
             time.sleep(0.05)
 
