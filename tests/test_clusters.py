@@ -183,14 +183,17 @@ def test_ranks_that_hang_end_with_their_launcher(scenes, tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("callback", ["FailsAtTheEnd", "FailsWhileTheFirstWaits"])
-def test_a_rank_that_fails_fails_the_run(scenes, tmp_path, callback):
+@pytest.mark.parametrize(
+    ("callback", "ended", "status"),
+    [("FailsAtTheEnd", 3, 1), ("FailsWhileTheFirstWaits", 3, 1), ("IsStoppedWhileTheFirstWaits", 130, 130)],
+)
+def test_a_rank_that_ends_early_ends_the_run(scenes, tmp_path, callback, ended, status):
     """Alone, Lightning ends with 0 where the first has come to its end, and with 137 where no collective tells it."""
     with Run(tmp_path / "log") as run:
-        fails = f"--trainer.callbacks+=launching.{callback}"
-        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", fails))
-        assert run.statuses(ENOUGH) == [1], run.said()
-        assert "process 1 of this machine ended with status 3" in run.said()
+        ends = f"--trainer.callbacks+=launching.{callback}"
+        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", ends))
+        assert run.statuses(ENOUGH) == [status], run.said()
+        assert f"process 1 of this machine ended with status {ended}" in run.said()
         assert not run.left_after(BOUND), run.said()
 
 
@@ -201,15 +204,6 @@ def test_a_process_that_has_failed_is_told_while_another_still_runs():
     with pytest.raises(UserError, match="process 2 of this machine ended with status 3"):
         wait_for_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
     assert other.wait(ENOUGH) == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_a_rank_that_is_stopped_while_the_first_waits_stops_the_run(scenes, tmp_path):
-    with Run(tmp_path / "log") as run:
-        callback = "--trainer.callbacks+=launching.IsStoppedWhileTheFirstWaits"
-        run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", callback))
-        assert run.statuses(ENOUGH) == [130], run.said()
-        assert "process 1 of this machine ended with status 130" in run.said()
 
 
 @pytest.mark.slow
