@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from itr.data.datamodule import ShardData
-from itr.data.schema import MANIFEST
-from itr.data.shards import Record, write_split
+from itr.data.shards.schema import MANIFEST
+from itr.data.shards.writer import Record, write_split
 from itr.data.sources.scenes import prepare_scenes
-from itr.training_cli import TrainingCLI
+from itr.runs.command import TrainingCLI
 from itr.types import Batch
 from measuring import seconds
 

@@ -11,8 +11,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `itr` itself does before torch is imported
 
-from itr.callbacks import History
 from itr.cli import main
+from itr.runs.callbacks import History
 from measuring import synchronise
 
 IMPORTED = "everything is imported"

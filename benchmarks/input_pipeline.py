@@ -22,8 +22,8 @@ import torch
 
 import pipeline_parts as parts
 from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
-from itr.data.pictures import decode_pixels
-from itr.data.tars import read_tar
+from itr.data.shards.tars import read_tar
+from itr.images.decode import decode_pixels
 from measuring import Line, Rounds, arguments, device, seconds, side_by_side, write
 from pipeline_workers import growth, scaling
 

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from itr.data.features.stored import FeaturePaths, Header, data_identity
+from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
-from itr.data.images import EvaluationTransform, decode
-from itr.data.locations import find_split
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
-from itr.data.tars import read_tar
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import data_identity
+from itr.data.shards.tars import read_tar
+from itr.images.transforms import EvaluationTransform, decode
 from itr.module import RetrievalModule
 
 CUSA = [

@@ -13,7 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from itr.training_cli import TrainingCLI, quieten
+from itr.commands.quieten import quieten
+from itr.runs.command import TrainingCLI
 from measuring import device, synchronise
 from step_parts import NARROW, PRECISION
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from itr.data.features.make import encode
-from itr.data.features.reader import ChunkReader, load_chunks
-from itr.data.features.stored import FeaturePaths, Header, Modality, data_identity
-from itr.data.features.teacher import Teacher
-from itr.data.features.teachers import load_teacher
+from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
-from itr.data.locations import find_split
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import data_identity
+from itr.passes.features import encode
+from itr.passes.reader import ChunkReader, load_chunks
+from itr.teachers.base import Modality, Teacher
+from itr.teachers.load import load_teacher
 from itr.types import Tokens
 from measuring import Line, Rounds, device, side_by_side
 from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher

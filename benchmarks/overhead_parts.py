@@ -16,15 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from itr.backbones import CLIP, VSE, Backbone
 from itr.data.datamodule import ShardData
-from itr.data.features.stored import FeaturePaths, Header, Modality, data_identity, weights_identity
+from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
-from itr.data.locations import find_split
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import data_identity
+from itr.data.shards.tars import read_tar
 from itr.data.sources.scenes import prepare_scenes
-from itr.data.tars import read_tar
+from itr.files.digests import weights_identity
 from itr.methods import Method
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Objective, Triplet
-from itr.optim import parameter_groups
+from itr.teachers.base import Modality
+from itr.training.optim import parameter_groups
 from itr.types import Batch
 from measuring import device
 

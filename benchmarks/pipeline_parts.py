@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from itr.data.pipeline import ShardLoader
-from itr.data.preparing.entries import Entry, RawData
+from itr.commands.quieten import quieten
+from itr.data.loading.pipeline import ShardLoader
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.tars import read_tar
-from itr.training_cli import TrainingCLI, quieten
+from itr.data.raw.entries import Entry, RawData
+from itr.data.shards.tars import read_tar
+from itr.runs.command import TrainingCLI
 
 SIZE, BATCH, CAPTIONS = 224, 64, 5
 SCALE = (0.6, 1.0)  # of the area that a crop keeps, for all ways alike

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from itr.data.pipeline import ShardLoader
+from itr.data.loading.pipeline import ShardLoader
 from measuring import Line, Rounds, seconds, side_by_side
 from pipeline_parts import BATCH, SIZE, bare_loop, bare_training, encoded, loader, through
 

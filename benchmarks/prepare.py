@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from itr.data.preparing.entries import Entry, RawData
 from itr.data.preparing.writing import Writing, write_shards
+from itr.data.raw.entries import Entry, RawData
 from measuring import Line, Rounds, arguments, seconds, write
 
 TYPES = (".jpg", ".jpeg")

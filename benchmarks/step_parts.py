@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from itr.backbones import CLIP, VSE, Backbone
 from itr.backbones.clip_towers import text_features
-from itr.callbacks import History
+from itr.commands.quieten import quieten
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.training.loggers import Csv, TensorBoard
-from itr.training.waiting import DataWait
-from itr.training.watch import Watch
-from itr.training_cli import quieten
+from itr.runs.callbacks import History
+from itr.runs.loggers import Csv, TensorBoard
+from itr.runs.waiting import DataWait
+from itr.runs.watch import Watch
 from itr.types import Batch, Tokens
 from measuring import Rounds, device, synchronise
 

@@ -114,7 +114,7 @@ def waits(name: str) -> Line:
     what = f"waits for the device in a step, {name}"
     if GPU:
         return Line(what, "", float(_cuda_waits(name)), at_most=0, remark="Counted by torch.cuda's sync debug mode.")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
     from valueless import DEVICE, Waits
 
     module = training(name)

@@ -9,6 +9,7 @@ import torch
 
 from itr.cli import _show_our_messages
 from itr.data.sources.scenes import prepare_scenes
+from tiny import save_checkpoint
 
 # Two test processes share two cores.
 torch.set_num_threads(1)
@@ -41,3 +42,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder.name} beside the repository, which is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with heads for search within a modality."""
+    return save_checkpoint(tmp_path_factory.mktemp("cusa"), scenes, "--model.methods+=CUSA")
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model without."""
+    return save_checkpoint(tmp_path_factory.mktemp("plain"), scenes)

@@ -15,7 +15,7 @@ import torch
 
 from itr.cli import VERBS, main
 from itr.module import RetrievalModule
-from itr.training_cli import TrainingCLI
+from itr.runs.command import TrainingCLI
 from tiny import STILL_VSE, TINY_CLIP, TINY_VSE
 
 FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -77,7 +77,7 @@ def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp
     with np.load(tmp_path / "embeddings.npz") as arrays:
         assert arrays["image"].shape == (17, 32)
         assert len(arrays["text"]) == len(arrays["caption_id"]) == len(arrays["caption_image_id"])
-        from itr.data.tars import read_tar
+        from itr.data.shards.tars import read_tar
 
         samples = [s for path in sorted((scenes / "test").glob("*.tar")) for s in read_tar(path)]
         captions = {i: c for s in samples for i, c in zip(s.caption_ids, s.captions, strict=True)}

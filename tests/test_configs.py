@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from itr.parsing import config_folder, find_config, resolve_configs
-from itr.training_cli import TrainingCLI, quieten
+from itr.commands.parsing import config_folder, find_config, resolve_configs
+from itr.commands.quieten import quieten
+from itr.runs.command import TrainingCLI
 from tiny import TINY_CLIP, TINY_VSE
 
 FOLDER = config_folder()

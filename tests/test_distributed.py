@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from exact_parts import BATCH, GRID, OFTEN, VARIANTS, assert_equal, expected, gradients, make_batch, make_module
-from itr import random_state
 from itr.evaluation.gallery import GalleryBuilder
+from itr.state import random_state
 from itr.types import Batch, Encoded, Tokens
 
 Processes = tuple[list[tuple[str, str]], list[dict[str, Any]]]
@@ -117,6 +117,6 @@ def test_each_process_gets_its_own_random_numbers_back(processes):
 
 def test_random_numbers_of_another_number_of_processes_are_left(caplog):
     states = random_state.collect(torch.device("cpu"))
-    with caplog.at_level("INFO", logger="itr.random_state"):
+    with caplog.at_level("INFO", logger="itr.state.random_state"):
         random_state.restore({"cpu": states["cpu"].repeat(2, 1)}, torch.device("cpu"))
     assert "of 2 processes and this run of 1: random numbers start anew" in caplog.text

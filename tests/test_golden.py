@@ -17,6 +17,8 @@ FIXTURES = sorted(FOLDER.glob("*.safetensors"))
 @pytest.mark.skipif(not FIXTURES, reason="the authors' numbers (shared/golden beside the repository) are not here")
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_a_fixture_is_within_tolerance(path):
+    if not path.stem.startswith(tuple(golden.CHECKS)):
+        pytest.skip(f"itr has no model yet that {path.stem} could be compared with")
     line, within = golden.check(path)
     assert within, line
 

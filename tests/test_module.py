@@ -16,12 +16,12 @@ from itr.backbones import VSE
 from itr.checkpoints import open_checkpoint
 from itr.component import IMPORTS
 from itr.data.datamodule import ShardData
-from itr.data.images import Augmentation
 from itr.errors import UserError
+from itr.images.transforms import Augmentation
 from itr.methods import Method, MethodModule
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.optim import OptimizerSettings, lr_factor, parameter_groups
+from itr.training.optim import OptimizerSettings, lr_factor, parameter_groups
 from itr.types import Encoded
 from late_interaction import LateInteraction
 from tiny import save_checkpoint
@@ -80,7 +80,7 @@ def data(scenes) -> ShardData:
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
-    from itr.training_cli import quieten
+    from itr.commands.quieten import quieten
 
     quieten()
 

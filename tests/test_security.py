@@ -36,14 +36,14 @@ MUST_NOT = {"shell": True, "trust_remote_code": True, "allow_pickle": True, "wei
 ALLOWED = {
     ("src/itr/cli.py", "import_module"): "the verbs of its own table",
     ("src/itr/component.py", "import_module"): "modules that the user names in the environment",
-    ("src/itr/demo.py", "import_module"): "the verbs of its own list",
-    ("src/itr/parsing.py", "import_module"): "a class that the parser has imported and refused an option of",
+    ("src/itr/commands/demo.py", "import_module"): "the verbs of its own list",
+    ("src/itr/commands/parsing.py", "import_module"): "a class that the parser has imported and refused an option of",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",
     (
         "src/itr/data/features/array_pickle.py",
         "pickle._Unpickler",
     ): "find_class gives stand-ins for arrays alone",
-    ("src/itr/data/features/teachers.py", "hf_hub_download"): "modules.json of the model that the user names",
+    ("src/itr/teachers/load.py", "hf_hub_download"): "modules.json of the model that the user names",
 }
 
 

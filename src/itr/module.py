@@ -18,12 +18,12 @@ from itr.evaluation.gallery import Gallery, GalleryBuilder
 from itr.evaluation.retrieval import evaluate
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
-from itr.optim import OptimizerSettings, clip_gradients, loss_scale, parameter_groups, scheduled_adamw
-from itr.self_describing import SelfDescribing
+from itr.state.self_describing import SelfDescribing
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch, score_rows
-from itr.training.watch import logs_now
+from itr.training.logging_steps import logs_now
+from itr.training.optim import OptimizerSettings, clip_gradients, loss_scale, parameter_groups, scheduled_adamw
 from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)

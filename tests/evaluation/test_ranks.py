@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from itr.data.shards.positives import Positives
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery, GalleryBuilder
-from itr.evaluation.positives import Positives
 from itr.evaluation.ranks import Matches, precision_over_all, rank
 from itr.evaluation.retrieval import evaluate, recalls, table
 from itr.types import Batch, Encoded, Tokens

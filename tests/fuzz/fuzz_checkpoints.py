@@ -21,7 +21,7 @@ from itr.interop import cusa, d2s
 from itr.interop.d2s import made_up_tokenizer
 from itr.methods.d2s_teacher import load_stage1
 from itr.module import RetrievalModule
-from itr.training.resume import check_settings
+from itr.runs.resume import check_settings
 from judging import Target, check, home, material
 from tiny import save_checkpoint
 
@@ -32,7 +32,7 @@ PATHS = [
     "itr.checkpoints.open_checkpoint", "itr.backbones.base.Backbone", "itr.methods.cusa.CUSA", "CUSA", "VSE", "..",
     "a.b", "x.yaml",
     "itr.objectives.Triplet", "itr.methods.d2s.D2S", "webbrowser.open", "antigravity.fly",
-    "itr.data.features.teachers.load_teacher",
+    "itr.teachers.load.load_teacher",
 ]  # fmt: skip
 
 

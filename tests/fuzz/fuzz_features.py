@@ -14,11 +14,11 @@ import torch
 from hypothesis import strategies as st
 
 from breaking import broken, edits, twisted, twists
-from itr.data.dense_texts import DenseTexts
 from itr.data.features.imported import Dictionary, Item, open_vectors
 from itr.data.features.stored import FORMAT, FeatureFile, TeacherFeatures
-from itr.data.schema import Sample
-from itr.evaluation.embeddings import load_embeddings
+from itr.data.loading.dense_texts import DenseTexts
+from itr.data.shards.schema import Sample
+from itr.embedding.files import load_embeddings
 from itr.evaluation.retrieval import evaluate
 from judging import Target, check, material
 

@@ -17,14 +17,14 @@ from breaking import broken, edits, odd_texts
 from fuzz_shards import SPEC
 from itr.backbones.base import Tokenizer
 from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
-from itr.data.captions import CaptionCleaner
-from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform, decode
-from itr.data.pictures import BadImageError, picture_size, shrink
 from itr.data.preparing.writing import Writing, write_shards
+from itr.data.shards.captions import CaptionCleaner
+from itr.data.shards.tars import read_tar
 from itr.data.sources.table import read_table
-from itr.data.tars import read_tar
+from itr.images.decode import BadImageError, picture_size, shrink
+from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform, decode
 from itr.interop.d2s import made_up_tokenizer
-from itr.report.markup import table, tag
+from itr.report.page.markup import table, tag
 from judging import Target, check, material
 
 MAX_PIXELS = 1_000_000

@@ -18,16 +18,16 @@ from foreign import downloaded
 from foreign import picture as small_picture
 from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import BPETokenizer
-from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
 from itr.data.inspecting.verify import verify
-from itr.data.locations import find_split, read_positives
-from itr.data.pipeline import ShardLoader, ShardStream
-from itr.data.reading import Reading
-from itr.data.schema import Place, Split
+from itr.data.loading.pipeline import ShardLoader, ShardStream
+from itr.data.loading.reading import Reading
+from itr.data.shards.locations import find_split, read_positives
+from itr.data.shards.positives import Positives
+from itr.data.shards.schema import Place, Split
+from itr.data.shards.tars import count_tar, read_tar
 from itr.data.sources.scenes import prepare_scenes
-from itr.data.tars import count_tar, read_tar
 from itr.errors import UserError
-from itr.evaluation.positives import Positives
+from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 from judging import Target, check, home, material
 
 MAX_PIXELS = 1_000_000

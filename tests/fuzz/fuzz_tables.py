@@ -15,13 +15,13 @@ from PIL import Image
 
 from breaking import broken, edits, json_values, odd_names, odd_texts, twisted, twists
 from itr.data.inspecting.verify import verify
-from itr.data.preparing.entries import RawData
 from itr.data.preparing.writing import Writing, write_shards
+from itr.data.raw.dense import attach_dense
+from itr.data.raw.entries import RawData
+from itr.data.shards.tars import read_tar
 from itr.data.sources.coco import read_coco
-from itr.data.sources.dense import attach_dense
 from itr.data.sources.flickr30k import read_flickr30k
 from itr.data.sources.table import read_table
-from itr.data.tars import read_tar
 from judging import Target, check, home, material
 
 NAMES = ["0.png", "1.png", "a/2.png", "3.png"]

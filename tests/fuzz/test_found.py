@@ -18,19 +18,19 @@ from foreign import picture, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import INSTANTIATOR, check_description
-from itr.data.dense_texts import DenseTexts
 from itr.data.features.array_pickle import read_npy_header
 from itr.data.features.imported import open_vectors
 from itr.data.features.stored import FORMAT, FeatureFile
-from itr.data.locations import find_split, read_positives
-from itr.data.schema import Manifest
+from itr.data.loading.dense_texts import DenseTexts
+from itr.data.raw.dense import attach_dense
+from itr.data.shards.locations import find_split, read_positives
+from itr.data.shards.schema import Manifest
+from itr.data.shards.tars import read_tar
 from itr.data.sources.coco import read_coco
-from itr.data.sources.dense import attach_dense
 from itr.data.sources.flickr30k import read_flickr30k
 from itr.data.sources.table import read_table
-from itr.data.tars import read_tar
+from itr.embedding.files import load_embeddings
 from itr.errors import UserError
-from itr.evaluation.embeddings import load_embeddings
 from itr.interop import cusa, d2s
 from itr.methods import CUSA
 from itr.module import RetrievalModule

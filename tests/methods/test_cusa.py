@@ -18,8 +18,8 @@ from itr.methods import CUSA
 from itr.methods.cusa import Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
+from itr.runs.command import TrainingCLI
 from itr.training.large_batch import LargeBatch
-from itr.training_cli import TrainingCLI
 from itr.types import Batch, Encoded, Pairs, Scores
 from tiny import TINY_VSE, copy_of
 

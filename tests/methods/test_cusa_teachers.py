@@ -10,13 +10,14 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from itr.backbones.tokenizers import BPETokenizer, load_tokenizer
-from itr.data.features.make import make_features
-from itr.data.features.teacher import Encoder, Teacher, by_length
-from itr.data.features.teachers import load_teacher
-from itr.data.locations import find_split
-from itr.data.tars import read_tar
+from itr.commands.quieten import quieten
+from itr.data.shards.locations import find_split
+from itr.data.shards.tars import read_tar
 from itr.errors import UserError
-from itr.training_cli import TrainingCLI, quieten
+from itr.passes.features import make_features
+from itr.runs.command import TrainingCLI
+from itr.teachers.base import Encoder, Teacher, by_length
+from itr.teachers.load import load_teacher
 from itr.types import HostTokens, Tokens
 from tiny import TINY_VSE
 from tiny_teachers import save_image_teacher, save_text_teacher

@@ -10,19 +10,19 @@ import torch
 from d2s_parts import SMALL, build, clip, data, trainer, vse
 
 from itr.data.datamodule import ShardData
-from itr.data.features.make import make_features
 from itr.errors import UserError
 from itr.interop.convert import save
 from itr.methods import CUSA, D2S
 from itr.methods.d2s_teacher import FrozenText
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.optim import parameter_groups
+from itr.passes.features import make_features
+from itr.training.optim import parameter_groups
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
-    from itr.training_cli import quieten
+    from itr.commands.quieten import quieten
 
     quieten()
 

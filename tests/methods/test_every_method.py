@@ -15,15 +15,17 @@ import torch
 
 import itr.methods
 from itr.cli import main
-from itr.data.features.make import make_features
-from itr.data.features.stored import FeaturePaths, Header, data_identity
+from itr.commands.quieten import quieten
+from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
-from itr.data.locations import find_split
-from itr.data.tars import read_tar
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import data_identity
+from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from itr.methods import CUSA, D2S
 from itr.module import RetrievalModule
-from itr.training_cli import TrainingCLI, quieten
+from itr.passes.features import make_features
+from itr.runs.command import TrainingCLI
 from tiny import TINY_VSE
 from tiny_teachers import save_image_teacher, save_text_teacher
 

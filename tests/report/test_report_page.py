@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import itr.embed
+import itr.embedding.shards
 from html_page import Page
 from itr.cli import main
-from itr.data.shards import Record, write_split
+from itr.data.shards.writer import Record, write_split
 
 
 def report(*arguments: str | Path) -> Page:
@@ -102,7 +102,7 @@ def test_embeddings_are_made_once(run, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("embedded twice")
 
-    monkeypatch.setattr(itr.embed, "embed_shards", refuse)
+    monkeypatch.setattr(itr.embedding.shards, "embed_shards", refuse)
     assert report(run).source == first.source
     (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes() + b" ")
     with pytest.raises(AssertionError, match="embedded twice"):

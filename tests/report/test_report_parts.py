@@ -11,23 +11,23 @@ import torch
 import yaml
 
 from itr.cli import main
+from itr.commands.parsing import config_folder, made_with
+from itr.data.shards.positives import Positives
+from itr.embedding.files import gallery_of
 from itr.errors import UserError
 from itr.evaluation.cosine import Cosine
-from itr.evaluation.embeddings import gallery_of
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.positives import Positives
 from itr.evaluation.ranks import Matches as TrueMatches
 from itr.evaluation.ranks import rank
 from itr.evaluation.retrieval import mean_cosines
-from itr.parsing import config_folder, made_with
-from itr.report.choose import KINDS
-from itr.report.compare import hits
-from itr.report.curves import distribution, recall_curve
-from itr.report.matches import Matches
-from itr.report.measure import Measured, measure
-from itr.report.plots import Line, axis, plot, thinned
-from itr.report.published import departures, published
-from itr.report.runs import Run, read_history, read_run, run_names
+from itr.report.content.choose import KINDS
+from itr.report.content.compare import hits
+from itr.report.content.matches import Matches
+from itr.report.content.measure import Measured, measure
+from itr.report.content.published import departures, published
+from itr.report.content.runs import Run, read_history, read_run, run_names
+from itr.report.page.curves import distribution, recall_curve
+from itr.report.page.plots import Line, axis, plot, thinned
 
 
 def made_up(arrays: dict[str, np.ndarray]) -> Gallery:

@@ -16,9 +16,9 @@ from itr.cli import main
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
+from itr.runs.command import TrainingCLI
 from itr.training.compiling import Compilation, check_compiler
 from itr.training.large_batch import LargeBatch
-from itr.training_cli import TrainingCLI
 from itr.types import Batch, Tokens
 from tiny import STILL_VSE, TINY_CLIP, TINY_VSE
 

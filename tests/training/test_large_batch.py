@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 
 from exact_parts import make_module
+from itr.commands.quieten import quieten
 from itr.errors import UserError
 from itr.interop.convert import save
 from itr.module import RetrievalModule
+from itr.runs.command import TrainingCLI
 from itr.training.large_batch import LargeBatch
-from itr.training_cli import TrainingCLI, quieten
 from peak_memory import measure
 from tiny import STILL_VSE, TINY_VSE
 

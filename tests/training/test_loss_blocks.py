@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from exact_parts import BATCH, make_batch, make_module
-from itr.optim import loss_scale
 from itr.training.large_batch import LargeBatch
 from itr.training.loss_blocks import Terms, sum_of_blocks
+from itr.training.optim import loss_scale
 from itr.types import Encoded
 
 BLOCKS = [slice(0, 5), slice(5, 10), slice(10, 12)]

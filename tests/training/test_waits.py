@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from itr.backbones import CLIP, VSE
-from itr.callbacks import History, ProgressBar
+from itr.commands.quieten import quieten
 from itr.methods import CUSA, D2S
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
+from itr.runs.callbacks import History, ProgressBar
+from itr.runs.loggers import Csv
+from itr.runs.watch import Watch
 from itr.training.large_batch import LargeBatch
-from itr.training.loggers import Csv
-from itr.training.watch import Watch
-from itr.training_cli import quieten
 from itr.types import Batch, Tokens
 from valueless import DEVICE, Steps, Strategy, Waits
 

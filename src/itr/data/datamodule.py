@@ -10,16 +10,15 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
-from itr.data.features.stored import data_identity, split_identity
-from itr.data.images import Augmentation, EvaluationTransform, TrainingTransform
-from itr.data.locations import find_split, locate, names_tars, read_positives
+from itr.data.loading.pipeline import ShardLoader, ShardStream
+from itr.data.loading.reading import Captions, Reading, Texts
 from itr.data.method_fields import MethodFields
-from itr.data.pipeline import ShardLoader, ShardStream
-from itr.data.reading import Captions, Reading, Texts
-from itr.data.remote import is_url, shown
-from itr.data.schema import Split
+from itr.data.shards.locations import find_split, locate, names_tars, read_positives
+from itr.data.shards.positives import Positives
+from itr.data.shards.remote import is_url, shown
+from itr.data.shards.schema import Split, data_identity, split_identity
 from itr.errors import UserError
-from itr.evaluation.positives import Positives
+from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 
 Stage = Literal["train", "val", "test", "predict"]
 
@@ -33,7 +32,7 @@ class ShardData(pl.LightningDataModule):
 
     Shards of others need no conversion: tars of pictures with `.txt` or `.json` beside them, as img2dataset writes
     them. Where this says a list of tars, it is `{00000..00041}.tar`, `*.tar`, `s3://bucket/a.tar`, or several of these
-    with commas between them; URLs are http(s), s3, gs, hf, az and what else `itr.data.remote` names.
+    with commas between them; URLs are http(s), s3, gs, hf, az and what else `itr.data.shards.remote` names.
 
     Args:
         root: folder, or its URL, that `itr prepare` wrote, or with tars in `train`, `val` and `test`; or a list of

@@ -8,13 +8,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from itr.data.dense_texts import DenseTexts
-from itr.data.features.stored import MODALITIES, FeatureFile, Modality, TeacherFeatures, data_identity, features_command
-from itr.data.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
-from itr.data.locations import resolve
-from itr.data.reading import Texts
-from itr.data.schema import Split
+from itr.data.features.stored import FeatureFile, TeacherFeatures, features_command
+from itr.data.loading.dense_texts import DenseTexts
+from itr.data.loading.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
+from itr.data.loading.reading import Texts
+from itr.data.shards.locations import resolve
+from itr.data.shards.schema import Split, data_identity
 from itr.errors import UserError
+from itr.teachers.base import MODALITIES, Modality
 
 
 @dataclass
@@ -24,7 +25,7 @@ class MethodFields:
     Attributes:
         module: the model, an `itr.module.RetrievalModule`.
         split: the training shards.
-        root: where they are, see `itr.data.locations.find_split`.
+        root: where they are, see `itr.data.shards.locations.find_split`.
         name: which split they are, or a list of tars.
         texts: which texts of a sample are its captions.
         features: folder that `itr features` wrote.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.data.shards.positives import locate
 from itr.distributed import gather_uneven, largest
-from itr.evaluation.positives import locate
 from itr.evaluation.ranks import Score
 from itr.types import Batch, Encoded, Tokens
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from itr.output_files import file_to_write, whole_file
+from itr.files.digests import file_digest
+from itr.files.writing import file_to_write, whole_file
 
 LONGEST = 300  # characters of a setting
 
@@ -51,18 +52,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def file_digest(path: Path) -> str:
-    """A blake2b hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def combined_digest(digests: Mapping[str, str]) -> str:
-    """One hash of many files, given as the hash of each by its name; their order does not matter."""
-    lines = "".join(f"{digests[name]} {name}\n" for name in sorted(digests))
-    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
 def checkpoint_identity(path: Path) -> dict[str, str]:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.data.shards.positives import Positives
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.positives import Positives
 from itr.evaluation.ranks import Matches, Score, precision_over_all, rank, tiles
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from itr.commands.parsing import run_function
 from itr.errors import UserError
+from itr.files.writing import file_to_write, whole_file
 from itr.module import RetrievalModule
-from itr.output_files import file_to_write, whole_file
-from itr.parsing import run_function
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from itr.interop.d2s_names import rename, text_config_of, vision_config_of
 from itr.methods.d2s import D2S
 from itr.module import RetrievalModule
 from itr.objectives import Triplet
-from itr.optim import OptimizerSettings
+from itr.training.optim import OptimizerSettings
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
 from itr.component import Component
-from itr.data.fields import Field
+from itr.data.loading.fields import Field
 from itr.types import Batch, Encoded, Pairs
 
 
@@ -64,8 +64,8 @@ class Method(Component, pl.Callback, ABC):
 
     Attributes:
         name: key of its module in the checkpoint and prefix of its figures in the log.
-        needs: fields of a training batch that it uses (`itr.data.fields` knows them); the data module reads them, or
-            says which command makes them.
+        needs: fields of a training batch that it uses (`itr.data.loading.fields` knows them); the data module reads
+            them, or says which command makes them.
     """
 
     name: str

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.fields import CaptionTokens, Field, PictureView
+from itr.data.loading.fields import CaptionTokens, Field, PictureView
 from itr.errors import UserError
 from itr.losses import SoftLoss, Targets, cross_modal_targets, soft_label_alignment, teacher_similarity
 from itr.methods.base import Method, MethodModule
@@ -21,7 +21,7 @@ from itr.objectives import Temperature
 from itr.types import Batch, Encoded, Pairs
 
 if TYPE_CHECKING:
-    from itr.data.features.teacher import Teacher
+    from itr.teachers.base import Teacher
 
 SIDES: Final = ("image", "text")
 HeadInit = Literal["normal", "identity"]

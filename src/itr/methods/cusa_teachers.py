@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 from torch import Tensor
 
-from itr.data.fields import CAPTIONS
+from itr.data.loading.fields import CAPTIONS
 from itr.errors import UserError
 from itr.types import Batch, HostTokens
 
 if TYPE_CHECKING:
-    from itr.data.features.teacher import Teacher
+    from itr.teachers.base import Teacher
 
 VIEW = "teacher_view"
 TOKENS = "teacher_tokens"
@@ -52,7 +52,7 @@ class Teachers:
         Raises:
             UserError: one can't be had, or this machine has nothing to compile it with.
         """
-        from itr.data.features.teachers import load_teacher
+        from itr.teachers.load import load_teacher
         from itr.training.compiling import check_compiler
 
         if self.compile:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.features.stored import TeacherFeatures, weights_identity
-from itr.data.fields import DENSE, Field
+from itr.data.features.stored import TeacherFeatures
+from itr.data.loading.fields import DENSE, Field
 from itr.errors import UserError
+from itr.files.digests import weights_identity
 from itr.losses.distillation import DistillationKind, distillation
 from itr.methods.base import Method, MethodModule
 from itr.methods.d2s_teacher import FrozenText, freeze_text_pooling, load_stage1

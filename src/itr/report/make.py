@@ -9,23 +9,23 @@ from pathlib import Path
 
 import torch
 
-from itr.data.features.stored import data_identity
-from itr.data.locations import find_split, read_positives
+from itr.commands.parsing import FriendlyParser
+from itr.data.shards.locations import find_split, read_positives
+from itr.data.shards.positives import Positives
+from itr.data.shards.schema import data_identity
 from itr.distributed import choose_device
+from itr.embedding.files import load_embeddings
 from itr.errors import UserError
-from itr.evaluation.embeddings import load_embeddings
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.positives import Positives
-from itr.evaluation.provenance import file_digest
-from itr.output_files import file_to_write
-from itr.parsing import FriendlyParser
-from itr.report.embeddings import checkpoint_embeddings
-from itr.report.entry import Entry, plural
-from itr.report.measure import Measured, measure
-from itr.report.page import page
-from itr.report.published import departures, published
-from itr.report.runs import Run, read_run, run_names
-from itr.report.samples import read_samples
+from itr.files.digests import file_digest
+from itr.files.writing import file_to_write
+from itr.report.content.embeddings import checkpoint_embeddings
+from itr.report.content.entry import Entry, plural
+from itr.report.content.measure import Measured, measure
+from itr.report.content.published import departures, published
+from itr.report.content.runs import Run, read_run, run_names
+from itr.report.content.samples import read_samples
+from itr.report.page.page import page
 
 log = logging.getLogger(__name__)
 

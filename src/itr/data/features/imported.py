@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from itr.data.features.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
-from itr.data.features.stored import FROM_NPY, FeaturePaths, Header, Modality, data_identity
+from itr.data.features.stored import FROM_NPY, FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
-from itr.data.schema import Shard, Split, is_whole
-from itr.data.tars import read_tar
+from itr.data.shards.schema import Shard, Split, data_identity, is_whole
+from itr.data.shards.tars import read_tar
 from itr.errors import UserError, refusing
+from itr.teachers.base import Modality
 
 log = logging.getLogger(__name__)
 CHUNK = 256

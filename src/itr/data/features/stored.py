@@ -9,25 +9,23 @@ Those of dense captions belong to images: they have the image_id.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from itr.data.fields import Field
-from itr.data.schema import Sample, Split, is_whole
+from itr.data.loading.fields import Field
+from itr.data.shards.schema import Sample, is_whole
 from itr.errors import UserError
-from itr.output_files import whole_file
+from itr.files.writing import whole_file
+from itr.teachers.base import Modality
 
-Modality = Literal["image", "text", "dense"]
-MODALITIES: tuple[Modality, ...] = ("image", "text", "dense")
 FORMAT = "itr-features/1"
 DTYPE = "float16"
 FROM_NPY = "from_npy:"  # stands before the file where features were converted
@@ -109,29 +107,6 @@ class Header:
         if not (is_whole(header.rows) and is_whole(header.width) and header.width):
             raise ValueError(f"{path} is no header of features (rows {header.rows!r}, width {header.width!r})")
         return header
-
-
-def data_identity(split: Split) -> str:
-    """A hash of what the shards of a split hold, whatever they are called.
-
-    It is made of their checksums; of size and counts for shards without one.
-    """
-    shards = sorted(s.sha256 or f"{s.bytes} bytes, {s.images} images, {s.captions} captions" for s in split.shards)
-    return hashlib.blake2b("\n".join(shards).encode(), digest_size=16).hexdigest()
-
-
-def split_identity(split: Split, name: str) -> dict[str, Any]:
-    """Name, hash and counts of a split, for the files that hold figures of it."""
-    return {"split": name, "shards": data_identity(split), "images": split.images, "captions": split.captions}
-
-
-def weights_identity(weights: Mapping[str, Tensor]) -> str:
-    """A hash of the names and values of weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def features_command(

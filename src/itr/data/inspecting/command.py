@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from itr.commands.parsing import run_function
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
-from itr.parsing import run_function
 
 ACTIONS: dict[str, Callable[..., None]] = {"verify": verify, "show": show}
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from itr.data.inspecting.sheet import KINDS, Card, write_sheet
 from itr.data.inspecting.verify import read_manifest
-from itr.data.pictures import BadImageError, decode_pixels, shrink
-from itr.data.schema import IMAGE_TYPES, Manifest, Split
-from itr.data.tars import key_and_type
+from itr.data.shards.schema import IMAGE_TYPES, Manifest, Split
+from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
+from itr.images.decode import BadImageError, decode_pixels, shrink
 
 THUMBNAIL = 240
 

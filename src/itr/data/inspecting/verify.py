@@ -13,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from itr.data.locations import read_positives
-from itr.data.pictures import BadImageError, decode_pixels, picture_size
-from itr.data.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
-from itr.data.tars import key_and_type
+from itr.data.shards.locations import read_positives
+from itr.data.shards.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
+from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
+from itr.images.decode import BadImageError, decode_pixels, picture_size
 
 Fault = tuple[str, str]  # where (shard, or shard and key), and what
 

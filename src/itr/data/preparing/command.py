@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
 
-from itr.data.preparing.entries import RawData
+from itr.commands.parsing import parse_function
 from itr.data.preparing.writing import Writing, write_shards
+from itr.data.raw.entries import RawData
 from itr.data.sources.camoit import read_camoit
 from itr.data.sources.coco import read_coco
 from itr.data.sources.flickr30k import read_flickr30k
 from itr.data.sources.mag import read_mag
 from itr.data.sources.scenes import prepare_scenes
 from itr.data.sources.table import read_table
-from itr.parsing import parse_function
 
 # A source reads what lies on the disk, and the writing is common to all. An argument of a reader that bears the name of
 # a common one, such as `seed`, gets the same value.

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from itr.data.pictures import BadImageError, picture_size, shrink
-from itr.data.preparing.entries import Entry
-from itr.data.preparing.picture_files import extension_of
-from itr.data.preparing.staging import has_size, write_whole
-from itr.data.schema import FORMAT, Shard
-from itr.data.shards import Record, ShardWriter
+from itr.data.preparing.image_files import extension_of
+from itr.data.raw.entries import Entry
+from itr.data.shards.schema import FORMAT, Shard
+from itr.data.shards.staging import has_size, write_whole
+from itr.data.shards.writer import Record, ShardWriter
+from itr.images.decode import BadImageError, picture_size, shrink
 
 
 @dataclass(frozen=True)

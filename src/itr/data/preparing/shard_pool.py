@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from itr.data.preparing.shard_maker import Made, ShardMaker, ShardPlan
-from itr.data.preparing.staging import writing
+from itr.data.shards.staging import writing
 from itr.errors import UserError
 
 STOPPED = -1

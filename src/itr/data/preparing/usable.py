@@ -8,9 +8,9 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from itr.data.captions import CaptionCleaner
-from itr.data.preparing.entries import Entry, RawData, check_splits_are_apart
-from itr.data.preparing.picture_files import listed, look_at_files
+from itr.data.preparing.image_files import listed, look_at_files
+from itr.data.raw.entries import Entry, RawData, check_splits_are_apart
+from itr.data.shards.captions import CaptionCleaner
 from itr.errors import UserError
 
 Usable = dict[str, list[tuple[Entry, str]]]  # by split; with each entry a text that tells the state of its file

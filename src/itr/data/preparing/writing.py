@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from itr.data.preparing.entries import RawData
-from itr.data.preparing.picture_files import listed
+from itr.data.preparing.image_files import listed
 from itr.data.preparing.shard_maker import Made, ShardMaker, ShardPlan
 from itr.data.preparing.shard_pool import make_shards
-from itr.data.preparing.staging import Staging
 from itr.data.preparing.usable import Usable, usable
-from itr.data.schema import Manifest, Split
+from itr.data.raw.entries import RawData
+from itr.data.shards.schema import Manifest, Split
+from itr.data.shards.staging import Staging
 from itr.errors import UserError
 
 MOST_WORKERS = 8
@@ -75,7 +75,7 @@ def usable_cores() -> int:
 
 
 def write_shards(raw: RawData, writing: Writing) -> Manifest:
-    """Write what a source found, and a manifest; `itr.data.preparing.staging` tells of shards that are there already.
+    """Write what a source found, and a manifest; `itr.data.shards.staging` tells of shards that are there already.
 
     Raises:
         UserError: if images or captions are missing or bad, or the disk refuses.

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from itr.data.preparing.entries import Entry, RawData
-from itr.data.schema import IMAGE_TYPES
-from itr.data.sources.files import find_file, find_folder, read_json, squeeze, tell
-from itr.data.sources.image_folders import ImageFolders
-from itr.data.sources.layouts import Collection
+from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.files import find_file, find_folder, read_json, squeeze, tell
+from itr.data.raw.image_folders import ImageFolders
+from itr.data.raw.layouts import Collection
+from itr.data.shards.schema import IMAGE_TYPES
 from itr.errors import UserError
 
 IMAGE_FOLDERS = ("images", "CamoIT/images", "")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from itr.data.preparing.entries import Entry, RawData
-from itr.data.sources.coco_official import KARPATHY, OWN_SPLIT, find_official, find_split_file, read_official
-from itr.data.sources.files import find_folder
-from itr.data.sources.image_folders import ImageFolders
-from itr.data.sources.karpathy import karpathy_layout
-from itr.data.sources.layouts import SPLITS, Collection, Layout, read_layout, split_names
-from itr.data.sources.lines import text_layout
-from itr.data.sources.rows import rows_layout
+from itr.data.raw.coco_official import KARPATHY, OWN_SPLIT, find_official, find_split_file, read_official
+from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.files import find_folder
+from itr.data.raw.image_folders import ImageFolders
+from itr.data.raw.karpathy import karpathy_layout
+from itr.data.raw.layouts import SPLITS, Collection, Layout, read_layout, split_names
+from itr.data.raw.lines import text_layout
+from itr.data.raw.rows import rows_layout
 
 KNOWN = {"train": 113_287, "val": 5_000, "test": 5_000}
 STANDARD_CAPTIONS = 5

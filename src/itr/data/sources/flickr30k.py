@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from itr.data.preparing.entries import RawData
-from itr.data.sources.files import find_folder
-from itr.data.sources.image_folders import ImageFolders
-from itr.data.sources.karpathy import karpathy_layout
-from itr.data.sources.layouts import SPLITS, Collection, read_layout, split_names
-from itr.data.sources.lines import is_ascending, text_layout
-from itr.data.sources.rows import rows_layout
+from itr.data.raw.entries import RawData
+from itr.data.raw.files import find_folder
+from itr.data.raw.image_folders import ImageFolders
+from itr.data.raw.karpathy import karpathy_layout
+from itr.data.raw.layouts import SPLITS, Collection, read_layout, split_names
+from itr.data.raw.lines import is_ascending, text_layout
+from itr.data.raw.rows import rows_layout
 
 KARPATHY = "dataset_flickr30k.json"
 KNOWN = {"train": 29_000, "val": 1_014, "test": 1_000}

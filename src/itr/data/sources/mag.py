@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from itr.data.preparing.entries import Entry, RawData
-from itr.data.sources.files import find_folder, tell
-from itr.data.sources.image_folders import ImageFolders
-from itr.data.sources.layouts import Collection
-from itr.data.sources.mag_nodes import Node, load_plain, mm_graph_nodes, read_magb
+from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.files import find_folder, tell
+from itr.data.raw.image_folders import ImageFolders
+from itr.data.raw.layouts import Collection
+from itr.data.raw.mag_nodes import Node, load_plain, mm_graph_nodes, read_magb
 from itr.errors import UserError
 
 Name = Literal["movies", "toys", "grocery", "reddit-s", "reddit-m", "ele-fashion"]

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from itr.data.preparing.staging import Staging, writing
 from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth
-from itr.data.schema import Manifest, Split
-from itr.data.shards import Record, write_positives, write_split
+from itr.data.shards.schema import Manifest, Split
+from itr.data.shards.staging import Staging, writing
+from itr.data.shards.writer import Record, write_positives, write_split
 from itr.errors import UserError
 
 

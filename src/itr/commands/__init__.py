@@ -1,0 +1,1 @@
+"""The command line: parsing, and verbs that only run other verbs."""

@@ -1,0 +1,1 @@
+"""From shards to training batches: shares of each process, decoding, tokenizing."""

@@ -1,0 +1,177 @@
+"""From tars to batches: which samples, in which order, and the loader that serves them to a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from itr.backbones.base import Tokenizer
+from itr.data.loading import plan
+from itr.data.loading.batches import BatchMaker, Item
+from itr.data.loading.fields import Field, dense_captions
+from itr.data.loading.items import read_items, shuffle
+from itr.data.loading.lengths import CutTexts
+from itr.data.loading.reading import Reading
+from itr.data.loading.shared_epoch import SharedEpoch
+from itr.data.loading.workers import ignore_signals, signals_held
+from itr.data.shards.schema import Sample, is_whole, stable_id
+from itr.errors import UserError
+from itr.types import Batch
+
+
+class ShardStream(IterableDataset[Batch | UserError]):
+    """The batches of one process. A `UserError` is handed over as an item, so that the main process can raise it."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        training: bool,
+        transform: Callable[[Tensor], Tensor],
+        tokenizer: Tokenizer,
+        rank: int,
+        world: int,
+        fields: Sequence[Field] = (),
+    ) -> None:
+        self.fields, self.rank = list(fields), rank
+        self.reading, self.training, self.tokenizer = reading, training, tokenizer
+        self.pairs_each = training and reading.captions == "all"
+        shards = reading.split.shards
+        self.counts = [shard.captions if self.pairs_each else shard.images for shard in shards]
+        self.total = sum(self.counts)
+        share = plan.training_share if training else plan.evaluation_share
+        self.share = share(self.total, reading.batch_items, rank, world)
+        self._shared = SharedEpoch(len(shards), reading.max_skipped, reading.max_bad_shards)
+        self._maker = BatchMaker(reading, training, transform, tokenizer, self.fields, self._shared)
+
+    def __len__(self) -> int:
+        return self.share.batches
+
+    def begin(self, epoch: int, done: int) -> None:
+        """Let the next iteration be of `epoch`, beginning after `done` batches."""
+        self._shared.begin(epoch, done)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read."""
+        return self._shared.number
+
+    @property
+    def skipped(self) -> int:
+        """Samples that could not be used in this epoch, by any worker."""
+        return self._shared.skipped
+
+    @property
+    def bad_shards(self) -> int:
+        """Shards that were missing or damaged in this epoch, by any worker."""
+        return self._shared.bad_shards
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        try:
+            yield from self._batches()
+        except UserError as error:
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        start = self._shared.done
+        mine = plan.worker_share(self.share.batches, worker, workers, start)
+        everything = plan.worker_share(self.share.batches, (worker + start) % workers, workers)
+        if everything.first == everything.last:
+            return
+        bounds = [self.share.bounds(b) for b in range(everything.first, everything.last)]
+        items = self._items(bounds[0][0], bounds[-1][1], worker_key=bounds[0][0])
+        for number, (first, last) in enumerate(bounds, start=everything.first):
+            places = list(islice(items, last - first))
+            if number >= mine.first:
+                yield self._maker.batch(places)
+
+    def _items(self, start: int, stop: int, worker_key: int) -> Iterator[Item]:
+        seed, epoch = self.reading.seed, self.epoch
+        if not self.training:
+            return self._read(list(range(len(self.counts))), start, stop)
+        offset = plan.rotation(self.total, seed, epoch)
+        order = plan.shard_order(len(self.counts), seed, epoch)
+        items = self._read(order, start + offset, stop + offset)
+        return shuffle(items, self.reading.shuffle_buffer, np.random.default_rng([seed, epoch, 2, worker_key]))
+
+    def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
+        def places(sample: Sample) -> list[Item]:
+            return self._places(self._with_texts(sample))
+
+        bad = self._shared.bad_shard if self.training else None
+        return read_items(self.reading.split.shards, self.counts, order, start, stop, places, bad)
+
+    def _with_texts(self, sample: Sample) -> Sample:
+        if self.reading.texts == "captions" or sample.fault:
+            return sample
+        texts = dense_captions(sample, self.reading.dense)
+        ids = [stable_id(sample.image_id, "dense", i) for i in range(len(texts))]
+        return replace(sample, captions=texts, caption_ids=ids)
+
+    def _places(self, sample: Sample) -> list[Item]:
+        count, wanted = len(sample.captions), self.reading.captions
+        if not self.training:  # COCO's 5K test has images with six captions and more, of which the protocol takes five
+            standard = sample.meta.get("standard")
+            return [Item(sample, list(range(min(count, standard) if standard and is_whole(standard) else count)))]
+        if wanted == "all":
+            return [Item(sample, [i]) for i in range(count)]
+        rng = np.random.default_rng([self.reading.seed, self.epoch, 3, sample.image_id])
+        drawn = rng.permutation(count)[:wanted] if wanted <= count else rng.integers(count, size=wanted)
+        return [Item(sample, [int(i) for i in drawn])]
+
+
+class ShardLoader(DataLoader[Batch]):
+    """A loader that asks before each epoch where training stands, and raises the errors of its workers as they are.
+
+    Args:
+        stream: the batches.
+        position: gives the epoch and the number of its batches that are already done.
+        **options: of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        waited: seconds that whoever asked has waited for batches so far.
+    """
+
+    def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
+        self.position = position
+        self.waited = 0.0
+        self.cut_texts = CutTexts(stream.tokenizer.max_length) if stream.training and stream.rank == 0 else None
+        super().__init__(stream, batch_size=None, worker_init_fn=ignore_signals, **options)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        stream: Any = self.dataset
+        stream.begin(*self.position())
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            if isinstance(batch, UserError):
+                raise batch
+            if self.cut_texts:
+                self.cut_texts.look(batch)
+            yield batch
+        if self.cut_texts:
+            self.cut_texts.tell()
+
+    def _get_iterator(self) -> Any:
+        """As torch does, which starts the workers here."""
+        with signals_held():
+            return super()._get_iterator()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing; see `state_dict`."""

@@ -1,0 +1,82 @@
+"""Where the picture of a name lies: folders are listed once, however many names are asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from itr.data.shards.schema import IMAGE_TYPES
+from itr.errors import UserError
+
+# Where the pictures of Flickr30K and COCO are kept below the folder that users name; "" is that folder itself.
+USUAL_FOLDERS = (
+    "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images", "images", "Images",
+    "train2014", "val2014", "images/train2014", "images/val2014",
+)  # fmt: skip
+
+
+class ImageFolders:
+    """The pictures in some folders below a root, by path, by name and by name without ending.
+
+    Args:
+        root: folder that paths start from.
+        folders: those that are listed, relative to it; in the first one that has it a name is found.
+
+    Attributes:
+        root: as given.
+        folders: those that are there.
+    """
+
+    def __init__(self, root: Path, folders: Sequence[str] = USUAL_FOLDERS) -> None:
+        self.root = root
+        self.folders = [folder for folder in folders if (root / folder).is_dir()]
+
+    @classmethod
+    def under(cls, folder: Path, image_root: str | None) -> ImageFolders:
+        """The pictures of a data set: below `image_root` if the user names it, else below the set's folder.
+
+        Raises:
+            UserError: the folder that the user names is not there.
+        """
+        root = Path(image_root).expanduser() if image_root else folder
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}; --image_root is the folder of the pictures")
+        return cls(root)
+
+    @cached_property
+    def paths(self) -> dict[str, None]:
+        """All paths, relative to the root, in the order of the folders and of their names."""
+        found: dict[str, None] = {}
+        for folder in self.folders:
+            with os.scandir(self.root / folder) as items:
+                names = sorted(item.name for item in items)
+            for name in names:
+                if name.rpartition(".")[2].lower() in IMAGE_TYPES:
+                    found[f"{folder}/{name}" if folder else name] = None
+        return found
+
+    @cached_property
+    def by_name(self) -> dict[str, str]:
+        """Path of each file name."""
+        return {path.rpartition("/")[2]: path for path in reversed(self.paths)}
+
+    @cached_property
+    def by_stem(self) -> dict[str, str]:
+        """Path of each file name without its ending."""
+        return {name.rpartition(".")[0]: path for name, path in self.by_name.items()}
+
+    @cached_property
+    def by_number(self) -> dict[int, str]:
+        """Path of each COCO number, which the names end in: `COCO_val2014_000000391895.jpg`."""
+        matches = ((re.search(r"(\d{12})$", stem), path) for stem, path in self.by_stem.items())
+        return {int(match[1]): path for match, path in matches if match}
+
+    def find(self, name: str) -> str:
+        """The path of a picture that a list names, with or without its folder; `name` itself where none is there."""
+        name = name.strip().replace("\\", "/").removeprefix("./")
+        if name in self.paths or name.startswith("/") or ".." in name.split("/"):
+            return name  # a path that leads out is for the writer to refuse
+        return self.by_name.get(name.rpartition("/")[2], name)

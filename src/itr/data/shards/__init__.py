@@ -1,0 +1,1 @@
+"""What shards are: their schema, where they are, how they are written and read as bytes."""

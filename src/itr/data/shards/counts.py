@@ -1,0 +1,157 @@
+"""Images and captions of tars that came without a manifest: found out once, and remembered.
+
+What img2dataset leaves beside a tar (`00000_stats.json`) says it; else the tar is read to its end. Either is kept in
+the user's cache folder, by address, size and version, so that the next run begins at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from itr.data.shards.remote import facts, is_url, persist, read_bytes, shown
+from itr.data.shards.schema import Place, Shard, is_whole, stable_id
+from itr.data.shards.tars import count_tar
+from itr.errors import UnreadableError
+
+THREADS = 8
+log = logging.getLogger(__name__)
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """Where counts are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "itr" / "counts"
+
+
+@dataclass
+class Tar:
+    """A tar whose content is to be known.
+
+    Attributes:
+        place: where it is, with its version.
+        size: in bytes; 0 where nobody tells.
+        counts: images and captions, once known.
+    """
+
+    place: Place
+    size: int
+    counts: tuple[int, int] | None = None
+
+    @property
+    def record(self) -> Path:
+        """The file that keeps the counts."""
+        return cache_folder() / f"{stable_id('1', self.place.location, self.size, self.place.version):016x}.json"
+
+
+def count_shards(places: Sequence[Place]) -> list[Shard]:
+    """The shards at these places with their counts.
+
+    Raises:
+        UserError: a tar can't be read.
+    """
+    tars = _in_threads(_look_up, places, "looking up tars")
+    unknown = [tar for tar in tars if tar.counts is None]
+    far = [tar for tar in unknown if is_url(tar.place.location)]
+    if far:
+        size = sum(tar.size for tar in far) / 1e9
+        log.warning("%d tars (%.2f GB) came without counts: they are read once now, to count", len(far), size)
+    _in_threads(_count, unknown, "counting what tars hold")
+    return [_shard(tar) for tar in tars]
+
+
+def _in_threads(action: Callable[[S], T], things: Sequence[S], what: str) -> list[T]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(action, thing) for thing in things]
+        try:
+            return [future.result() for future in tqdm(futures, what, unit=" tars", disable=None, delay=2)]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _shard(tar: Tar) -> Shard:
+    assert tar.counts is not None
+    shard = Shard(tar.place.location, *tar.counts, tar.size)
+    shard.place = tar.place
+    return shard
+
+
+def _look_up(place: Place) -> Tar:
+    """A tar as far as it is known without being read."""
+    size, version = facts(place.location) if is_url(place.location) else _local_facts(place.location)
+    tar = Tar(replace(place, version=version), size)
+    tar.counts = _remembered(tar.record)
+    if tar.counts is None and (told := _told(place.location)):
+        _remember(tar, told)
+    return tar
+
+
+def _local_facts(path: str) -> tuple[int, str]:
+    found = persist(path, partial(os.stat, path))
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise UnreadableError(f"{path} is no file, but a pipe or a device; mend the list of tars")
+    return found.st_size, str(found.st_mtime_ns)
+
+
+def _remembered(record: Path) -> tuple[int, int] | None:
+    try:
+        kept = json.loads(record.read_bytes())
+        return int(kept["images"]), int(kept["captions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _told(location: str) -> tuple[int, int] | None:
+    """What img2dataset says of a tar: it writes one caption an image."""
+    base, dot, query = location.partition(".tar?") if is_url(location) else (location, "", "")
+    beside = base.removesuffix(".tar") + "_stats.json" + (f"?{query}" if dot else "")
+    try:
+        text = read_bytes(beside) if is_url(beside) else Path(beside).read_bytes()
+        successes = json.loads(text)["successes"]
+        return (successes, successes) if is_whole(successes) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a UserError is a ValueError: no such file
+        return None
+
+
+def _count(tar: Tar) -> None:
+    """Read the tar, while other processes of this machine that want to know wait."""
+    record = tar.record
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(record.with_suffix(".lock"))
+        lock.acquire()
+    except OSError:
+        log.warning("%s can't be written, so tars are counted in every run", record.parent)
+        tar.counts = count_tar(tar.place)
+        return
+    try:
+        tar.counts = _remembered(record)
+        if tar.counts is None:
+            _remember(tar, count_tar(tar.place))
+    finally:
+        lock.release()
+        record.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _remember(tar: Tar, counts: tuple[int, int]) -> None:
+    tar.counts = counts
+    text = {"tar": shown(tar.place.location), "images": counts[0], "captions": counts[1]}
+    temporary = tar.record.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(OSError):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(text) + "\n", encoding="utf-8")
+        temporary.replace(tar.record)

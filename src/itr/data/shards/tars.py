@@ -1,0 +1,203 @@
+"""Samples of one tar, wherever it lies: only pictures, `.json` and `.txt` are read, nothing is unpickled or unpacked.
+
+A member's name is a key and a kind, parted at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
+is a name among others in its tar and never a path: one that says `../../x` reads like any other.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from itr.data.shards.remote import is_url, shown
+from itr.data.shards.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
+from itr.data.shards.streams import download, open_stream
+from itr.errors import UnreadableError, UserError
+
+KINDS = {*IMAGE_TYPES, "json", "txt"}
+LARGEST = 2**30  # bytes of a member: a compressed tar may be small and yet fill the memory
+PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+
+
+def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterator[Sample]:
+    """The samples of a tar in order, without the first `skip`, whose pictures are not read.
+
+    Args:
+        place: where it is.
+        skip: how many samples to leave out.
+        strict: whether a sample that lacks something is refused; otherwise it comes with a `fault`.
+
+    Raises:
+        UnreadableError: it is no tar, is cut off, or can't be fetched.
+        UserError: a sample lacks something.
+    """
+    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, pictures=True):
+        try:
+            sample = parse_sample(raw)
+        except UserError as error:
+            if strict:
+                raise
+            sample = Sample.faulty(raw, str(error))
+        yield sample
+
+
+def count_tar(place: Place) -> tuple[int, int]:
+    """Images and captions of a tar, from its headers and texts.
+
+    Raises:
+        UserError: as `read_tar`; also where a header is damaged, the mark is missing that ends a tar, or more than
+            zeros follow it: either way samples are lost of which nobody would know.
+    """
+    captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, pictures=False)]
+    return len(captions), sum(captions)
+
+
+def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
+    """The members of each sample; pictures are left out where only their number is asked for."""
+    name = shown(place.location)
+    start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
+    raw: dict[str, Any] = {}
+    number = -1
+    try:
+        with open_shard(place) as stream, _opened(stream, name, _Header if pictures else _StrictHeader) as tar:
+            for member, key, kind in _members(tar):
+                if key != raw.get("__key__"):
+                    if number >= skip:
+                        yield raw
+                    raw, number = {**start, "__key__": key}, number + 1
+                if kind in raw:
+                    raise ValueError(f"it holds {member.name} twice")
+                if member.size > LARGEST:
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, more than any picture")
+                if number >= skip and kind in KINDS:
+                    wanted = pictures or kind in ("json", "txt")
+                    raw[kind] = _content(tar, member) if wanted else b""
+            if not pictures and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
+                raise EOFError("the mark at its end is missing, so it was cut off")
+            if number >= skip:
+                yield raw
+            if _more_follows(tar) and not pictures:
+                raise ValueError("more follows the mark at its end, which no reader would come to")
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many kinds
+        raise UnreadableError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
+
+
+class _Header(tarfile.TarInfo):
+    """A header of which name, kind and size are read alone where it is a plain file's, in a third of the time."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
+        """As `tarfile.TarInfo.frombuf`, which takes whatever is not of the plain kind, or damaged."""
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[345]:
+            return super().frombuf(buf, encoding, errors)
+        total, size = _octal(buf[148:156]), _octal(buf[124:136])
+        if size is None or total != sum(buf) - sum(buf[148:156]) + 8 * 32:  # the field itself counts as blanks
+            return super().frombuf(buf, encoding, errors)
+        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        header.size = size
+        return header
+
+
+class _StrictHeader(_Header):
+    """Refuses a damaged header, which tarfile takes for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictHeader:
+        """As `_Header.frombuf`."""
+        try:
+            return super().frombuf(buf, encoding, errors)  # type: ignore[return-value]
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"a header in it is damaged ({error})") from None
+
+
+def _octal(digits: bytes) -> int | None:
+    """A plain number of a header; None of another notation, or none."""
+    digits = digits.strip(b" \0")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a plain file, without the layers of `extractfile`."""
+    stream: Any = tar.fileobj
+    stream.seek(member.offset_data)
+    data: bytes = stream.read(member.size)
+    if len(data) < member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+def key_and_type(name: str) -> tuple[str, str]:
+    """The two parts of a member's name, divided at the first dot of its last part, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, kind = file.partition(".")
+    return folder + slash + key, kind.lower()
+
+
+def _more_follows(tar: tarfile.TarFile) -> bool:
+    """Whether more than zeros follow the mark at the end; gzip looks at its checksum where they end."""
+    stream: Any = tar.fileobj
+    return any(data.strip(b"\0") for data in iter(lambda: stream.read(2**20), b""))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """The files that may belong to a sample, with key and kind. Links and files with holes are passed over."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # it would remember them all
+        key, kind = key_and_type(member.name)
+        known = key and key[-1] != "/" and kind.rpartition(".")[2] in KINDS
+        if known and member.isreg() and not member.issparse() and not re.match(r"__[^/]*__($|/)", member.name):
+            yield member, key, kind
+
+
+@contextmanager
+def open_shard(place: Place) -> Iterator[io.BufferedReader]:
+    """The bytes of a tar: from disk, through its copy in the cache folder, or as they come."""
+    location = place.location
+    if is_url(location) and place.cache:
+        location = str(_copy(place))
+    with open_stream(location) as stream:
+        yield stream
+
+
+def _copy(place: Place) -> Path:
+    """The local copy of a shard, fetched by whichever process of this machine comes first."""
+    folder = Path(place.cache).expanduser()
+    stem = shown(place.location).rpartition("/")[2].removesuffix(".tar")
+    copy = folder / f"{stem[:80]}-{stable_id(place.location, place.version):016x}.tar"
+    if not copy.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{copy}.lock"):
+                if not copy.is_file():
+                    download(place.location, copy)
+        except OSError as error:
+            raise UserError(f"data.cache: {folder} can't be written: {error.strerror}; choose another") from None
+    return copy
+
+
+def _opened(stream: io.BufferedReader, name: str, header: type[tarfile.TarInfo]) -> tarfile.TarFile:
+    start = stream.peek(512)[:512]
+    if start.lstrip().lower().startswith(PAGES):
+        raise UnreadableError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
+    if not start:
+        raise EOFError("it is empty")
+    try:
+        if stream.seekable():
+            return tarfile.open(fileobj=stream, mode="r:*", tarinfo=header)
+        return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20, tarinfo=header)
+    except tarfile.TarError:
+        raise ValueError(f"it is no tar (it begins with {start[:16]!r})") from None
+
+
+def _first(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or (error.args[0] if error.args else None)
+    return str(reason or type(error).__name__)

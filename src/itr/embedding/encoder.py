@@ -1,0 +1,212 @@
+"""Embeddings of any texts and picture files, by a checkpoint or by a named encoder: what every protocol asks for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from itr.checkpoints import open_checkpoint
+from itr.distributed import choose_device
+from itr.embedding.files import bare
+from itr.errors import UserError
+from itr.evaluation.provenance import checkpoint_identity, encoder_name
+from itr.files.digests import weights_identity
+from itr.images.transforms import BadImageError, EvaluationTransform, decode
+from itr.module import RetrievalModule
+from itr.teachers.base import Precision
+from itr.teachers.load import load_teacher
+from itr.types import Encoded
+
+Space = Literal["auto", "uni", "cross", "both"]
+MAX_PIXELS = 10**9
+
+
+class ReadPicture(NamedTuple):
+    """A picture file as a worker hands it over: transformed pixels, or why there are none; and a hash of its bytes."""
+
+    number: int
+    pixels: Tensor | None
+    reason: str
+    digest: str
+
+
+class PictureFiles(Dataset[ReadPicture]):
+    """Picture files, transformed as an encoder takes them."""
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Tensor], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> ReadPicture:
+        digest = ""
+        try:
+            if self.paths[index].is_fifo():
+                raise OSError(f"{self.paths[index]} is no file, but a pipe")
+            data = self.paths[index].read_bytes()
+            digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+            return ReadPicture(index, self.transform(decode(data, MAX_PIXELS)), "", digest)
+        except (BadImageError, OSError) as error:
+            return ReadPicture(index, None, str(error), digest)
+
+
+@dataclass
+class Pictures:
+    """Embedded picture files.
+
+    Attributes:
+        encoded: those that could be decoded, in the order of their paths [N].
+        index: which paths they are [N].
+        failed: why each other one could not be decoded, by its index.
+        digests: a hash of the bytes of each path.
+    """
+
+    encoded: Encoded
+    index: list[int]
+    failed: dict[int, str]
+    digests: list[str]
+
+
+@dataclass
+class Embedder:
+    """Embeds texts and picture files in batches, each once, whatever model does it.
+
+    Attributes:
+        device: where the model is.
+        encode_text: captions to embeddings; None for an encoder of pictures alone.
+        encode_image: transformed pixels [I, 3, H, H], uint8, to embeddings; None for an encoder of texts alone.
+        transform: what a picture goes through before.
+        model: what identifies the model, for the files that hold its figures.
+        precision: of the towers.
+        batch_size: texts or pictures at a time.
+        num_workers: processes that read and decode pictures.
+    """
+
+    device: torch.device
+    encode_text: Callable[[Sequence[str]], Encoded] | None = None
+    encode_image: Callable[[Tensor], Encoded] | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    precision: Precision = "32"
+    batch_size: int = 64
+    num_workers: int = 2
+
+    def texts(self, texts: Sequence[str], what: str = "texts") -> Encoded:
+        """The embeddings of texts, in their order, in float32 on the CPU; one that stands there twice is encoded once.
+
+        Batches hold texts of about the same length, the longest first.
+        """
+        assert self.encode_text is not None, "this model embeds no texts"
+        row = {text: row for row, text in enumerate(sorted(set(texts), key=lambda text: (-len(text), text)))}
+        different, parts = list(row), []
+        for start in tqdm(range(0, len(different), self.batch_size), what, unit=" batches", disable=None):
+            parts.append(self._run(self.encode_text, different[start : start + self.batch_size]))
+        return Encoded.concatenate(parts).rows(torch.tensor([row[text] for text in texts]))
+
+    def pictures(self, paths: Sequence[Path], what: str = "pictures") -> Pictures:
+        """The embeddings of picture files, in their order, in float32 on the CPU.
+
+        Raises:
+            UserError: not one of them can be decoded.
+        """
+        assert self.encode_image is not None, "this model embeds no pictures"
+        assert self.transform is not None, "pictures need preprocessing"
+        workers = min(self.num_workers, len(paths))
+        loader = DataLoader(PictureFiles(paths, self.transform), self.batch_size, num_workers=workers, collate_fn=list)
+        pictures: list[ReadPicture] = []
+        parts: list[Encoded] = []
+        for batch in tqdm(loader, what, unit=" batches", disable=None):
+            pixels = [picture.pixels for picture in batch if picture.pixels is not None]
+            if pixels:
+                parts.append(self._run(self.encode_image, torch.stack(pixels)))
+            pictures += [picture._replace(pixels=None) for picture in batch]
+        failed = {picture.number: picture.reason for picture in pictures if picture.reason}
+        if not parts:
+            number, reason = next(iter(failed.items()))
+            raise UserError(f"not one of {len(paths)} pictures can be decoded; {paths[number]}: {reason}")
+        index = [picture.number for picture in pictures if not picture.reason]
+        return Pictures(Encoded.concatenate(parts), index, failed, [picture.digest for picture in pictures])
+
+    def _run(self, encode: Callable[[Any], Encoded], batch: Any) -> Encoded:
+        dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[self.precision]
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            encoded: Encoded = encode(batch.to(self.device) if isinstance(batch, Tensor) else batch)
+        return encoded.without_tokens().map(lambda rows: rows.float().cpu() if rows.is_floating_point() else rows.cpu())
+
+
+def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
+    """What embeds by a model of ours; `settings` are further attributes of `Embedder`."""
+    where = torch.device(choose_device(device))
+    module.to(where).eval()
+    transform = EvaluationTransform(module.backbone.image_spec)
+    return Embedder(where, module.encode_text, module.encode_image, transform, **settings)
+
+
+def of_teacher(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
+    """What embeds by an encoder of one modality, named as in `itr.teachers.load.load_teacher`."""
+    where = choose_device(device)
+    teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
+
+    def encode(inputs: Tensor | Sequence[str]) -> Encoded:
+        return bare(teacher.features(inputs))
+
+    model = {"encoder": encoder_name(name), "weights": weights_identity(teacher.encoder.module.state_dict())}
+    if modality == "text":
+        return Embedder(torch.device(where), encode_text=encode, model=model, **settings)
+    return Embedder(torch.device(where), encode_image=encode, transform=teacher.transform, model=model, **settings)
+
+
+def open_embedder(
+    modality: Literal["image", "text"], ckpt_path: str | None, name: str | None, device: str, **settings: Any
+) -> Embedder:
+    """What embeds by a checkpoint, or by a named encoder where that is given.
+
+    Raises:
+        UserError: both or neither is given, or it can't be had.
+    """
+    if settings.get("batch_size", 1) < 1:
+        raise UserError(f"--batch_size is {settings['batch_size']}; it must be 1 or more")
+    if (ckpt_path is None) == (name is None):
+        raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
+    if name is not None:
+        return of_teacher(modality, name, device, **settings)
+    assert ckpt_path is not None
+    module = open_checkpoint(ckpt_path)
+    return of_module(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
+
+
+class View(NamedTuple):
+    """Embeddings [N, D] to search with: `uni` are a method's own for search within a modality, `cross` the pooled."""
+
+    space: Literal["uni", "cross"]
+    rows: Tensor
+
+
+def views(encoded: Encoded, protocol: str, space: Space) -> dict[str, View]:
+    """Which embeddings a protocol compares, by the prefix that its figures get.
+
+    PROTOCOL is the prefix of the space that was asked for, `auto` being `uni` where there is one and `cross` otherwise;
+    `both` gives `uni` under PROTOCOL and `cross` under PROTOCOL_cross.
+
+    Raises:
+        UserError: the model has no embeddings of their own for search within a modality, and they were asked for.
+    """
+    pooled = View("cross", encoded.pooled)
+    if space == "cross" or (space == "auto" and encoded.unimodal is None):
+        return {protocol: pooled}
+    if encoded.unimodal is None:
+        raise UserError(
+            f"--space is {space}, and this model has no embeddings of their own for search within a modality, as CUSA "
+            "makes them; give --space cross"
+        )
+    own = View("uni", encoded.unimodal)
+    return {protocol: own} if space != "both" else {protocol: own, f"{protocol}_cross": pooled}

@@ -1,0 +1,25 @@
+"""The embeddings that a model gives to shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from itr.commands.quieten import quieten
+from itr.data.datamodule import ShardData
+from itr.module import RetrievalModule
+
+
+def embed_shards(
+    module: RetrievalModule, data: ShardData, device: torch.device, precision: str
+) -> dict[str, np.ndarray]:
+    """Every picture and caption of a split once."""
+    quieten()
+    devices = [device.index] if device.index is not None else 1
+    where: dict[str, Any] = {"accelerator": device.type, "devices": devices, "precision": precision}
+    trainer = pl.Trainer(**where, logger=False, enable_model_summary=False, enable_checkpointing=False)
+    trainer.predict(module, data, return_predictions=False)
+    return module.last_gallery.arrays()

@@ -1,0 +1,1 @@
+"""Image bytes to tensors: decoding, and the transforms of training and evaluation."""

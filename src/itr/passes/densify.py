@@ -1,0 +1,176 @@
+"""`itr densify`: a vision-language model writes a dense caption of each picture, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from itr.backbones.tokenizers import first_line
+from itr.commands.parsing import run_verb
+from itr.data.loading.dense_texts import DenseWriter
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import Sample, data_identity, stable_id
+from itr.distributed import choose_device
+from itr.errors import UserError
+from itr.images.transforms import BadImageError, decode
+from itr.passes.reader import Chunk, ChunkReader, load_chunks
+from itr.passes.share import chunks_of, share
+
+PROMPT = "Describe this picture in detail."
+LLAVA = "USER: <image>\n{prompt} ASSISTANT:"  # for a processor without a chat template
+
+
+def densify(
+    data: str,
+    model: str,
+    splits: str = "train",
+    prompt: str = PROMPT,
+    temperature: float = 0.2,
+    top_p: float = 0.9,
+    max_new_tokens: int = 500,
+    batch_size: int = 8,
+    num_workers: int = 2,
+    precision: Literal["auto", "32", "bf16", "16"] = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    process: int | None = None,
+    of: int | None = None,
+    max_skipped: int = 10,
+    max_pixels: int = 50_000_000,
+    overwrite: bool = False,
+) -> None:
+    """Write a dense caption of each picture with a vision-language model of transformers, once.
+
+    The captions lie beside the shards, and training finds them there. A run that was interrupted goes on when the same
+    command is given again; what a picture gets depends neither on interruptions nor on the number of processes.
+
+    Args:
+        data: folder of the shards.
+        model: folder or name of an image-text-to-text model of transformers, such as llava-hf/llava-1.5-13b-hf.
+        splits: splits to write for, with commas between them; training needs no other than its own.
+        prompt: what the model is asked.
+        temperature: of sampling, as D2S-VSE has it; 0 takes the likeliest word each time.
+        top_p: words are drawn from the likeliest that have this share of the probability.
+        max_new_tokens: longest answer.
+        batch_size: pictures at a time.
+        num_workers: processes that read and decode.
+        precision: of the model; auto is bf16 on a GPU.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        seed: of sampling.
+        process: number of this process among several that share the work, from 0; torchrun sets it.
+        of: how many share the work; torchrun sets it.
+        max_skipped: pictures that may fail to decode; training skips them too.
+        max_pixels: a picture with more is not decoded.
+        overwrite: throw away dense captions that are there.
+    """
+    folder, (number, world) = Path(data).expanduser(), share(process, of)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+    if overwrite and world > 1:
+        raise UserError("--overwrite true is for one process")
+    found = {name.strip(): find_split(folder, name.strip()) for name in splits.split(",")}
+    settings = {"prompt": prompt, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size, "seed": seed}  # fmt: skip
+    writer: Describer | None = None
+    for name, split in found.items():
+        chunks = -(-split.images // batch_size)
+        header = {"model": model, "settings": settings, "data": data_identity(split)}
+        kept = DenseWriter(folder / name, header, chunks, number, overwrite)
+        if kept.complete:
+            print(f"{name}: dense captions are there already")
+            continue
+        todo = [chunk for chunk in chunks_of(chunks, number, world) if chunk not in kept.done]
+        writer = writer or Describer(model, choose_device(device, number), precision, settings)
+        reader = PictureReader(split, "image", batch_size, todo, None, max_pixels)
+        describe(writer, reader, kept, name, num_workers, max_skipped)
+        state = "written to" if kept.finish() else f"process {number} of {world} is done; the last one writes"
+        print(f"{name}: {state} {folder / name / 'dense.jsonl'}")
+
+
+class PictureReader(ChunkReader):
+    """Chunks of decoded pictures of any size; those that can't be decoded are left out."""
+
+    def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
+        ids, pictures, messages = [], [], []
+        for sample, _ in items:
+            try:
+                pictures.append(decode(sample.image, self.max_pixels))
+                ids.append(sample.image_id)
+            except BadImageError as error:
+                messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+        return Chunk(number, ids, pictures, [], messages)
+
+
+class Describer:
+    """A vision-language model with its processor.
+
+    Raises:
+        UserError: it can't be had.
+    """
+
+    def __init__(self, name: str, device: str, precision: str, settings: dict[str, Any]) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if precision == "auto":
+            precision = "bf16" if device.startswith("cuda") else "32"
+        dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+        try:
+            self.processor: Any = AutoProcessor.from_pretrained(name)
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
+            raise UserError(
+                f"model {name} can't be had ({first_line(error)}). Give the folder of a downloaded model, or run once "
+                "with a network"
+            ) from error
+        self.model.to(device).eval()
+        self.device, self.dtype, self.settings = torch.device(device), dtype, settings
+        self.processor.tokenizer.padding_side = "left"  # the answer follows the prompt
+        self.question = self._question(settings["prompt"])
+
+    def _question(self, prompt: str) -> str:
+        if not getattr(self.processor, "chat_template", None):
+            return LLAVA.format(prompt=prompt)
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+        return str(self.processor.apply_chat_template([turn], add_generation_prompt=True))
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Tensor], seed: int) -> list[str]:
+        """One text a picture [3, H, W], uint8."""
+        torch.manual_seed(seed)
+        settings = self.settings
+        inputs = self.processor(
+            images=[picture.numpy() for picture in pictures], text=[self.question] * len(pictures), padding=True,
+            return_tensors="pt", input_data_format="channels_first",
+        ).to(self.device, self.dtype)  # fmt: skip
+        sampling = {"do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"]}
+        drawn = sampling if settings["temperature"] > 0 else {"do_sample": False}
+        answers = self.model.generate(**inputs, max_new_tokens=settings["max_new_tokens"], **drawn)
+        new = answers[:, inputs["input_ids"].shape[1] :]
+        return [" ".join(text.split()) for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def describe(
+    writer: Describer, reader: PictureReader, kept: DenseWriter, split: str, num_workers: int, max_skipped: int
+) -> None:
+    """Have each chunk described, and keep it."""
+    with tqdm(total=len(reader.todo) * reader.size, desc=f"describing {split}", unit=" pictures") as bar:
+        for chunk in load_chunks(reader, num_workers, max_skipped):
+            seed = stable_id(writer.settings["seed"], split, chunk.number) % 2**32
+            texts = writer(chunk.inputs, seed) if chunk.ids else []
+            for image_id, text in zip(chunk.ids, texts, strict=True):
+                if not text:
+                    bar.write(f"the model has nothing to say of image {image_id}")
+            kept.write(chunk.number, {i: text for i, text in zip(chunk.ids, texts, strict=True) if text})
+            bar.update(reader.size)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line and write dense captions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_verb(arguments, densify)

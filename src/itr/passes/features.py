@@ -1,0 +1,156 @@
+"""`itr features`: run a frozen teacher over the pictures or texts of shards once, and keep what it says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from itr.commands.parsing import run_verb
+from itr.data.features.imported import import_features
+from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.writer import FeatureWriter
+from itr.data.loading.dense_texts import DenseTexts
+from itr.data.shards.locations import find_split, names_tars
+from itr.data.shards.schema import data_identity
+from itr.distributed import choose_device
+from itr.errors import UserError
+from itr.passes.first_stage import first_stage_teacher
+from itr.passes.reader import Chunk, ChunkReader, load_chunks
+from itr.passes.share import chunks_of, share
+from itr.teachers.base import Modality, Precision, Teacher
+from itr.teachers.load import Output, load_teacher
+
+
+def make_features(
+    data: str,
+    modality: Modality,
+    out: str,
+    model: str | None = None,
+    splits: str = "train",
+    batch_size: int = 64,
+    num_workers: int = 2,
+    output: Output = "pooled",
+    precision: Precision = "32",
+    device: str = "auto",
+    process: int | None = None,
+    of: int | None = None,
+    max_skipped: int = 10,
+    max_pixels: int = 50_000_000,
+    overwrite: bool = False,
+    from_npy: str | None = None,
+    trust_pickle: bool = False,
+    cache: str | None = None,
+) -> None:
+    """Encode the pictures or captions of shards with a frozen teacher, once.
+
+    A run that was interrupted goes on when the same command is given again.
+
+    Args:
+        data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
+            which is one split whatever --splits calls it.
+        modality: what to encode: pictures (image), captions (text), or the dense caption of each picture (dense).
+        out: folder to write to; all modalities and all splits go into the same.
+        model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
+            open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM; dense: the checkpoint of D2S's
+            first stage.
+        splits: splits to encode, with commas between them.
+        batch_size: pictures or captions encoded at a time.
+        num_workers: processes that read and decode.
+        output: one pooled vector a picture, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
+        precision: of the teacher's arithmetic; features are kept in half precision anyway.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        process: number of this process among several that share the work, from 0; torchrun sets it.
+        of: how many share the work; torchrun sets it.
+        max_skipped: pictures that may fail to decode; training skips them too.
+        max_pixels: a picture with more is not decoded.
+        overwrite: throw away features that are there.
+        from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors; or, for shards of
+            `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)
+            or MM-Graph's tensor of text and image side by side (clip_feat.pt).
+        trust_pickle: yes, this dictionary comes from somebody you trust (it is read with a whitelist nevertheless).
+        cache: folder that keeps shards which come from a URL.
+    """
+    target = Path(out).expanduser()
+    names = [name.strip() for name in splits.split(",") if name.strip()]
+    if names_tars(data) and len(names) != 1:
+        raise UserError(f"--data {data} lists tars, which are one split; give one name for it by --splits")
+    number, world = share(process, of)
+    if from_npy is not None:
+        if model is not None:
+            raise UserError("--from_npy brings its features; give it without --model")
+        file = Path(from_npy).expanduser()
+        found = {name: find_split(data, name, cache) for name in names}
+        import_features(file, found, target, modality, trust_pickle, overwrite)
+        print(_usage(data, out))
+        return
+    if model is None:
+        raise UserError("--model is missing; `itr features --help` tells which teachers there are")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+    if overwrite and world > 1:
+        raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
+    found = {name: find_split(data, name, cache) for name in names}
+    where = choose_device(device, number)
+    if modality == "dense":
+        teacher = first_stage_teacher(model, where, precision)
+    else:
+        teacher = load_teacher(modality, model, output, where, precision)
+    teacher.settle()
+    settings = {"output": output, "precision": precision, "batch_size": batch_size}
+    whole = True
+    for name, split in found.items():
+        rows = split.captions if modality == "text" else split.images
+        header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
+        writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
+        todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
+        texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
+        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts, teacher.tokenizer)
+        whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
+    print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
+
+
+def _usage(data: str, out: str) -> str:
+    return f"train with them: itr fit ... --data.root {data} --data.features {out}"
+
+
+def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_workers: int, max_skipped: int) -> bool:
+    """Encode what `reader` reads; whether the features are whole now."""
+    paths, header = writer.paths, writer.header
+    if writer.complete:
+        print(f"{paths.split}: {paths.rows} is there already ({header.rows} rows x {header.width})")
+        return True
+    total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
+    with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}", unit="") as bar:
+        for chunk, rows in _encoded(teacher, load_chunks(reader, num_workers, max_skipped)):
+            writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.bad)
+            bar.update(len(chunk.ids))
+    whole = writer.finish()
+    if whole:
+        size = header.rows * header.width * 2
+        print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows} ({size / 1e6:,.1f} MB)")
+    return whole
+
+
+def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
+    """Chunks with their features on the teacher's device, each given away when the next one is on its way.
+
+    So a GPU works while the features of the chunk before are copied and written.
+    """
+    before: tuple[Chunk, Tensor] | None = None
+    for chunk in chunks:
+        now = chunk, teacher.features(chunk.inputs)
+        if before is not None:
+            yield before
+        before = now
+    if before is not None:
+        yield before
+
+
+def main(arguments: list[str]) -> None:
+    """Parse the command line and make features."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_verb(arguments, make_features)

@@ -1,0 +1,144 @@
+"""Pictures or texts of shards in fixed chunks, each read once, for a teacher to encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from itr.data.loading import plan
+from itr.data.loading.dense_texts import DenseTexts
+from itr.data.loading.fields import dense_captions
+from itr.data.loading.items import read_items
+from itr.data.shards.schema import Sample, Split
+from itr.errors import UserError
+from itr.images.transforms import BadImageError, decode
+from itr.teachers.base import Modality, PictureTransform
+from itr.types import Tokens
+
+
+@dataclass
+class Chunk:
+    """What the teacher encodes at a time.
+
+    Attributes:
+        number: which chunk of the split.
+        ids: image_id or caption_id of each row [n].
+        inputs: pictures [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
+        bad: rows whose picture can't be decoded.
+        messages: what to say of them.
+    """
+
+    number: int
+    ids: list[int]
+    inputs: Any
+    bad: list[int]
+    messages: list[str]
+
+    def pin_memory(self) -> Chunk:
+        """The same in page-locked memory, for copies to a GPU that nobody waits for."""
+        return self if isinstance(self.inputs, list) else replace(self, inputs=self.inputs.pin_memory())
+
+
+class ChunkReader(IterableDataset[Chunk | UserError]):
+    """Reads chunks of shards in order; each worker takes a stretch of them.
+
+    Args:
+        split: the shards.
+        modality: whether items are pictures, captions, or the dense caption of each picture.
+        size: items of a chunk.
+        todo: numbers of the chunks to read, ascending.
+        transform: preprocessing of a picture; None for texts.
+        max_pixels: a picture with more is not decoded.
+        texts: dense captions beside the shards.
+        tokenizer: of texts; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        modality: Modality,
+        size: int,
+        todo: list[int],
+        transform: PictureTransform | None,
+        max_pixels: int,
+        texts: DenseTexts | None = None,
+        tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.split, self.modality, self.size, self.todo = split, modality, size, todo
+        self.transform, self.max_pixels, self.texts = transform, max_pixels, texts
+        self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
+
+    def __iter__(self) -> Iterator[Chunk | UserError]:
+        info = get_worker_info()
+        mine = plan.worker_share(len(self.todo), info.id if info else 0, info.num_workers if info else 1)
+        try:
+            for first, last in runs(self.todo[mine.first : mine.last]):
+                items = self._items(first * self.size, min(last * self.size, sum(self.counts)))
+                for number in range(first, last):
+                    yield self._chunk(number, list(islice(items, self.size)))
+        except UserError as error:
+            yield error
+
+    def _items(self, start: int, stop: int) -> Iterator[tuple[Sample, int]]:
+        shards = self.split.shards
+
+        def places(sample: Sample) -> list[tuple[Sample, int]]:
+            return [(sample, place) for place in range(len(sample.captions) if self.modality == "text" else 1)]
+
+        return read_items(shards, self.counts, list(range(len(shards))), start, stop, places)
+
+    def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
+        if self.modality == "text":
+            ids = [sample.caption_ids[place] for sample, place in items]
+            return Chunk(number, ids, self._shown([sample.captions[place] for sample, place in items]), [], [])
+        image_ids = [sample.image_id for sample, _ in items]
+        if self.transform is None:
+            dense = [dense_captions(sample, self.texts)[0] for sample, _ in items]
+            return Chunk(number, image_ids, self._shown(dense), [], [])
+        pictures, bad, messages = [], [], []
+        for row, (sample, _) in enumerate(items):
+            try:
+                pictures.append(self.transform(decode(sample.image, self.max_pixels)))
+            except BadImageError as error:
+                pictures.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
+                bad.append(row)
+                messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+        return Chunk(number, image_ids, torch.stack(pictures), bad, messages)
+
+    def _shown(self, texts: list[str]) -> Tokens | list[str]:
+        return texts if self.tokenizer is None else self.tokenizer(texts)
+
+
+def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iterator[Chunk]:
+    """What a reader reads, by workers, telling what it skips.
+
+    Raises:
+        UserError: a shard is bad, or more pictures than `max_skipped` can't be decoded.
+    """
+    skipped, workers = 0, min(num_workers, len(reader.todo))
+    pinned = torch.cuda.is_available()
+    for chunk in DataLoader(reader, batch_size=None, num_workers=workers, pin_memory=pinned):  # type: ignore[arg-type]
+        if isinstance(chunk, UserError):
+            raise chunk
+        for message in chunk.messages:
+            skipped += 1
+            if skipped > max_skipped:
+                raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
+            tqdm.write(f"skipped {message}")
+        yield chunk
+
+
+def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """The stretches [first, last) of consecutive numbers."""
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield numbers[start], numbers[at - 1] + 1
+            start = at

@@ -1,0 +1,219 @@
+"""COCO's test set by its own captions, by CxC's judgements and by ECCV Caption's.
+
+The true matches come with the package `eccv_caption` (https://arxiv.org/abs/2204.03359), which also says which 25,000
+captions count and in which order the five folds of 1,000 images follow one another. NOTE: the figures are computed by
+our own ranks and not by its functions, which need full rankings for the folds and raise where a cut one has no hit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itr.data.shards.positives import locate
+from itr.errors import UserError
+from itr.evaluation.cosine import Cosine
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.ranks import Matches, precision_over_all, rank, tiles
+from itr.evaluation.retrieval import DIRECTIONS, recalls, with_rsum
+
+FOLDS = 5
+Judge = Literal["original", "cxc", "eccv"]
+
+
+@cache
+def _folder() -> Path:
+    found = find_spec("eccv_caption")
+    if found is None or found.origin is None:
+        raise UserError("the true matches of COCO's test set come with a package: pip install eccv_caption")
+    return Path(found.origin).parent / "data"
+
+
+@cache
+def caption_ids() -> np.ndarray:
+    """COCO's ids of the 25,000 captions of the 5K test, in the order of `testall_ids.txt` [25000], int64."""
+    ids: np.ndarray = np.load(_folder() / "coco_test_ids.npy", allow_pickle=False)
+    return ids
+
+
+@cache
+def judged(judge: Judge, way: Literal["i2t", "t2i"]) -> dict[int, list[int]]:
+    """The true matches of each query, by COCO's ids."""
+    name = {"i2t": "image_to_caption", "t2i": "caption_to_image"}[way]
+    found: dict[str, list[int]] = json.loads((_folder() / f"{judge}_{name}.json").read_text(encoding="utf-8"))
+    return {int(query): [int(match) for match in matches] for query, matches in found.items()}
+
+
+def standard(gallery: Gallery) -> Gallery:
+    """The 5,000 images and 25,000 captions that the field scores, of a gallery keyed by COCO's ids.
+
+    Raises:
+        UserError: some of them are missing.
+    """
+    wanted = torch.from_numpy(np.sort(caption_ids()))
+    rows = _rows(gallery.text_id, wanted, "captions", "annotation ids as caption_id")
+    images = torch.tensor(sorted(judged("original", "i2t")))
+    return Gallery(
+        gallery.image.rows(_rows(gallery.image_id, images, "images", "image ids as image_id")),
+        images,
+        gallery.text.rows(rows),
+        wanted,
+        gallery.text_image_id[rows],
+    )
+
+
+def _rows(ids: Tensor, wanted: Tensor, what: str, hint: str) -> Tensor:
+    at, known = locate(wanted, ids)
+    missing = wanted[~known]
+    if len(missing):
+        raise UserError(
+            f"{len(missing):,} of the {len(wanted):,} {what} of COCO's 5K test are missing, such as {int(missing[0])}; "
+            f"the protocol needs all, with COCO's {hint}"
+        )
+    return at
+
+
+def coco_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Recalls on all 5,000 images, `coco5k/...`, and the mean over five folds of 1,000, `coco1k/...`."""
+    gallery = standard(gallery)
+    metrics = {f"coco5k/{name}": value for name, value in _recalls(gallery, device).items()}
+    folds = [_recalls(fold, device) for fold in _folds(gallery)]
+    means = {name: sum(fold[name] for fold in folds) / FOLDS for name in folds[0]}
+    return metrics | {f"coco1k/{name}": value for name, value in means.items()}
+
+
+def _recalls(gallery: Gallery, device: torch.device | str) -> dict[str, float]:
+    score = Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
+    return with_rsum({"i2t": recalls(ranks.image_to_text), "t2i": recalls(ranks.text_to_image)})
+
+
+def _folds(gallery: Gallery) -> list[Gallery]:
+    """Five stretches of 5,000 captions in the order of the list, with their images."""
+    found = []
+    for ids in np.split(caption_ids(), FOLDS):
+        texts = torch.searchsorted(gallery.text_id, torch.from_numpy(np.sort(ids)))
+        images = torch.searchsorted(gallery.image_id, gallery.text_image_id[texts].unique())
+        found.append(
+            Gallery(
+                gallery.image.rows(images),
+                gallery.image_id[images],
+                gallery.text.rows(texts),
+                gallery.text_id[texts],
+                gallery.text_image_id[texts],
+            )
+        )
+    return found
+
+
+Truth = Mapping[str, Mapping[int, Sequence[int]]]
+"""The true matches of each query by COCO's ids: of images under `i2t`, of captions under `t2i`."""
+
+
+def truth_of(judge: Judge) -> Truth:
+    """What a judge found true, both ways."""
+    return {"i2t": judged(judge, "i2t"), "t2i": judged(judge, "t2i")}
+
+
+def judged_recalls(gallery: Gallery, truth: Truth, device: torch.device | str = "cpu") -> dict[str, float]:
+    """R@K where any caption, or image, that the judges found true is a hit."""
+    return with_rsum({way: recalls(_judged_ranks(gallery, truth[way], way, device)) for way in DIRECTIONS})
+
+
+def _judged_ranks(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str) -> Tensor:
+    image, text = _sides(gallery, truth, way, device)
+    pairs = _pairs(gallery, truth, way)
+    ranks = rank(Cosine(image, text), Matches(pairs[0].to(device), pairs[1].to(device), len(image), len(text)))
+    return ranks.image_to_text if way == "i2t" else ranks.text_to_image
+
+
+def _sides(
+    gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of both sides, the queries being those that were judged."""
+    queries = torch.tensor(sorted(truth))
+    image, text = gallery.image.pooled.to(device), gallery.text.pooled.to(device)
+    if way == "i2t":
+        return image[torch.searchsorted(gallery.image_id, queries).to(device)], text
+    return image, text[torch.searchsorted(gallery.text_id, queries).to(device)]
+
+
+def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Tensor:
+    """Rows of image and caption of each true match [2, P], queries counted among those that were judged."""
+    candidates = gallery.text_id if way == "i2t" else gallery.image_id
+    flat = [(row, match) for row, query in enumerate(sorted(truth)) for match in truth[query]]
+    rows, matches = torch.tensor(flat).T.contiguous()
+    columns, known = locate(matches, candidates)  # a match among COCO's captions beyond the 25,000 can't be found
+    pair = rows[known], columns[known]
+    return torch.stack(pair if way == "i2t" else pair[::-1])
+
+
+def judged_precisions(
+    gallery: Gallery, truth: Truth, device: torch.device | str = "cpu", tile: int = 256
+) -> dict[str, float]:
+    """mAP@R and R-Precision over all that the judges found true, in percent.
+
+    NOTE: two of ECCV Caption's matches are none of the 25,000 captions; they count in R all the same, as in the
+    authors' package.
+    """
+    metrics: dict[str, float] = {}
+    for way in DIRECTIONS:
+        image, text = _sides(gallery, truth[way], way, device)
+        score, pairs = Cosine(image, text), _pairs(gallery, truth[way], way)
+        true = torch.zeros(len(image), len(text), dtype=torch.bool)
+        true[pairs[0], pairs[1]] = True
+        totals = torch.tensor([len(set(matches)) for _, matches in sorted(truth[way].items())])
+        found = []
+        for queries in tiles(len(totals), tile):
+            rows, columns = (queries, slice(None)) if way == "i2t" else (slice(None), queries)
+            scores, right = score(rows, columns).cpu(), true[rows, columns]
+            if way == "t2i":
+                scores, right = scores.T, right.T
+            found.append(torch.stack(precision_over_all(scores, right, totals[queries])))
+        average, r_precision = torch.cat(found, dim=1).mean(dim=1).tolist()
+        metrics |= {f"{way}_map_at_r": 100 * average, f"{way}_r_precision": 100 * r_precision}
+    return metrics
+
+
+def eccv_metrics(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
+    """mAP@R, R-Precision and R@1 of ECCV Caption, in percent, `eccv/...`."""
+    gallery, truth = standard(gallery), truth_of("eccv")
+    metrics = judged_precisions(gallery, truth, device)
+    metrics |= {f"{way}_r1": recalls(_judged_ranks(gallery, truth[way], way, device))["r1"] for way in DIRECTIONS}
+    return {f"eccv/{name}": value for name, value in metrics.items()}
+
+
+def cxc_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Recalls by CxC's judgements (https://arxiv.org/abs/2004.15020), `cxc/...`."""
+    found = judged_recalls(standard(gallery), truth_of("cxc"), device)
+    return {f"cxc/{name}": value for name, value in found.items()}
+
+
+def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> dict[str, float]:
+    """R-Precision over plausible matches, `pmrp/...` (PCME, https://arxiv.org/abs/2101.05068).
+
+    Args:
+        gallery: keyed by COCO's ids.
+        folder: with pm_image_to_caption.json and pm_caption_to_image.json, which `eccv_caption` leaves to be fetched.
+        device: where to score.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    truth = {}
+    for way, name in (("i2t", "pm_image_to_caption.json"), ("t2i", "pm_caption_to_image.json")):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            truth[way] = {int(query): [int(match) for match in matches] for query, matches in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"plausible matches {folder / name} can't be read: {error}") from None
+    found = judged_precisions(standard(gallery), truth, device)
+    return {f"pmrp/{way}": found[f"{way}_r_precision"] for way in DIRECTIONS}

@@ -1,0 +1,165 @@
+"""`itr evaluate coco | eccv | cxc | transfer`: pictures against captions by published protocols."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itr.checkpoints import open_checkpoint
+from itr.data.shards.locations import find_split
+from itr.data.shards.positives import locate
+from itr.data.shards.schema import split_identity
+from itr.errors import UserError
+from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.provenance import about, figures_file, table, write_figures
+from itr.evaluation.retrieval import evaluate
+from itr.protocols.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
+from itr.protocols.scored import Scored
+
+COCO = (
+    "recall where any caption of an image is a hit, over the 5,000 images and 25,000 captions of COCO's Karpathy test "
+    "(coco5k), and the mean over its five folds of 1,000 images (coco1k); ties count against the true match"
+)
+ECCV = "ECCV Caption: mAP@R, R-Precision and R@1 over 1,261 images and 1,332 captions with judged matches; percent"
+CXC = (
+    "CxC: recall where any match judged true is a hit; sts, sis and sits are 100 x Spearman's correlation with the "
+    "judgements, the mean over 1,000 draws of half of the queries with one judged item each; *_all over all pairs"
+)
+TRANSFER = "recalls of one model on several test sets that it was not trained on, each by its own captions"
+
+
+def evaluate_coco(scored: Scored) -> None:
+    """Measure COCO 5K and the five folds of COCO 1K.
+
+    Args:
+        scored: what is scored.
+    """
+    _run(scored, COCO, lambda gallery: coco_recalls(gallery, scored.where))
+
+
+def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
+    """Measure ECCV Caption's mAP@R, R-Precision and R@1, whose matches were judged by people and machines.
+
+    Args:
+        scored: what is scored.
+        plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json, for PMRP too.
+    """
+
+    def measure(gallery: Gallery) -> dict[str, float]:
+        figures = eccv_metrics(gallery, scored.where)
+        return figures | (pmrp(gallery, Path(plausible).expanduser(), scored.where) if plausible else {})
+
+    _run(scored, ECCV, measure)
+
+
+def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
+    """Measure CxC: recalls by its judgements and, with its files, correlations within and across modalities.
+
+    Args:
+        scored: what is scored.
+        root: folder with sts_test.csv, sis_test.csv and sits_test.csv, or these with .gz; recalls need none of them.
+    """
+    files = {} if root is None else {name: judgements(Path(root).expanduser(), name) for name in PAIRS}
+
+    def measure(gallery: Gallery) -> dict[str, float]:
+        figures = cxc_recalls(gallery, scored.where)
+        for name, rows in files.items():
+            figures |= {f"cxc/{key}": value for key, value in cxc_correlation(gallery, name, rows).items()}
+        return figures
+
+    _run(scored, CXC, measure)
+
+
+def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
+    """Measure one model on several sets of shards.
+
+    Args:
+        scored: what is scored; its data is the first set.
+        further: folders of further shards.
+    """
+    if scored.ckpt_path is None or scored.data is None:
+        raise UserError("transfer embeds with a model: give --ckpt_path and --data")
+    target, module = figures_file(scored.out), open_checkpoint(scored.ckpt_path)
+    folders = [scored.data, *(further or [])]
+    names = [Path(folder).expanduser().absolute().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the folders have the same name ({', '.join(names)}), which their figures would share")
+    figures: dict[str, float] = {}
+    for name, folder in zip(names, folders, strict=True):
+        found = evaluate(scored.of_shards(module, folder), device=scored.where)
+        figures |= {f"transfer/{name}/{key}": value for key, value in found.items()}
+    data = {
+        name: split_identity(find_split(folder, scored.split), scored.split)
+        for name, folder in zip(names, folders, strict=True)
+    }
+    write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, precision=scored.precision))
+    print(f"{table(figures)}\nwrote {target}")
+
+
+def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, float]]) -> None:
+    target = figures_file(scored.out)
+    figures = measure(scored.coco_gallery())
+    model, data = scored.identity()
+    write_figures(target, figures, about(protocol, model, data, precision=scored.precision))
+    print(f"{table(figures)}\nwrote {target}")
+
+
+# The columns of a pair, the query first.
+PAIRS = {"sts": ("caption1", "caption2"), "sis": ("image1", "image2"), "sits": ("caption", "image")}
+
+
+def judgements(folder: Path, name: str) -> tuple[list[int], list[int], np.ndarray]:
+    """COCO's ids of both members of each judged pair of the test split, and the judgements [P].
+
+    Raises:
+        UserError: the file is missing or is none of CxC.
+    """
+    paths = [folder / f"{name}_test.csv{ending}" for ending in ("", ".gz")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} has neither {paths[0].name} nor {paths[1].name}; CxC's judgements are needed")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
+            rows = [
+                (*(_number(row[column]) for column in PAIRS[name]), float(row["agg_score"]))
+                for row in csv.DictReader(stream)
+            ]
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no file of CxC ({error!r})") from None
+    first, second, score = zip(*rows, strict=True)
+    return list(first), list(second), np.array(score)
+
+
+def _number(name: str) -> int:
+    """The id in `COCO_val2014:sentid:732091` or `COCO_val2014_000000205866.jpg`."""
+    return int(name.removesuffix(".jpg").replace(":", "_").rsplit("_", 1)[1])
+
+
+def cxc_correlation(
+    gallery: Gallery, name: str, rows: tuple[Sequence[int], Sequence[int], np.ndarray]
+) -> dict[str, float]:
+    """`sts`, `sis` or `sits` of a gallery keyed by COCO's ids, its spread over draws, and over all pairs."""
+    sides = {"caption": (gallery.text, gallery.text_id), "image": (gallery.image, gallery.image_id)}
+    within = name != "sits"
+    picked = []
+    for ids, column in zip(rows[:2], PAIRS[name], strict=True):
+        encoded, known = sides[column.rstrip("12")]
+        picked.append((encoded.within if within else encoded.pooled)[_places(known, torch.tensor(ids), name)])
+    similarity = pair_cosines(*picked)
+    mean, spread = bootstrap_correlation(similarity, rows[2], np.array(rows[0]))
+    return {name: 100 * mean, f"{name}_std": 100 * spread, f"{name}_all": 100 * correlation(similarity, rows[2])}
+
+
+def _places(known: Tensor, ids: Tensor, name: str) -> Tensor:
+    at, found = locate(ids, known)
+    missing = ids[~found]
+    if len(missing):
+        raise UserError(f"{name}: {len(missing)} judged images or captions have no embedding, such as {missing[0]}")
+    return at

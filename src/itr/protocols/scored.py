@@ -1,0 +1,152 @@
+"""What a protocol on pictures and captions scores: embeddings from a file, or those a checkpoint gives to shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from itr.checkpoints import open_checkpoint
+from itr.data.datamodule import ShardData
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import Sample, split_identity
+from itr.data.shards.tars import read_tar
+from itr.distributed import choose_device
+from itr.embedding.files import check_embeddings, load_embeddings
+from itr.embedding.shards import embed_shards
+from itr.errors import UserError
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.provenance import checkpoint_identity
+from itr.files.digests import file_digest
+from itr.module import RetrievalModule
+from itr.protocols.coco import caption_ids, judged
+
+
+@dataclass
+class Scored:
+    """What is scored.
+
+    Attributes:
+        out: file to write, FILE.json.
+        embeddings: an .npz or .safetensors with image, text, image_id, caption_id and caption_image_id, made by
+            `itr embed` or by anybody; give this, or a checkpoint and shards.
+        ckpt_path: a checkpoint of `itr fit` or `itr convert`.
+        data: folder of shards.
+        split: which of its splits.
+        batch_size: pictures at a time.
+        num_workers: processes that decode.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        precision: of the towers; scores are exact whatever it is.
+    """
+
+    out: str
+    embeddings: str | None = None
+    ckpt_path: str | None = None
+    data: str | None = None
+    split: str = "test"
+    batch_size: int = 64
+    num_workers: int = 2
+    device: str = "auto"
+    precision: Literal["32", "bf16-mixed"] = "32"
+
+    def __post_init__(self) -> None:
+        if (self.embeddings is None) == (self.ckpt_path is None) or (self.ckpt_path is None) != (self.data is None):
+            raise UserError("give --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
+
+    @property
+    def where(self) -> torch.device:
+        """The device that embeds and scores."""
+        return torch.device(choose_device(self.device))
+
+    def gallery(self) -> Gallery:
+        """The embeddings, keyed by the ids of the file or of the shards."""
+        if self.embeddings is not None:
+            return load_embeddings(Path(self.embeddings).expanduser())
+        assert self.ckpt_path is not None
+        assert self.data is not None
+        return self.of_shards(open_checkpoint(self.ckpt_path), self.data)
+
+    def of_shards(self, module: RetrievalModule, folder: str) -> Gallery:
+        """What a model gives to the split of a folder of shards."""
+        shards = ShardData(
+            folder, eval_batch_size=self.batch_size, num_workers=self.num_workers, predict_split=self.split
+        )
+        embed_shards(module, shards, self.where, self.precision)
+        found = module.last_gallery
+        check_embeddings(found.image.pooled, lambda row: f"the embedding of the image of id {int(found.image_id[row])}")
+        check_embeddings(found.text.pooled, lambda row: f"the embedding of the caption of id {int(found.text_id[row])}")
+        return found
+
+    def coco_gallery(self) -> Gallery:
+        """The embeddings, keyed by COCO's ids of images and annotations."""
+        found = self.gallery()
+        return found if self.data is None else by_coco_ids(found, read_split(self.data, self.split))
+
+    def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What says which model and which data were measured."""
+        if self.embeddings is not None:
+            path = Path(self.embeddings).expanduser()
+            return {"embeddings": path.name, "blake2b": file_digest(path)}, {}
+        assert self.ckpt_path is not None
+        assert self.data is not None
+        return checkpoint_identity(Path(self.ckpt_path).expanduser()), split_identity(
+            find_split(self.data, self.split), self.split
+        )
+
+
+def read_split(folder: str, split: str) -> Iterator[Sample]:
+    """The samples of a split in order."""
+    for shard in find_split(folder, split).shards:
+        yield from read_tar(shard.place)
+
+
+def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:
+    """A gallery of shards of COCO's test set keyed by COCO's own ids.
+
+    `itr prepare coco` keeps them in each sample; where the captions came as plain lines, their order is that of the
+    list of the 25,000, which is checked by the images.
+
+    Raises:
+        UserError: the shards don't tell.
+    """
+    images: dict[int, int] = {}
+    captions: dict[int, int] = {}
+    without: list[tuple[int, int]] = []
+    for sample in samples:
+        if not isinstance(sample.meta.get("source_id"), int):
+            raise UserError(f"{sample.where} has no source_id, COCO's id of the image; prepare with `itr prepare coco`")
+        images[sample.image_id] = sample.meta["source_id"]
+        numbers = sample.meta.get("coco_caption_ids")
+        if numbers:
+            captions |= dict(zip(sample.caption_ids, numbers, strict=True))
+        else:
+            without += [(number, sample.meta["source_id"]) for number in sample.caption_ids]
+    captions |= _by_place(without)
+    image_id, text_id, owner = (
+        torch.tensor([table[i] for i in ids.tolist()])
+        for table, ids in ((images, gallery.image_id), (captions, gallery.text_id), (images, gallery.text_image_id))
+    )
+    rows, columns = image_id.argsort(), text_id.argsort()
+    return Gallery(
+        gallery.image.rows(rows), image_id[rows], gallery.text.rows(columns), text_id[columns], owner[columns]
+    )
+
+
+def _by_place(captions: list[tuple[int, int]]) -> dict[int, int]:
+    """COCO's id of each caption, given as our id and COCO's image, from its place in the list of the 25,000."""
+    if not captions:
+        return {}
+    known, owner = caption_ids(), judged("original", "t2i")
+    ordered = sorted(captions)
+    if len(ordered) != len(known) or any(
+        owner[int(number)][0] != image for (_, image), number in zip(ordered, known, strict=True)
+    ):
+        raise UserError(
+            "the shards have no coco_caption_ids, and their captions don't stand in the order of the 25,000 of the 5K "
+            "test; prepare them from dataset_coco.json, or from testall_caps.txt as it is"
+        )
+    return {ours: int(number) for (ours, _), number in zip(ordered, np.asarray(known), strict=True)}

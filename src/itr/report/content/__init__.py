@@ -1,0 +1,1 @@
+"""What a report says: figures and examples of each run."""

@@ -1,0 +1,122 @@
+"""Everything that a page shows about a run's embeddings, in plain numbers, so that the embeddings can be let go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itr.data.shards.positives import Positives
+from itr.evaluation.capacity import alignment, effective_rank, modality_gap, uniformity
+from itr.evaluation.cosine import Cosine
+from itr.evaluation.gallery import Gallery
+from itr.evaluation.ranks import Matches as TrueMatches
+from itr.evaluation.ranks import Score, rank, tiles
+from itr.evaluation.retrieval import DIRECTIONS, over_all_positives, recalls
+from itr.evaluation.views import Views, per_view
+from itr.report.content.choose import Query, choose
+from itr.report.content.matches import Matches
+
+HITS = 5
+MOST_ROWS = 5000  # of which uniformity is taken: it looks at all pairs
+
+
+@dataclass
+class Measured:
+    """What was found of the embeddings of one run.
+
+    Attributes:
+        image_id: the images [N].
+        text_id: the captions [M].
+        own_image: the row of each caption's image [M].
+        ranks: by direction, of each query from 0 [Q].
+        figures: recalls, median and mean rank, and mAP over all true matches where known.
+        views: ranks of captions by image.
+        capacity: figures of the embedding space by name.
+        missed: by direction, the percent of failures whose first hit holds, or looks as if it did.
+        known: whether the data tell every true match.
+        threshold: from which cosine a caption resembles those of an image.
+        queries: what the gallery shows.
+    """
+
+    image_id: np.ndarray
+    text_id: np.ndarray
+    own_image: np.ndarray
+    ranks: dict[str, Tensor]
+    figures: dict[str, float]
+    views: Views
+    capacity: dict[str, float]
+    missed: dict[str, float]
+    known: bool
+    threshold: float
+    queries: list[Query]
+
+
+def measure(gallery: Gallery, positives: Positives | None, shown: int, device: torch.device) -> Measured:
+    """Rank a gallery and look at it.
+
+    Args:
+        gallery: embeddings keyed by id.
+        positives: every true match, where known.
+        shown: queries to choose for the page in each direction.
+        device: where to score.
+    """
+    own_image = gallery.own_image()
+    score = Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    found = rank(score, TrueMatches.own(own_image.to(device), len(gallery.image_id)))
+    ranks = {"i2t": found.image_to_text.cpu(), "t2i": found.text_to_image.cpu()}
+    matches = Matches(gallery, positives)
+    queries, missed = [], {}
+    for way in DIRECTIONS:
+        hits, scores = top_hits(score, way, len(gallery.image_id), len(gallery.text_id))
+        chosen, missed[way] = choose(way, ranks[way], hits, scores, matches, shown)
+        queries += chosen
+    return Measured(
+        image_id=gallery.image_id.numpy(),
+        text_id=gallery.text_id.numpy(),
+        own_image=own_image.numpy(),
+        ranks=ranks,
+        figures=figures(ranks) | (over_all_positives(gallery, score, positives) if positives else {}),
+        views=per_view(ranks["t2i"], own_image),
+        capacity=capacity(gallery),
+        missed=missed,
+        known=matches.known,
+        threshold=matches.threshold,
+        queries=queries,
+    )
+
+
+def figures(ranks: dict[str, Tensor]) -> dict[str, float]:
+    """Recalls in percent, median and mean rank of both directions, and the sum of the recalls."""
+    found = {f"{way}_{name}": value for way in DIRECTIONS for name, value in recalls(ranks[way]).items()}
+    return found | {"rsum": sum(found[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
+
+
+def top_hits(score: Score, way: str, num_images: int, num_texts: int, tile: int = 512) -> tuple[Tensor, Tensor]:
+    """The rows and scores of each query's first candidates, best first [Q, HITS], on the CPU."""
+    queries, candidates = (num_images, num_texts) if way == "i2t" else (num_texts, num_images)
+    rows, scores = [], []
+    for part in tiles(queries, tile):
+        everything = slice(0, candidates)
+        found = score(part, everything) if way == "i2t" else score(everything, part).T
+        best = found.topk(min(HITS, candidates), dim=1)
+        rows.append(best.indices.cpu())
+        scores.append(best.values.cpu())
+    return torch.cat(rows), torch.cat(scores)
+
+
+def capacity(gallery: Gallery) -> dict[str, float]:
+    """Figures of the embedding space, over unit embeddings."""
+    unit = {"images": gallery.image.pooled.float(), "captions": gallery.text.pooled.float()}
+    unit = {name: torch.nn.functional.normalize(rows, dim=-1) for name, rows in unit.items()}
+    found: dict[str, float] = {"width": unit["images"].shape[1]}
+    for name, rows in unit.items():
+        found[f"effective rank, {name}"] = effective_rank(rows)
+    found["alignment"] = alignment(unit["captions"], unit["images"][gallery.own_image()])
+    for name, rows in unit.items():
+        if len(rows) > 1:
+            draws = torch.Generator().manual_seed(0)
+            found[f"uniformity, {name}"] = uniformity(rows[torch.randperm(len(rows), generator=draws)[:MOST_ROWS]])
+    return found | {"modality gap": modality_gap(unit["images"], unit["captions"])}

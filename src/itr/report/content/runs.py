@@ -1,0 +1,186 @@
+"""What a run folder holds: config, checkpoint, metrics files and the history of training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from itr.commands.parsing import config_folder, made_with
+from itr.errors import UserError
+
+Curve = list[tuple[float, float]]
+"""Values by training step."""
+
+
+@dataclass
+class MetricsFile:
+    """One file of figures: `test/i2t_r1` and the like by their whole names, and what else it tells."""
+
+    name: str
+    figures: dict[str, float]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """A run folder, read without opening its checkpoint.
+
+    Attributes:
+        folder: where it is.
+        name: what the page calls it, unique on the page.
+        config: `config.yaml`, empty where there is none.
+        config_text: the same as it stands in the file.
+        config_name: the shipped or own config it was made with, without `.yaml`; empty where that isn't known.
+        metrics: all its files of figures.
+        history: every logged value by its name.
+        notes: what is missing or odd, in plain words.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    config_name: str = ""
+    metrics: list[MetricsFile] = field(default_factory=list)
+    history: dict[str, Curve] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The best checkpoint, else the last, else none."""
+        paths = [self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        return next((path for path in paths if path.is_file()), None)
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """A value of the config by its dotted path."""
+        value: Any = self.config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return default if value is None else value
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read a run folder; parts that are missing or damaged are named in its notes.
+
+    Raises:
+        UserError: there is no such folder, or it holds nothing that a run writes.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    run = Run(folder, name)
+    _read_config(run)
+    run.metrics = _metrics_files(run)
+    run.history = read_history(sorted(folder.glob("logs/*/metrics.csv"), key=_version))
+    if not (run.config or run.checkpoint or run.metrics or run.history):
+        raise UserError(
+            f"{folder} is no run: it holds no config.yaml, checkpoints/, metrics.json or logs/; "
+            "give the folder that `itr fit` calls --trainer.default_root_dir"
+        )
+    if not run.metrics:
+        run.notes.append("no metrics.json; `itr test` writes it")
+    if not run.history:
+        run.notes.append("no logs/*/metrics.csv, hence no training curves")
+    return run
+
+
+def _read_config(run: Run) -> None:
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        run.notes.append("no config.yaml")
+        return
+    try:
+        run.config_text = path.read_text(encoding="utf-8")
+        loaded = yaml.safe_load(run.config_text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        run.notes.append(f"config.yaml can't be read: {error}")
+        return
+    run.config = loaded if isinstance(loaded, dict) else {}
+    named = made_with(str(path))
+    if named != path.name:
+        run.config_name = named.split(", ")[-1].removesuffix(".yaml")
+        return
+    # Shipped configs write to runs/NAME, which tells the name where the file itself does not.
+    name = Path(str(run.setting("trainer.default_root_dir", ""))).name
+    run.config_name = name if (config_folder() / f"{name}.yaml").is_file() else ""
+
+
+def _metrics_files(run: Run) -> list[MetricsFile]:
+    found = []
+    for path in sorted(run.folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            run.notes.append(f"{path.name} can't be read: {error}")
+            continue
+        items = content.items() if isinstance(content, dict) else ()
+        figures = {name: float(value) for name, value in items if _is_figure(value)}
+        if figures:
+            about = {name: value for name, value in items if not _is_figure(value)}
+            found.append(MetricsFile(path.name, figures, about))
+    return found
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _version(path: Path) -> tuple[int, str]:
+    number = re.search(r"(\d+)$", path.parent.name)
+    return int(number[1]) if number else -1, path.parent.name
+
+
+def read_history(paths: list[Path]) -> dict[str, Curve]:
+    """The values of several logs by name, in the order of their steps.
+
+    A log that begins where an earlier one already was (a run resumed from an older checkpoint, or begun anew) replaces
+    the rest of that.
+    """
+    history: dict[str, Curve] = {}
+    for path in paths:
+        rows = _rows(path)
+        if rows:
+            begin = rows[0][0]
+            history = {name: [point for point in curve if point[0] < begin] for name, curve in history.items()}
+        for step, values in rows:
+            for name, value in values.items():
+                history.setdefault(name, []).append((step, value))
+    return {name: curve for name, curve in history.items() if curve}
+
+
+def _rows(path: Path) -> list[tuple[float, dict[str, float]]]:
+    rows = []
+    with path.open(encoding="utf-8", newline="") as stream:
+        for line in csv.DictReader(stream):
+            values = {name: _number(text) for name, text in line.items() if name not in (None, "step", "epoch")}
+            step = _number(line.get("step"))
+            if not math.isnan(step):
+                rows.append((step, {name: value for name, value in values.items() if math.isfinite(value)}))
+    return rows
+
+
+def _number(text: object) -> float:
+    try:
+        return float(str(text))
+    except ValueError:
+        return math.nan
+
+
+def run_names(folders: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart: `baseline/0` and `CUSA/0`, or `demo` alone.
+
+    Raises:
+        UserError: a run is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names) and not any(name.isdigit() for name in names):
+            return names
+    raise UserError("the same run is given twice; name each run once")

@@ -1,0 +1,62 @@
+"""Captions and small pictures of the samples that a page shows, in one pass over the shards."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from itr.data.shards.locations import find_split
+from itr.data.shards.tars import read_tar
+from itr.images.transforms import BadImageError, decode
+
+SIDE = 160
+QUALITY = 78
+MAX_PIXELS = 200_000_000
+
+
+@dataclass
+class Samples:
+    """What is shown of the data.
+
+    Attributes:
+        picture: small pictures as data URIs by image_id; empty for one that can't be decoded.
+        captions: all captions of these images by image_id.
+        caption: texts by caption_id.
+    """
+
+    picture: dict[int, str] = field(default_factory=dict)
+    captions: dict[int, list[str]] = field(default_factory=dict)
+    caption: dict[int, str] = field(default_factory=dict)
+
+
+def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -> Samples:
+    """The wanted images with all their captions, and the wanted captions.
+
+    Raises:
+        UserError: the shards are not there or damaged.
+    """
+    samples = Samples()
+    for shard in find_split(root, split).shards:
+        for sample in read_tar(shard.place):
+            if sample.image_id in images:
+                samples.picture[sample.image_id] = thumbnail(sample.image)
+                samples.captions[sample.image_id] = sample.captions
+            pairs = zip(sample.caption_ids, sample.captions, strict=True)
+            samples.caption |= {number: text for number, text in pairs if number in captions}
+    return samples
+
+
+def thumbnail(data: bytes) -> str:
+    """A picture as a data URI of a JPEG that fits into a square of SIDE pixels; empty where it can't be decoded."""
+    try:
+        picture = Image.fromarray(decode(data, MAX_PIXELS).permute(1, 2, 0).numpy())
+    except BadImageError:
+        return ""
+    picture.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

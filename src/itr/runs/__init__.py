@@ -1,0 +1,1 @@
+"""The life of a training run: the command line, checkpoints, stopping, resuming, watching."""

@@ -1,0 +1,168 @@
+"""What a run writes besides checkpoints and logs."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from itr.commands.parsing import MADE_WITH, made_with
+from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
+from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
+from itr.files.writing import whole_file
+from itr.module import RetrievalModule
+from itr.runs.watch import Watch
+from itr.training.logging_steps import logs_now
+from itr.training.optim import loss_scale
+
+PROTOCOL = (
+    "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
+    "ranks from 1; ties count against the true match; all/ counts every true match that the shards know"
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the complete config of a training run as `config.yaml` in the run folder."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file at the start of `fit`; the other verbs leave it as it is."""
+        if stage == "fit" and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            names = [made_with(str(config)) for config in self.config.get("config") or ()]
+            head = f"{MADE_WITH}{', '.join(names)}\n" if names else ""  # a comment: the file stays a config
+            with whole_file(path) as file:  # a run that goes on writes it again, and may be killed meanwhile
+                file.write((head + self.parser.dump(self.config, skip_none=False)).encode())
+
+
+class History(pl.Callback):
+    """Logs what is worth a curve besides losses and recalls, such as `train/lr` and the cosines of pairs."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """The largest learning rate of all groups, as this step takes it, and what was left out so far in the epoch."""
+        if logs_now(trainer):
+            rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            pl_module.log("train/lr", max(rates))
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            for name, number in (("skipped", data.skipped), ("bad_shards", data.bad_shards)):
+                pl_module.log(f"train/{name}", float(number), reduce_fx="sum", sync_dist=True)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """The norm of all gradients, averaged over processes, before they are clipped and without fp16's scale."""
+        if logs_now(trainer):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            scale = loss_scale(trainer, norm.device)
+            if scale is not None and optimizer.defaults["fused"]:  # which takes the scale out itself, in its step
+                norm = norm / scale
+            pl_module.log("train/grad_norm", norm)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The mean cosine of a caption with its own image, and with the others."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            assert isinstance(pl_module, RetrievalModule)
+            matched, unmatched = mean_cosines(pl_module.last_gallery)
+            figures = {"val/similarity_matched": matched, "val/similarity_unmatched": unmatched}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step - 1)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the number of the log folder, and with the newest loss that has come to the CPU.
+
+    NOTE: what is logged with `prog_bar=True` Lightning asks the device for after each step, bar or no bar.
+    """
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """The figures beside the bar."""
+        figures = super().get_metrics(trainer, pl_module)
+        figures.pop("v_num", None)
+        watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
+        loss = watches[0].loss if watches else None
+        return figures if loss is None else {**figures, "train/loss": loss}
+
+
+class Results(pl.Callback):
+    """Shows and keeps what an evaluation found: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the figures of `itr validate` whole, and those of an epoch of `itr fit` in a line."""
+        if trainer.state.fn == "validate":
+            self._show(trainer, pl_module)
+        elif not trainer.sanity_checking:
+            self._show_epoch(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the figures and write them down."""
+        self._show(trainer, pl_module)
+        self._write(trainer, pl_module)
+
+    @rank_zero_only
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the embeddings."""
+        gallery = self._module(pl_module).last_gallery
+        path = self._folder(trainer) / "embeddings.npz"
+        np.savez(path, allow_pickle=False, **gallery.arrays())
+        print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
+
+    @rank_zero_only
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = self._module(pl_module)
+        gallery = module.last_gallery
+        print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
+        print(table(module.metrics))
+
+    @rank_zero_only
+    def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = self._module(pl_module).metrics
+        recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # none yet if a resumed run validates first
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        more = f", {data.skipped} bad images skipped" if data.skipped else ""
+        more += f", {data.bad_shards} bad shards" if data.bad_shards else ""
+        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # `max_steps` alone may end a run
+        tqdm.write(
+            f"epoch {trainer.current_epoch + 1}{last}: loss {loss:.4f}, val {recalls}, "
+            f"rsum {figures['val/rsum']:.2f}{more}"
+        )
+
+    @rank_zero_only
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        path = self._folder(trainer) / "metrics.json"
+        write_figures(path, self._module(pl_module).metrics, self._about(trainer, pl_module))
+        print(f"\nwritten to {path}")
+
+    def _about(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Where the figures come from."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        model = checkpoint_identity(checkpoint) if checkpoint and checkpoint.is_file() else {"checkpoint": "none"}
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        return about(
+            PROTOCOL,
+            model,
+            data.identity("test"),
+            seed=None if seed is None else int(seed),
+            precision=str(trainer.precision),
+            config=shortened(self._module(pl_module).describe()),
+        )
+
+    @staticmethod
+    def _module(pl_module: pl.LightningModule) -> RetrievalModule:
+        assert isinstance(pl_module, RetrievalModule)
+        return pl_module
+
+    @staticmethod
+    def _folder(trainer: pl.Trainer) -> Path:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

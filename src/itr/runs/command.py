@@ -1,0 +1,239 @@
+"""fit, validate, test and predict: LightningCLI over the one module and the one data module."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
+from itr.commands.parsing import FriendlyParser, resolve_configs
+from itr.commands.quieten import quieten
+from itr.data.datamodule import ShardData
+from itr.errors import UserError
+from itr.files.writing import check_writable
+from itr.module import RetrievalModule
+from itr.runs.callbacks import History, ProgressBar, Results, SaveConfig
+from itr.runs.checkpoint_files import BEST, LAST, PREVIOUS
+from itr.runs.checkpointing import Checkpoints, CheckpointSettings
+from itr.runs.loggers import Csv, TensorBoard, print_without_room
+from itr.runs.processes import (
+    UnusedParameters,
+    check_numbers,
+    check_strategy,
+    follow_launcher,
+    meet_anew,
+    meeting,
+    wait_for_processes,
+    watch_processes,
+)
+from itr.runs.resume import SameOrder, check_settings, find_checkpoint, refuse_swa, with_saved
+from itr.runs.stopping import Signals, Stopped, leave_signals_alone, requeue
+from itr.runs.waiting import DataWait
+from itr.runs.watch import Watch
+from itr.state.offline import sealed
+
+DEFAULT_CLASSES = {"backbone": "VSE", "objective": "InfoNCE"}
+log = logging.getLogger(__name__)
+
+
+class Parser(FriendlyParser, LightningArgumentParser):
+    """Lightning's parser with our errors."""
+
+
+class TrainingCLI(LightningCLI):
+    """Puts a run's files below `--trainer.default_root_dir` and finds checkpoints there by name."""
+
+    def __init__(self, arguments: list[str] | None = None, run: bool = True, signals: Signals | None = None) -> None:
+        self.signals = signals or Signals()
+        self.saved: dict[str, Any] | None = None  # how a checkpoint says that its model is built
+        super().__init__(
+            RetrievalModule,
+            ShardData,
+            args=arguments,
+            run=run,
+            parser_class=Parser,
+            parser_kwargs={"prog": "itr"} if run else {},
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": "runs/itr", "max_epochs": 30},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # RetrievalModule writes how to build it again itself
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
+        parser.set_defaults({f"model.{part}": {"class_path": name} for part, name in DEFAULT_CLASSES.items()})
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+        parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
+        parser.add_lightning_class_args(Watch, "watch")  # a callback of the trainer with that
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, then turn `--ckpt_path best|last` into a file of the run folder."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            asked = [a for a in args or [] if not a.startswith("--print_config")]  # which would print and end
+            super().parse_arguments(parser, asked)
+            if self._default_to_chosen_classes() or len(asked) < len(args or []):
+                super().parse_arguments(parser, args)
+        subcommand = self.config.get("subcommand")
+        check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
+        if subcommand:
+            settings = self.config[subcommand]
+            root = settings.trainer.default_root_dir  # Lightning makes a path of ~ in some places, and we in others
+            settings.trainer.default_root_dir = str(Path(root).expanduser())
+            settings.ckpt_path = find_checkpoint(settings, subcommand)
+            settings.weights_only = True  # whatever the option or torch's environment say
+            if "verbose" in settings:
+                settings.verbose = False  # `Results` shows the figures
+            if settings.ckpt_path:
+                self.saved = check_settings(settings, subcommand, args or [])
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's settings from the checkpoint, as Lightning does, which would load all of it for them."""
+        if self.saved is not None:
+            self.config = with_saved(self.parser, self.config, self.saved)
+
+    def _default_to_chosen_classes(self) -> bool:
+        """Let what isn't set be as the chosen class has it; whether that changes anything.
+
+        The parser keeps settings when the class changes that the new one knows too: Sigmoid would begin with the
+        temperature that is InfoNCE's default.
+        """
+        verb = self.config.get("subcommand")
+        model = (self.config[verb] if verb else self.config).model
+        chosen = {part: model[part].class_path for part in DEFAULT_CLASSES}
+        if all(path.endswith(f".{DEFAULT_CLASSES[part]}") for part, path in chosen.items()):
+            return False
+        self._parser(verb).set_defaults({f"model.{part}": {"class_path": path} for part, path in chosen.items()})
+        return True
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does; settings that a component refuses or the machine lacks are for the user to mend."""
+        try:
+            with nullcontext() if self.saved is None else sealed(self.saved):
+                super().instantiate_classes()
+        except UserError:
+            raise
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add our loggers and callbacks, which need the run folder."""
+        settings = self._get(self.config_init, "trainer")
+        root = settings["default_root_dir"]
+        settings["default_root_dir"] = str(root)
+        if settings["accumulate_grad_batches"] < 1:
+            raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
+        if (settings["gradient_clip_val"] or 0) < 0:
+            raise UserError(f"trainer.gradient_clip_val is {settings['gradient_clip_val']}; give a norm, or 0 for none")
+        training = self.subcommand == "fit"
+        if training and not self.datamodule.splits["val"]:
+            settings["limit_val_batches"] = 0
+        if settings["logger"] in (None, True):
+            settings["logger"] = self._loggers(root) if training else False
+        own: list[Callback] = [Results(), *self._progress_bar(settings)]
+        if training:
+            folder = Path(os.path.abspath(root)) / "checkpoints"
+            when, fresh = self._get(self.config_init, "checkpoint"), not self._get(self.config, "ckpt_path")
+            own += [History(), DataWait(), UnusedParameters(), SameOrder()]
+            own.append(Checkpoints(folder, when, self.signals, fresh))
+        settings["enable_checkpointing"] = training
+        given = settings["callbacks"] or []
+        settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # as Lightning calls a number of devices that is none
+            raise UserError(str(error)) from error
+        leave_signals_alone(trainer)
+        check_numbers(trainer)
+        refuse_swa(trainer)
+        meet_anew(trainer)
+        watch_processes(trainer)
+        return trainer
+
+    @staticmethod
+    def _loggers(root: Any) -> list[Logger]:
+        tensorboard = TensorBoard(root, "logs")
+        return [Csv(root, "logs", version=tensorboard.version), tensorboard]
+
+    @staticmethod
+    def _progress_bar(settings: Any) -> list[Callback]:
+        if settings["enable_progress_bar"] is False:
+            return []
+        return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
+
+    def before_fit(self) -> None:
+        """Never write over a run unasked."""
+        settings = self.config["fit"]
+        folder = Path(settings.trainer.default_root_dir) / "checkpoints"
+        there = any((folder / name).exists() for name in (LAST, BEST, PREVIOUS))
+        if there and not settings.ckpt_path and not settings.overwrite:
+            raise UserError(
+                f"{settings.trainer.default_root_dir} already holds a run. Go on with it by --ckpt_path last, choose "
+                "another folder by --trainer.default_root_dir, or give --overwrite true"
+            )
+
+        self._check_folder("checkpoints", "logs")
+
+    def before_test(self) -> None:
+        """Find out now whether the figures can be written, not when all is measured."""
+        self._check_folder()
+
+    def before_predict(self) -> None:
+        """As `before_test`, for the embeddings."""
+        self._check_folder()
+
+    def _check_folder(self, *parts: str) -> None:
+        if self.trainer.is_global_zero:
+            root = Path(self.trainer.default_root_dir)
+            for folder in (root, *(root / part for part in parts)):
+                check_writable(folder, "--trainer.default_root_dir")
+
+    def after_fit(self) -> None:
+        """Say where things are."""
+        if self.trainer.is_global_zero:
+            root = self.trainer.default_root_dir
+            print(f"\nthe run is in {root}: checkpoints/, config.yaml, logs/ (`tensorboard --logdir {root}`)")
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoints) and (lost := callback.unwritten(self.trainer.global_step)):
+                    log.error(lost)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of Lightning's verbs; the exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten()
+    follow_launcher()
+    torch.set_float32_matmul_precision("high")
+    signals = Signals()
+    signals.listen()
+    if arguments[0] == "fit":
+        print_without_room()
+    try:
+        with meeting():
+            cli = TrainingCLI(resolve_configs(arguments), signals=signals)
+        wait_for_processes(cli.trainer)
+    except MisconfigurationException as error:  # settings that Lightning refuses once it knows the checkpoint
+        raise UserError(str(error)) from error
+    except Stopped as stop:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"\nitr: {stop}", file=sys.stderr)  # on a line of its own, below the bar
+            if signal.Signals(stop.signum).name == "SIGUSR1":
+                requeue()
+        return stop.status
+    finally:
+        signals.release()
+    return 0

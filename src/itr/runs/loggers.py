@@ -1,0 +1,162 @@
+"""Lightning's loggers and what is printed: a full disk costs a message and not the run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from itr.files.writing import whole_file
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none within the quota, none in one file
+log = logging.getLogger(__name__)
+
+
+class _Tolerant:
+    """Says once that figures can't be written, and goes on."""
+
+    told = False
+
+    def try_to(self, write: Callable[[], Any]) -> None:
+        """Write, or say why not."""
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            cause = error.__cause__ if isinstance(error, ValueError) else error  # TensorBoard's logger takes it so
+            if not isinstance(cause, OSError):
+                raise
+            if not self.told:
+                log.error("logs can NOT be written (%s). Training goes on without", cause.strerror or cause)
+            self.told = True
+
+
+class _Rows(ExperimentWriter):
+    """Rows of `metrics.csv`, of which those that are there survive a kill and a full disk at any moment.
+
+    Lightning's empties the file to write it with another header, and leaves parts of rows where the disk is full.
+    """
+
+    def save(self) -> None:
+        """Add the new rows; a figure that is new makes another header, and thereby another file."""
+        if not self.metrics:
+            return
+        path, known = Path(self.metrics_file_path), set(self.metrics_keys).union(*self.metrics)
+        if path.is_file() and known == set(self.metrics_keys):
+            self._append(path, self._text(self.metrics_keys, self.metrics))
+        else:
+            earlier: list[Mapping[str, Any]] = []
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as file:
+                    earlier = list(csv.DictReader(file))
+            keys = sorted(known)
+            with whole_file(path) as file:
+                header = dict(zip(keys, keys, strict=True))
+                file.write(self._text(keys, [header, *earlier, *self.metrics]))
+            self.metrics_keys = keys
+        self.metrics = []
+
+    @staticmethod
+    def _text(keys: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, keys).writerows(rows)
+        return text.getvalue().encode()
+
+    @staticmethod
+    def _append(path: Path, data: bytes) -> None:
+        with path.open("r+b", buffering=0) as file:
+            size = file.seek(0, io.SEEK_END)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(size)
+                raise
+
+
+class Csv(_Tolerant, CSVLogger):
+    """`metrics.csv`; what could not be written is written later."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Where the rows go."""
+        if self._experiment is None:
+            self._fs.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Rows(log_dir=self.log_dir)
+        return self._experiment
+
+    def save(self) -> None:
+        """Write what has been logged."""
+        self.try_to(super().save)
+
+    def finalize(self, status: str) -> None:
+        """Write the rest."""
+        self.try_to(lambda: super(Csv, self).finalize(status))
+
+
+class TensorBoard(_Tolerant, TensorBoardLogger):
+    """Event files; its writer does not come back after a full disk."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Hand figures to the writer."""
+        self.try_to(lambda: super(TensorBoard, self).log_metrics(metrics, step))
+
+    def save(self) -> None:
+        """Write what has been logged."""
+        self.try_to(super().save)
+
+    def finalize(self, status: str) -> None:
+        """Write the rest."""
+        self.try_to(lambda: super(TensorBoard, self).finalize(status))
+
+
+class Output:
+    """A stream to a file, whose text is left out, or comes later, where the disk is full.
+
+    Args:
+        stream: where to write.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what there is room for; the length of the text."""
+        with _room_or_not():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, if there is room."""
+        with _room_or_not():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _room_or_not() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
+def print_without_room() -> None:
+    """Let no print stop this process for want of room, until it has ended: the last flush is Python's own."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, Output(stream))

@@ -1,0 +1,77 @@
+"""How long training waits for its data, and what helps when that is most of the time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from itr.distributed import stack
+from itr.training.logging_steps import logs_now
+
+TOO_MUCH = 0.5
+log = logging.getLogger(__name__)
+
+
+class DataWait(pl.Callback):
+    """Logs `train/data_wait`, and says what helps after an epoch that was spent waiting for data.
+
+    It is the time in seconds that a step waited for its batch, averaged over the steps since it was last logged; of
+    several processes, that of the one which waited longest.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._steps = 0
+        self._logged = 0.0  # what the loader had waited when it was last logged, in seconds
+        self._since: float | None = None  # when the clock of the epoch was started; None while it stands
+        self._spent = 0.0
+        self._waited = -1.0  # what the loader had waited when the clock was started; below 0 before the first time
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock begins after the first batch, for which the workers have to start."""
+        self._since, self._spent, self._waited = None, 0.0, -1.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Log at the steps that are logged."""
+        waited = _waited(trainer)
+        if self._since is None:
+            self._since = time.perf_counter()
+            self._waited = waited if self._waited < 0 else self._waited
+        self._steps += 1
+        if logs_now(trainer):
+            mean = (waited - self._logged) / self._steps
+            pl_module.log("train/data_wait", mean, reduce_fx="max", sync_dist=True)
+            self._logged, self._steps = waited, 0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock, which the next training step starts again."""
+        if self._since is not None:
+            self._spent += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say once what helps, if any process waited for more than half of the epoch."""
+        self.on_validation_start(trainer, pl_module)
+        share = (_waited(trainer) - self._waited) / self._spent if self._spent else 0.0
+        share = float(stack(torch.tensor(share), trainer.strategy.root_device).max())
+        if share <= TOO_MUCH or self._told or not trainer.is_global_zero:
+            return
+        self._told = True
+        workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
+        log.info(
+            "%.0f%% of the epoch was spent waiting for data: give more --data.num_workers (now %d; there are %d cores) "
+            "or make the pictures small once, by `itr prepare ... --resize 256`",
+            100 * share,
+            workers,
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        )
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    loader: Any = trainer.train_dataloader
+    return float(loader.waited)

@@ -1,0 +1,1 @@
+"""Frozen uni-modal encoders whose embeddings teach a method."""

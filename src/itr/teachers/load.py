@@ -1,0 +1,207 @@
+"""Frozen teachers of one modality, found by name, folder or file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from itr.backbones.base import ImageSpec
+from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
+from itr.backbones.clip_towers import image_features
+from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
+from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
+from itr.errors import UserError
+from itr.teachers.base import Encoder, Modality, Precision, Teacher
+from itr.teachers.unicom import load_unicom
+from itr.types import Tokens
+
+Output = Literal["pooled", "tokens"]
+PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # on which tokenizers are compared
+WAY_OUT = "Give the folder of a downloaded model, or run once with a network."
+
+
+def load_teacher(
+    modality: Modality, name: str, output: Output = "pooled", device: str = "cpu", precision: Precision = "32"
+) -> Teacher:
+    """Find a teacher.
+
+    Args:
+        modality: pictures or captions; the teacher of dense captions is `itr.passes.first_stage`'s.
+        name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
+            transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
+            `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
+        output: `pooled`, or `tokens` for all tokens of a picture end to end.
+        device: where it runs.
+        precision: of its arithmetic.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    if modality == "text":
+        if output != "pooled":
+            raise UserError("--output tokens is for pictures: captions differ in length")
+        encoder = _sentence_transformer(name, device) if is_sentence_transformer(name) else _text(name)
+        return Teacher(encoder, torch.device(device), precision)
+    kind, colon, rest = name.partition(":")
+    loaders = {"unicom": _unicom, "open_clip": _open_clip, "timm": _timm}
+    if colon and kind in loaders:
+        encoder = loaders[kind](rest, output)
+    elif not Path(name).is_dir() and _is_timm(name):
+        encoder = _timm(name, output)
+    else:
+        encoder = _vision(name, output)
+    return Teacher(encoder, torch.device(device), precision)
+
+
+def is_sentence_transformer(name: str) -> bool:
+    """Whether a folder, or a name of the hub, holds the list of modules that sentence-transformers writes."""
+    if Path(name).is_dir() or name.startswith(("/", ".")):
+        return (Path(name) / "modules.json").is_file()
+    if name.startswith("sentence-transformers/"):
+        return True
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    known = try_to_load_from_cache(name, "modules.json")
+    if known is not None:  # a path, or the mark that the repository has no such file
+        return isinstance(known, str)
+    try:
+        return bool(hf_hub_download(name, "modules.json"))
+    except Exception:  # no such file, or no network: whoever loads the model says so
+        return False
+
+
+def _sentence_transformer(name: str, device: str) -> Encoder:
+    if find_spec("sentence_transformers") is None:
+        raise UserError(f"teacher {name} needs sentence-transformers: pip install sentence-transformers")
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model: Any = SentenceTransformer(name, device=device)
+    except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
+        raise UserError(f"teacher {name} can't be had ({first_line(error)}). {WAY_OUT}") from error
+
+    tokenizer = _tokenizer_like(name, model)
+    if tokenizer is not None:
+        return Encoder(model, lambda tokens: _sentences(model, tokens), tokenizer=tokenizer)
+
+    def run(captions: Sequence[str]) -> Tensor:
+        options: dict[str, Any] = {"batch_size": len(captions), "show_progress_bar": False}
+        encoded: Tensor = model.encode(list(captions), convert_to_tensor=True, **options)
+        return encoded
+
+    return Encoder(model, run)
+
+
+def _sentences(model: Any, tokens: Tokens) -> Tensor:
+    embedded: Tensor = model({"input_ids": tokens.ids, "attention_mask": tokens.mask.long()})["sentence_embedding"]
+    return embedded
+
+
+def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
+    """A tokenizer for the workers that gives what the model of sentence-transformers makes of captions; or None."""
+    if model.default_prompt_name is not None:
+        return None
+    try:
+        tokenizer = load_tokenizer(name)
+        tokenizer.limit(int(model.max_seq_length))
+        ours, theirs = tokenizer(PROBES), model.preprocess(PROBES)
+        same = torch.equal(ours.ids, theirs["input_ids"]) and torch.equal(ours.mask, theirs["attention_mask"].bool())
+        plain = not any(theirs[key].any() for key in theirs.keys() & {"token_type_ids"})
+    except Exception:  # whatever its modules are, they are not a plain transformer
+        return None
+    known = {"input_ids", "attention_mask", "token_type_ids", "modality"}
+    return tokenizer if same and plain and theirs.keys() <= known else None
+
+
+def _text(name: str) -> Encoder:
+    tower, tokenizer = _tower("text", name), load_tokenizer(name)
+    tokenizer.limit(word_limit(tower, tokenizer.max_length, None))
+
+    def run(tokens: Tokens) -> Tensor:
+        hidden = token_features(tower(input_ids=tokens.ids, attention_mask=tokens.mask.long()))
+        weight = tokens.mask.unsqueeze(-1).to(hidden.dtype)  # [C, L, 1]
+        return (hidden * weight).sum(1) / weight.sum(1)
+
+    return Encoder(tower, run, tokenizer=tokenizer)
+
+
+def _vision(name: str, output: Output) -> Encoder:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    tower = _tower("vision", name)
+    try:
+        size = ImageProcessingMixin.get_image_processor_dict(name)[0].get("size") or {}
+    except (OSError, ValueError):
+        size = {}
+    spec = pretrained_image_spec(name, None if size else own_size(tower))
+
+    def run(image: Tensor) -> Tensor:
+        found: Any = tower(pixel_values=image)
+        tokens = token_features(found)
+        if output == "tokens":
+            return tokens.flatten(1)
+        pooled: Tensor | None = getattr(found, "pooler_output", None)
+        return tokens.mean(1) if pooled is None else pooled.flatten(1)
+
+    return Encoder(tower, run, spec, size.get("shortest_edge") if isinstance(size, dict) else None)
+
+
+def _tower(modality: Literal["vision", "text"], name: str) -> nn.Module:
+    try:
+        return make_tower(modality, name, None)
+    except UserError as error:
+        raise UserError(f"teacher {name} can't be had ({first_line(error.__cause__ or error)}). {WAY_OUT}") from error
+
+
+def _is_timm(name: str) -> bool:
+    import timm
+
+    return "/" not in name and bool(timm.is_model(name.partition(".")[0]))
+
+
+def _timm(name: str, output: Output) -> Encoder:
+    import timm
+    import timm.data
+
+    if ":" not in name and not _is_timm(name):
+        raise UserError(f"timm has no model {name}{near(name, timm.list_models())}")
+    try:
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # as above
+        raise UserError(f"teacher {name} of timm can't be had ({first_line(error)}). {WAY_OUT}") from error
+    library: Any = timm.data  # exports nothing explicitly
+    facts: dict[str, Any] = library.resolve_model_data_config(model)
+    size = int(facts["input_size"][1])
+    mode: Literal["bilinear", "bicubic"] = "bilinear" if facts["interpolation"] == "bilinear" else "bicubic"
+    resize: Literal["squash", "shortest"] = "squash" if facts["crop_mode"] == "squash" else "shortest"
+    spec = ImageSpec(size, facts["mean"], facts["std"], mode, resize)
+
+    def run(image: Tensor) -> Tensor:
+        found: Tensor = model.forward_features(image) if output == "tokens" else model(image)
+        return found.flatten(1)
+
+    return Encoder(model, run, spec, int(size / facts["crop_pct"]))
+
+
+def _open_clip(name: str, output: Output) -> Encoder:
+    model, tag = (name, "") if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[::2]
+    if not tag and ":" not in name:
+        raise UserError(f"open_clip:{name} has no weights; give open_clip:MODEL/TAG, such as open_clip:ViT-B-32/openai")
+    clip = CLIP(model=model, pretrained=tag or None)
+
+    def run(image: Tensor) -> Tensor:
+        encoded = image_features(clip.model.visual, image)
+        return encoded.tokens.flatten(1) if output == "tokens" else encoded.pooled
+
+    return Encoder(clip, run, clip.image_spec)
+
+
+def _unicom(path: str, output: Output) -> Encoder:
+    model = load_unicom(path)
+    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
+    return Encoder(model, model.forward_features if output == "tokens" else model, spec)

@@ -1,0 +1,142 @@
+"""Dense captions attached to the images of a source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from itr.data.raw.dense import attach_dense
+from itr.data.raw.entries import Entry, RawData
+from itr.data.sources.coco import read_coco
+from itr.data.sources.flickr30k import read_flickr30k
+from itr.errors import UserError
+from raw_trees import karpathy, text_files, write_json, write_rows
+
+NAMES = ["images/10.jpg", "images/2.jpg", "images/3.png"]
+
+
+def source() -> RawData:
+    entries = {"train": [Entry(name, [f"a {name}", "b"]) for name in NAMES], "val": [Entry("images/9.jpg", ["v"])]}
+    return RawData("made up", Path("."), entries)
+
+
+def dense(data: RawData, split: str = "train") -> list[list[str]]:
+    return [entry.dense for entry in data.entries[split]]
+
+
+def d2s(path: Path, number: int) -> Path:
+    """Lines as D2S-VSE has them."""
+    return write_rows(
+        path, [{"text": f"long  text {at} 🎈", "model_id": "llava", "metadata": {"length": 9}} for at in range(number)]
+    )
+
+
+def test_nothing_and_joined_captions():
+    data = source()
+    attach_dense(data, None)
+    assert dense(data) == [[], [], []]
+    assert data.settings == {}
+    attach_dense(data, "join")
+    assert dense(data)[0] == ["a images/10.jpg b"]
+    assert dense(data, "val") == [["v"]]
+    assert data.settings == {"dense": "the captions of each image, joined"}
+
+
+def test_lines_go_to_training_images_in_their_order(tmp_path, capsys):
+    data = source()
+    path = d2s(tmp_path / "train.jsonl", 3)
+    path.write_text(path.read_text(encoding="utf-8").replace("\n", "\r\n") + "\r\n", encoding="utf-8", newline="")
+    attach_dense(data, str(path), published_order=True)
+    assert dense(data) == [[f"long text {at} 🎈"] for at in range(3)]
+    assert dense(data, "val") == [[]]
+    assert data.settings == {"dense": "train.jsonl"}
+    assert "its first line is of images/10.jpg: long text 0" in capsys.readouterr().out
+
+
+def test_lines_that_do_not_fit(tmp_path):
+    for number in (2, 4, 0):
+        path = d2s(tmp_path / "x.jsonl", number) if number else write_rows(tmp_path / "x.jsonl", [])
+        with pytest.raises(UserError, match=rf"has {number} lines and train 3 images"):
+            attach_dense(source(), str(path), published_order=True)
+    with pytest.raises(UserError, match=r"lines follow train_ids.txt, .*--layout text"):
+        attach_dense(source(), str(d2s(tmp_path / "x.jsonl", 3)), published_order=False)
+
+
+TABLE = {"images/10.jpg": "ten", "2.jpg": "two", "3": "three", "x/77.jpg": "not here"}
+
+
+def write_table(path: Path) -> Path:
+    rows = [{"image": name, "dense": text, "caption": "not this one"} for name, text in TABLE.items()]
+    if path.stem == "mapping":
+        return write_json(path, TABLE | {"3": ["three"]})
+    if path.stem == "llava":
+        return write_json(path, [{"image": row["image"], "captions": ["no"], "text": row["dense"]} for row in rows])
+    return write_rows(path, rows)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.tsv", "llava.json", "mapping.json"])
+def test_tables_find_images_by_path_name_or_stem(tmp_path, capsys, name):
+    data = source()
+    attach_dense(data, str(write_table(tmp_path / name)))
+    assert dense(data) == [["ten"], ["two"], ["three"]]
+    assert dense(data, "val") == [[]]
+    said = capsys.readouterr().out
+    assert f"{name}: dense captions of images that are not here: 1 (x/77.jpg)" in said
+    assert "without a dense caption" not in said
+
+
+def test_an_image_without_one_is_told_and_a_name_of_two_is_not_guessed(tmp_path, capsys):
+    rows = [{"image": "a/2.jpg", "text": "x"}, {"image": "b/2.jpg", "text": "y"}, {"image": "10.jpg", "text": "ten"}]
+    data = source()
+    attach_dense(data, str(write_rows(tmp_path / "t.jsonl", rows)))
+    assert dense(data) == [["ten"], [], []]
+    assert "train: images without a dense caption: 2 (images/2.jpg, images/3.png)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.jsonl", '{"image": "other.jpg", "text": "x"}\n', "dense captions of 1 images .*none of them is here"),
+        ("t.jsonl", "{\n", "line 1, is no JSON"),
+        ("t.jsonl", "[1]\n", "a row has none of dense"),
+        ("t.json", "[1]", "no list of rows"),
+        ("t.json", '[{"text": "x"}]', "a row without an image"),
+        ("t.csv", "image,other\na.jpg,x\n", "a row has none of dense"),
+        ("t.txt", "x", "must be 'join' or a file that ends in"),
+    ],
+)
+def test_faults_of_tables(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        attach_dense(source(), str(tmp_path / name))
+    with pytest.raises(UserError, match="must be 'join' or a file"):
+        attach_dense(source(), str(tmp_path / "nothing.json"))
+
+
+def test_line_order_is_known_for_text_files_and_for_flickr30ks_names(tmp_path):
+    lines = d2s(tmp_path / "lines.jsonl", 2)
+    text_files(tmp_path / "text", "train", [9, 73], [str(at) for at in range(10)])
+    assert dense(read_coco(str(tmp_path / "text"), dense=str(lines)))[1] == ["long text 1 🎈"]
+    images = [{"filename": f"{at}.jpg", "split": "train", "captions": ["x"], "cocoid": at} for at in (1, 2)]
+    karpathy(tmp_path / "k" / "dataset_coco.json", images)
+    with pytest.raises(UserError, match="--layout text"):
+        read_coco(str(tmp_path / "k"), dense=str(lines))
+    karpathy(tmp_path / "k" / "dataset_flickr30k.json", images)
+    assert dense(read_flickr30k(str(tmp_path / "k"), dense=str(lines)))[1] == ["long text 1 🎈"]
+    karpathy(tmp_path / "k" / "dataset_flickr30k.json", images[::-1])
+    with pytest.raises(UserError, match="order of this layout is another"):
+        read_flickr30k(str(tmp_path / "k"), dense=str(lines))
+
+
+def test_the_real_dense_captions(shared, tmp_path):
+    folder, file = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample/dense_llava_sample.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    data = read_flickr30k(str(folder), dense=str(file))
+    train = data.entries["train"]
+    assert sum(bool(entry.dense) for entry in train) == len(rows) == 72
+    for row in rows:  # the order of the lines is that of the images
+        assert train[row["train_index"]].image == row["image"]
+        assert train[row["train_index"]].dense == [" ".join(row["text"].split())]
+        assert train[row["train_index"]].captions[0] == " ".join(row["captions"][0].split())

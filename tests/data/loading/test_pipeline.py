@@ -1,0 +1,308 @@
+"""From shards to batches: order, captions, faults."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data._utils import signal_handling
+from torchvision.transforms import InterpolationMode, v2
+
+from foreign import write_tar
+from itr.backbones import VSE
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import stable_id
+from itr.data.shards.tars import read_tar
+from itr.data.shards.writer import Record, write_split
+from itr.errors import UserError
+from itr.images.transforms import Augmentation, decode
+from loaders import make_loader, same, small_backbone
+from web import Web
+
+
+@pytest.fixture(scope="module")
+def backbone() -> VSE:
+    return small_backbone()
+
+
+def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
+    seen: Counter[int] = Counter()
+    for rank in range(3):
+        loader = make_loader(scenes, "train", backbone, True, rank=rank, world=3)
+        batches = list(loader)
+        assert len(loader) == len(batches) == 3
+        assert all(len(batch) == len(batch.image) == 4 for batch in batches)
+        seen.update(int(i) for batch in batches for i in batch.image_id)
+    assert len(seen) == 36
+    assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fewer_shards_than_processes_and_workers_serve_them_all(tmp_path, backbone, workers):
+    """One shard; images in equal parts, each once. A process that has no image of its own in evaluation joins too."""
+    write_split((bad_record(4 * i + 1) for i in range(26)), tmp_path, "train", 100)
+    loaders = [make_loader(tmp_path, "train", backbone, True, rank=r, world=3, workers=workers) for r in range(3)]
+    batches = [list(loader) for loader in loaders]
+    assert [len(each) for each in batches] == [2, 2, 2]
+    ids = [int(i) for each in batches for batch in each for i in batch.image_id]
+    assert len(set(ids)) == len(ids) == 24
+    many = [make_loader(tmp_path, "train", backbone, False, rank=r, world=40) for r in (0, 17, 39)]
+    assert [[len(batch.image) for batch in loader] for loader in many] == [[1], [1], [1]]
+
+
+def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbone):
+    first, again = (list(make_loader(scenes, "train", backbone, True)) for _ in range(2))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    for other in ({"position": (1, 0)}, {"seed": 1}):
+        assert not any(
+            same(a, b) for a, b in zip(first, make_loader(scenes, "train", backbone, True, **other), strict=True)
+        )
+
+
+def test_pixels_order_and_captions_of_a_seed_are_what_they_always_were(scenes, backbone):
+    """The crop is v2's, drawn under a seed of its own; the order is written down here."""
+    size, mode = backbone.image_spec.size, InterpolationMode(backbone.image_spec.interpolation)
+    crop = v2.RandomResizedCrop(size, Augmentation().crop_scale, Augmentation().crop_ratio, interpolation=mode)
+    shards = sorted((scenes / "train").glob("*.tar"))
+    samples = {sample.image_id: sample for shard in shards for sample in read_tar(shard)}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    stream = make_loader(scenes, "train", backbone, True).dataset
+    stream.begin(3, 0)
+    batches = list(stream)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [batch.image_id.tolist() for batch in batches[:3]] == ORDER
+    assert [batch.text_id.tolist() for batch in batches[:3]] == CAPTIONS
+    for batch in batches:
+        for row, (image, text) in enumerate(zip(batch.image_id.tolist(), batch.text_id.tolist(), strict=True)):
+            torch.manual_seed(stable_id(0, 3, image, samples[image].caption_ids.index(text)))
+            assert torch.equal(batch.image[row], crop(decode(samples[image].image, 10**6)))
+
+
+ORDER = [[28, 34, 41, 35], [29, 32, 43, 27], [2, 1, 7, 40]]
+CAPTIONS = [[79, 96, 118, 99], [83, 91, 126, 74], [8, 5, 17, 114]]
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_give_the_same_batches(scenes, backbone):
+    here = list(make_loader(scenes, "train", backbone, True))
+    spawned = list(make_loader(scenes, "train", backbone, True, workers=1, start_method="spawn"))
+    assert all(same(a, b) for a, b in zip(here, spawned, strict=True))
+
+
+def test_a_worker_that_has_just_been_started_lives_on_when_a_signal_comes(scenes, backbone, monkeypatch):
+    """It comes right after torch has made the worker ready to end by it."""
+
+    def then_a_signal(make_ready=signal_handling._set_worker_signal_handlers) -> None:
+        make_ready()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    here = list(make_loader(scenes, "train", backbone, True))
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", then_a_signal)
+    there = list(make_loader(scenes, "train", backbone, True, workers=1))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_goes_on_with_the_next_batch(scenes, backbone, workers):
+    whole = list(make_loader(scenes, "train", backbone, True, (5, 0), workers=workers))
+    rest = list(make_loader(scenes, "train", backbone, True, (5, 3), workers=workers))
+    assert len(rest) == len(whole) - 3
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_shards_behind_a_url_give_the_same_batches(scenes, backbone):
+    here = list(make_loader(scenes, "train", backbone, True, workers=2))
+    with Web(scenes, fail_every=7) as web:
+        there = list(make_loader(web.url, "train", backbone, True, workers=2))
+        rest = list(make_loader(web.url, "train", backbone, True, (0, 5), workers=2))
+        found = list(make_loader(web.url, "test", backbone, False, rank=1, world=3, workers=2))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+    assert all(same(a, b) for a, b in zip(here[5:], rest, strict=True))
+    wanted = make_loader(scenes, "test", backbone, False, rank=1, world=3, workers=2)
+    assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_every_caption_is_drawn_in_time(scenes, backbone):
+    drawn = {
+        int(i)
+        for epoch in range(16)
+        for batch in make_loader(scenes, "train", backbone, True, (epoch, 0))
+        for i in batch.text_id
+    }
+    assert len(drawn) > 0.9 * find_split(scenes, "train").captions
+
+
+def test_all_captions_make_a_pair_each(scenes, backbone):
+    total = find_split(scenes, "train").captions
+    batches = list(make_loader(scenes, "train", backbone, True, captions="all"))
+    assert len(batches) == total // 4
+    ids = [int(i) for batch in batches for i in batch.text_id]
+    assert len(set(ids)) == len(ids) == total // 4 * 4
+
+
+def test_several_captions_share_one_encoding_of_their_image(scenes, backbone):
+    for batch in make_loader(scenes, "train", backbone, True, captions=3):
+        assert batch.image.shape[0] == 4
+        assert batch.image_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        assert len(batch) == 12
+
+
+@pytest.mark.parametrize("world", [1, 2, 5, 20])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_reads_every_image_with_all_its_captions(scenes, backbone, world, workers):
+    if workers and world != 2:
+        return  # once with workers is enough
+    images, texts, lengths = set(), set(), set()
+    for rank in range(world):
+        loader = make_loader(scenes, "test", backbone, False, rank=rank, world=world, workers=workers)
+        batches = list(loader)
+        lengths.add(len(batches))
+        for batch in batches:
+            images |= set(batch.image_id.tolist())
+            texts |= set(batch.text_id.tolist())
+            assert set(batch.image_index.tolist()) == set(range(len(batch.image)))
+    split = find_split(scenes, "test")
+    assert (len(images), len(texts), len(lengths)) == (split.images, split.captions, 1)
+
+
+def bad_record(number: int) -> Record:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "JPEG")
+    return Record(buffer.getvalue()[: None if number % 4 else 100], "jpg", [f"picture {number}"], f"{number}.jpg")
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    """Sixteen pictures of which four are cut off."""
+    write_split((bad_record(i) for i in range(16)), tmp_path, "train", 5)
+    return tmp_path
+
+
+def test_a_bad_training_image_is_named_counted_and_replaced(damaged, backbone, caplog):
+    loader = make_loader(damaged, "train", backbone, True, max_skipped=4)
+    with caplog.at_level(logging.WARNING, logger="itr"):
+        logging.getLogger("itr").propagate = True
+        batches = list(loader)
+    assert [len(batch.image) for batch in batches] == [4] * 4
+    assert loader.dataset.skipped == 4
+    assert all(int(i) % 4 for batch in batches for i in batch.image_id)
+    assert len({message for message in caplog.messages if "can't be decoded" in message}) == 4
+    assert "0.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_training_images_stop_the_run(damaged, backbone, workers):
+    with pytest.raises(UserError, match=r"4 bad images, more than data.max_skipped = 3"):
+        list(make_loader(damaged, "train", backbone, True, max_skipped=3, workers=workers))
+
+
+def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):
+    with pytest.raises(UserError, match=r"0\.jpg .*can't be decoded"):
+        list(make_loader(damaged, "train", backbone, False))
+
+
+def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):
+    picture = bad_record(1).image
+    members = {"a.jpg": picture, "a.txt": b"one", "b.jpg": picture, "b.json": json.dumps({"caption": "two"}).encode()}
+    write_tar(tmp_path / "train" / "00000.tar", members)
+    (batch,) = make_loader(tmp_path, "train", backbone, False)
+    assert len(set(batch.image_id.tolist())) == len(set(batch.text_id.tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": b"x", "a.json": b'{"key": "a"}'}, "a has no caption"),
+        ({"a.jpg": b"x", "a.json": b"{broken"}, "can't be read|no valid JSON"),
+        ({"a.json": b'{"captions": ["x"]}', "b.jpg": b"x", "b.txt": b"x"}, "a has no image"),
+    ],
+)
+def test_a_sample_that_lacks_something_is_named(tmp_path, backbone, members, message):
+    write_tar(tmp_path / "train" / "0.tar", members)
+    with pytest.raises(UserError, match=message):
+        list(make_loader(tmp_path, "train", backbone, True, batch_items=1))
+
+
+def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evaluation(tmp_path, backbone):
+    """Large collections of pictures from the web have some."""
+    picture = bad_record(1).image
+    texts = {"a": b'{"caption": "one"}', "b": b'{"caption": null}', "c": b'{"caption": "  "}', "d": b'{"caption": "4"}'}
+    members = {
+        f"{key}.{kind}": data for key, text in texts.items() for kind, data in (("jpg", picture), ("json", text))
+    }
+    write_tar(tmp_path / "train" / "0.tar", members)
+    loader = make_loader(tmp_path, "train", backbone, True, batch_items=4)
+    (batch,) = loader
+    assert len(batch) == 4
+    assert len(set(batch.image_id.tolist())) == 2
+    assert loader.dataset.skipped == 2
+    with pytest.raises(UserError, match=r"0.tar:b has no caption\. A figure without it would be wrong"):
+        list(make_loader(tmp_path, "train", backbone, False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, caplog, workers):
+    picture, limit = bad_record(1).image, backbone.tokenizer.max_length
+    records = [Record(picture, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
+    write_split(iter(records), tmp_path, "train", 8)
+    loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+    (told,) = [text for text in caplog.messages if "cut off" in text]
+    assert told == f"25% of the first 16 captions reach the limit of {limit} tokens; what goes beyond it is cut off"
+    ends = {int(row[mask][-1]) for batch in batches for row, mask in zip(batch.text.ids, batch.text.mask, strict=True)}
+    assert ends == {backbone.tokenizer.end_id}  # each keeps its end, the cut ones too
+    list(make_loader(tmp_path, "train", backbone, True, rank=1, world=2))
+    list(make_loader(tmp_path, "train", backbone, False))
+    assert len([text for text in caplog.messages if "cut off" in text]) == 1  # neither by others nor in evaluation
+
+
+def test_one_to_many_captions_an_image_and_of_six_the_five_that_the_protocol_takes(tmp_path, backbone):
+    picture = bad_record(1).image
+    records = [Record(picture, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
+    records[3].meta["standard"] = 5  # as the shards of COCO say
+    write_split(iter(records), tmp_path, "train", 4)
+    (batch,) = make_loader(tmp_path, "train", backbone, False)
+    assert batch.image_index.tolist() == [0] + [1] * 6 + [2] * 2 + [3] * 5
+    (batch,) = make_loader(tmp_path, "train", backbone, True, captions=3)
+    assert batch.image_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # those with fewer are drawn again
+
+
+def test_missing_shards_are_named(tmp_path, scenes):
+    with pytest.raises(UserError, match="no shard folder"):
+        find_split(tmp_path / "none", "train")
+    with pytest.raises(UserError, match=r"no shards match .*train"):
+        find_split(tmp_path, "train")
+    with pytest.raises(UserError, match=r"no split 'tests' \(it has: test, train, val\)"):
+        find_split(scenes, "tests")
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    (copy / "train" / "000001.tar").unlink()
+    with pytest.raises(UserError, match=r"000001.tar of the manifest is missing"):
+        find_split(copy, "train")
+
+
+def test_a_shard_that_was_cut_off_is_named(tmp_path, scenes, backbone):
+    shutil.copytree(scenes, tmp_path / "copy")
+    shard = tmp_path / "copy" / "train" / "000002.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"000002.tar"):
+        list(make_loader(tmp_path / "copy", "train", backbone, True))
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    found = [write_split((bad_record(i) for i in range(7)), tmp_path / str(n), "train", 3) for n in range(2)]
+    assert [shard.sha256 for shard in found[0].shards] == [shard.sha256 for shard in found[1].shards]
+    assert [shard.images for shard in found[0].shards] == [3, 3, 1]
+    assert not list(tmp_path.rglob("*.tmp"))

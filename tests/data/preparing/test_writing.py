@@ -1,0 +1,300 @@
+"""What `itr prepare` makes of entries, whatever source found them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+from itr.data.inspecting.verify import verify
+from itr.data.preparing.writing import Writing, write_shards
+from itr.data.raw.entries import Entry, RawData
+from itr.data.shards.locations import find_split
+from itr.data.shards.schema import Manifest
+from itr.data.shards.staging import Staging
+from itr.data.shards.tars import read_tar
+from itr.errors import UserError
+from itr.images.decode import decode_pixels, picture_size
+from itr.images.transforms import decode
+from raw import make_raw, save_picture, tree
+
+# A family of three joined by U+200D, "shalom" between marks of direction, "marhaba".
+FAMILY = (
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u202b\u05e9\u05dc\u05d5\u05dd\u202c \u0645\u0631\u062d\u0628\u0627"
+)
+
+
+@pytest.fixture
+def raw(tmp_path) -> RawData:
+    return make_raw(tmp_path / "raw")
+
+
+def prepare(raw: RawData, out, **options) -> Manifest:
+    return write_shards(raw, Writing(str(out), **{"num_workers": 1, "shard_size": 3, **options}))
+
+
+def samples(out, split):
+    return [sample for shard in Manifest.read(out).splits[split].shards for sample in read_tar(out / shard.path)]
+
+
+def test_bytes_captions_and_ids_are_those_of_the_source(raw, tmp_path):
+    prepare(raw, tmp_path / "out")
+    order = np.random.default_rng(0).permutation(11)
+    for split, entries in (("train", [raw.entries["train"][i] for i in order]), ("val", raw.entries["val"])):
+        found = samples(tmp_path / "out", split)
+        assert [sample.name for sample in found] == [entry.image for entry in entries]
+        assert [sample.captions for sample in found] == [entry.captions for entry in entries]
+        assert [sample.image for sample in found] == [(raw.image_root / e.image).read_bytes() for e in entries]
+        assert [sample.image_id for sample in found] == list(range(len(entries)))
+        assert [i for sample in found for i in sample.caption_ids] == list(range(sum(len(e.captions) for e in entries)))
+    manifest = Manifest.read(tmp_path / "out")
+    assert manifest.settings == {"resize": None, "quality": None, "shard_size": 3, "seed": 0}
+    assert (manifest.source, manifest.fields) == ("made", ["image", "captions"])
+    verify(str(tmp_path / "out"))
+
+
+def test_a_tar_is_what_webdataset_writes(raw, tmp_path):
+    shard = prepare(raw, tmp_path / "out", shard_size=100).splits["val"].shards[0]
+    with wds.TarWriter(str(tmp_path / "theirs.tar"), encoder=False, mtime=0, user="itr", group="itr") as tar:
+        for sample in read_tar(tmp_path / "out" / shard.path):
+            text = json.dumps(sample.meta, ensure_ascii=False).encode()
+            tar.write({"__key__": f"{sample.image_id:09d}", "jpg": sample.image, "json": text})
+    assert (tmp_path / "out" / shard.path).read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+@pytest.mark.parametrize("resize", [None, 24])
+def test_the_number_of_workers_changes_no_byte(raw, tmp_path, resize):
+    for workers in (1, 3):
+        prepare(raw, tmp_path / str(workers), num_workers=workers, resize=resize)
+    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+    assert len(tree(tmp_path / "1")) == 4 + 2 + 2  # shards, manifest and plan, and nothing else
+
+
+def test_a_smaller_picture_is_the_large_one_antialiased(tmp_path):
+    save_picture(tmp_path / "large.jpg", 1, 400, 300, quality=95)
+    prepare(RawData("made", tmp_path, {"train": [Entry("large.jpg", ["x"])]}), tmp_path / "out", resize=100)
+    (sample,) = samples(tmp_path / "out", "train")
+    assert picture_size(sample.image) == (133, 100)
+    large = decode((tmp_path / "large.jpg").read_bytes(), 10**9)[None].float()
+    wanted = torch.nn.functional.interpolate(large, (100, 133), mode="bicubic", antialias=True)[0]
+    error = (decode(sample.image, 10**9).float() - wanted).square().mean()
+    assert 10 * torch.log10(255**2 / error) > 36  # dB
+    manifest = Manifest.read(tmp_path / "out")
+    assert (manifest.settings["resize"], manifest.settings["quality"]) == (100, 95)
+
+
+def test_no_picture_is_enlarged_or_encoded_without_need(tmp_path):
+    save_picture(tmp_path / "small.jpg", 1, 64, 48)
+    save_picture(tmp_path / "exact.png", 2, 70, 50)
+    prepare(make_entries(tmp_path, "small.jpg", "exact.png"), tmp_path / "out", resize=50)
+    for sample in samples(tmp_path / "out", "train"):
+        assert sample.image == (tmp_path / sample.name).read_bytes()
+
+
+def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    save_picture(tmp_path / "turned.jpg", 1, 90, 60, exif=exif, comment=b"private")
+    Image.new("RGBA", (60, 90), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((60, 90), 65535, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("CMYK", (90, 60)).save(tmp_path / "ink.jpg")
+    Image.new("P", (60, 60)).save(tmp_path / "table.gif")
+    names = ["turned.jpg", "clear.png", "deep.png", "ink.jpg", "table.gif"]
+    prepare(make_entries(tmp_path, *names), tmp_path / "out", resize=30)
+    for sample in samples(tmp_path / "out", "train"):
+        with Image.open(io.BytesIO(sample.image)) as picture, Image.open(tmp_path / sample.name) as before:
+            assert (picture.format, picture.mode, min(picture.size)) == ("JPEG", "RGB", 30)
+            assert (picture.width > picture.height) == (before.width > before.height)
+            assert not picture.getexif()
+            assert "comment" not in picture.info
+        wanted = decode_pixels((tmp_path / sample.name).read_bytes(), 10**9).mean()
+        assert abs(decode_pixels(sample.image, 10**9).mean() - wanted) < 2
+
+
+def make_entries(root, *names) -> RawData:
+    return RawData("made", root, {"train": [Entry(name, ["a caption"]) for name in names]})
+
+
+def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
+    save_picture(tmp_path / "a.jpg", 1)
+    captions = [
+        "nul\0 and\x07 bell",
+        "lone \ud83d half, pair \ud83d\ude00",
+        "windows\r\nline\u2028ends\t ",
+        FAMILY,
+        " \0 ",
+    ]
+    entry = Entry("a.jpg", captions, ["dense\0"], {"note": "lone \udc00", "nul": "\0"})
+    empty = Entry("gone.jpg", ["\0"])
+    prepare(RawData("made", tmp_path, {"train": [entry, empty]}), tmp_path / "out")
+    (sample,) = samples(tmp_path / "out", "train")
+    assert sample.captions == [
+        "nul and bell",
+        "lone \ufffd half, pair 😀",
+        "windows line ends",
+        FAMILY,
+    ]
+    assert (sample.meta["dense"], sample.meta["note"], sample.meta["nul"]) == (["dense"], "lone \ufffd", "\0")
+    shown = capsys.readouterr().out
+    for part in ("1 images without a caption", "4 captions held control characters", "1 captions held broken Unicode"):
+        assert part in shown
+
+
+def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
+    save_picture(tmp_path / "raw" / "good.jpg", 1)
+    (tmp_path / "raw" / "empty.jpg").touch()
+    (tmp_path / "raw" / "page.jpg").write_text("\n<!DOCTYPE html><p>404")
+    (tmp_path / "raw" / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "raw" / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "raw" / "pipe.jpg")
+    save_picture(tmp_path / "outside.jpg", 1)
+    expected = {
+        "empty.jpg": "is empty",
+        "page.jpg": "is no picture (but a web page)",
+        "pointer.jpg": "is no picture (it begins with b'version http')",
+        "folder.jpg": "can't be read (Is a directory)",
+        "pipe.jpg": "is no file, but a pipe or a device",
+        "sub/../../outside.jpg": "leads out of the image folder",
+    }
+    for name, problem in {**expected, "nul\0.jpg": "can't be read", "good.txt": "is not one of"}.items():
+        with pytest.raises(UserError) as caught:
+            prepare(make_entries(tmp_path / "raw", "good.jpg", name), tmp_path / "out")
+        assert f"1 of 2 images of train can't be used (from {tmp_path / 'raw'}):\n  {name}: {problem}" in str(
+            caught.value
+        )
+    names = [*expected, str(tmp_path / "outside.jpg"), "gone.jpg", "good.jpg"]
+    with pytest.raises(UserError, match=r"(?s)8 of 9 images.*empty.jpg.*and 3 more\n.*--bad_images skip"):
+        prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out", bad_images="skip")
+    assert [sample.name for sample in samples(tmp_path / "out", "train")] == ["good.jpg"]
+
+
+def test_links_inside_the_folder_and_absolute_paths_below_it_are_followed(tmp_path):
+    save_picture(tmp_path / "disk" / "a.jpg", 1)
+    save_picture(tmp_path / "raw" / "b.jpg", 2)
+    (tmp_path / "raw" / "train2014").symlink_to(tmp_path / "disk")
+    raw = make_entries(tmp_path / "raw", "train2014/a.jpg", str(tmp_path / "raw" / "b.jpg"))
+    assert prepare(raw, tmp_path / "out").splits["train"].images == 2
+
+
+def test_an_image_that_comes_twice_is_refused(tmp_path):
+    save_picture(tmp_path / "a.jpg", 1)
+    with pytest.raises(UserError, match=r"image a.jpg stands 2 times in train"):
+        prepare(make_entries(tmp_path, "a.jpg", "./a.jpg"), tmp_path / "out")
+    names = [f"{i}.jpg" for i in range(9)]
+    with pytest.raises(UserError, match=r"0.jpg stands 2 times in train(?s:.*)\(6 more such images\)"):
+        prepare(make_entries(tmp_path, *names, *names), tmp_path / "out")
+    twice = {split: [Entry("a.jpg", ["x"])] for split in ("train", "test")}
+    with pytest.raises(UserError, match=r"a.jpg stands in train and in test; a split must not leak"):
+        prepare(RawData("made", tmp_path, twice), tmp_path / "out")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_picture_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys, workers):
+    out, cut = tmp_path / "out", raw.image_root / "val" / "0003.jpg"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: is no whole picture .*truncated"):
+        prepare(raw, out, resize=24, num_workers=workers)
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(UserError, match="is not finished; give the `itr prepare` command again"):
+        find_split(out, "train")
+    prepare(raw, tmp_path / "skipped", resize=24, num_workers=workers, bad_images="skip")
+    assert [sample.image_id for sample in samples(tmp_path / "skipped", "val")] == [0, 1, 2, 4]
+    verify(str(tmp_path / "skipped"))
+    cut.write_bytes(whole)
+    capsys.readouterr()
+    prepare(raw, out, resize=24, num_workers=workers)
+    assert "going on: 5 of 6 shards are finished already" in capsys.readouterr().out
+    prepare(raw, tmp_path / "anew", resize=24)
+    assert tree(out) == tree(tmp_path / "anew")
+
+
+def test_a_header_without_a_picture_is_told_when_bytes_are_copied(raw, tmp_path):
+    (raw.image_root / "val" / "0001.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    with pytest.raises(UserError, match=r"val/0001.jpg: is no whole picture"):
+        prepare(raw, tmp_path / "out")
+
+
+def test_the_same_command_again_finds_all_there(raw, tmp_path, capsys):
+    out = tmp_path / "out"
+    prepare(raw, out)
+    before = tree(out), os.stat(out / "train" / "000000.tar").st_mtime_ns
+    prepare(raw, out, num_workers=2)
+    assert "holds just this already" in capsys.readouterr().out
+    assert before == (tree(out), os.stat(out / "train" / "000000.tar").st_mtime_ns)
+    (out / "train" / "000001.tar").unlink()
+    prepare(raw, out)
+    assert before[0] == tree(out)
+
+
+def test_earlier_shards_stay_until_the_new_ones_are_whole(raw, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    prepare(raw, out, shard_size=1)
+    before = tree(out)
+    bad = raw.image_root / "train" / "0000.jpg"
+    bad.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match=r"0000.jpg"):
+        prepare(raw, out, shard_size=4)
+    assert {name: sha for name, sha in tree(out).items() if not name.startswith(".preparing")} == before
+    verify(str(out))
+    save_picture(bad, 77)
+    capsys.readouterr()
+    prepare(raw, out, shard_size=5)
+    assert "finished shards of other pictures, captions or options are dropped" in capsys.readouterr().out
+    prepare(raw, other, shard_size=5)
+    assert tree(out) == tree(other)
+
+
+def test_a_move_that_was_cut_short_is_finished(raw, tmp_path, capsys):
+    out, new = tmp_path / "out", tmp_path / "new"
+    prepare(raw, out, shard_size=1)
+    prepare(raw, new, shard_size=4)
+    wanted = tree(new)
+    files = [name for name in wanted if name != "manifest.json"] + ["manifest.json"]
+    new.rename(out / ".preparing")
+    (out / ".preparing" / "ready.json").write_text(json.dumps(files))
+    (out / "manifest.json").rename(out / ".preparing" / "old.json")
+    (out / ".preparing" / files[1]).replace(out / files[1])
+    with pytest.raises(UserError, match="is not finished"):
+        find_split(out, "train")
+    prepare(raw, out, shard_size=4)
+    assert "now it is" in capsys.readouterr().out
+    assert tree(out) == wanted
+
+
+def test_tars_that_no_manifest_names_are_neither_mixed_in_nor_deleted(raw, tmp_path):
+    stranger = tmp_path / "out" / "train" / "mine.tar"
+    stranger.parent.mkdir(parents=True)
+    stranger.write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"holds 1 tars that no manifest names, such as .*mine.tar; choose another"):
+        prepare(raw, tmp_path / "out")
+    assert list(tree(tmp_path / "out")) == ["train/mine.tar"]
+
+
+def test_two_at_once_in_one_folder_are_refused(raw, tmp_path):
+    with Staging(tmp_path / "out"), pytest.raises(UserError, match="another `itr prepare` is writing"):
+        prepare(raw, tmp_path / "out")
+    prepare(raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resize": 0}, "resize is 0"),
+        ({"quality": 101}, "quality is 101"),
+        ({"shard_size": 0}, "shard_size is 0"),
+        ({"num_workers": 0}, "num_workers is 0"),
+        ({"out": "/proc/shards"}, "can't write to /proc/shards"),
+    ],
+)
+def test_wrong_settings_are_told(raw, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        prepare(raw, **{"out": tmp_path / "out", **options})

@@ -1,0 +1,186 @@
+"""`itr prepare table` on every type of table, and on its faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from itr.data.preparing.writing import Writing, write_shards
+from itr.data.shards.schema import Manifest
+from itr.data.shards.tars import read_tar
+from itr.data.sources.table import read_table
+from itr.errors import UserError
+
+ROWS = [
+    {"image": "images/a.jpg", "captions": ["one", " two\nlines "]},
+    {"image": "images/b.png", "captions": ["three", "", "four", "five"]},
+    {"image": "images/sub dir/c.jpg", "captions": ["six", "ünï 🎈"]},
+]
+
+
+def prepare_table(root: str, out: str, bad_images: str = "refuse", **options) -> None:
+    write_shards(read_table(root, **options), Writing(out, bad_images=bad_images, num_workers=1))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with three pictures and no table."""
+    folder = tmp_path / "raw"
+    for number, row in enumerate(ROWS):
+        path = folder / str(row["image"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + number, 8), (number, 0, 0)).save(path)
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def read(folder: Path, split: str) -> dict[str, tuple[list[str], bytes]]:
+    return {
+        sample.name: (sample.captions, sample.image)
+        for shard in Manifest.read(folder).splits[split].shards
+        for sample in read_tar(folder / shard.path)
+    }
+
+
+def expected(root: Path) -> dict[str, tuple[list[str], bytes]]:
+    return {
+        str(row["image"]): (
+            [" ".join(c.split()) for c in row["captions"] if c],
+            (root / str(row["image"])).read_bytes(),
+        )
+        for row in ROWS
+    }
+
+
+def write_table(path: Path) -> None:
+    """The rows in the type that the name says; in CSV and TSV one row a caption."""
+    flat = [{"image": row["image"], "caption": caption} for row in ROWS for caption in row["captions"]]
+    if path.suffix == ".jsonl":
+        write_jsonl(path, ROWS)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(ROWS), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow comes with itr[parquet]")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, ["image", "caption"], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def test_tables_of_other_encodings_are_read_or_told(root, tmp_path, capsys):
+    rows = "image,caption\n" + "".join(f"{row['image']},caf\xe9 {at}\n" for at, row in enumerate(ROWS))
+    for name, encoding, caption in (("utf16", "utf-16", "caf\xe9 0"), ("latin", "latin-1", "caf\ufffd 0")):
+        (root / "train.csv").write_bytes(rows.encode(encoding))
+        prepare_table(str(root), str(tmp_path / name))
+        assert ("held broken Unicode" in capsys.readouterr().out) == (name == "latin")
+        assert read(tmp_path / name, "train")["images/a.jpg"][0] == [caption]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_every_type_keeps_captions_and_bytes(root, tmp_path, suffix):
+    write_table(root / f"train{suffix}")
+    prepare_table(str(root), str(tmp_path / "out"))
+    assert read(tmp_path / "out", "train") == expected(root)
+    split = Manifest.read(tmp_path / "out").splits["train"]
+    assert (split.images, split.captions) == (3, 7)
+
+
+def test_splits_by_file_by_column_and_by_drawing(root, tmp_path):
+    write_jsonl(root / "train.jsonl", ROWS[:1])
+    write_jsonl(root / "dev.jsonl", ROWS[1:2])
+    write_jsonl(root / "test.jsonl", ROWS[2:])
+    prepare_table(str(root), str(tmp_path / "files"))
+    rows = [{**row, "split": split} for row, split in zip(ROWS, ("train", "validation", "test"), strict=True)]
+    write_jsonl(root / "all.jsonl", rows)
+    prepare_table(str(root / "all.jsonl"), str(tmp_path / "column"))
+    for split in ("train", "val", "test"):
+        assert read(tmp_path / "files", split) == read(tmp_path / "column", split)
+        assert len(read(tmp_path / "files", split)) == 1
+    write_jsonl(root / "plain.jsonl", ROWS)
+    prepare_table(str(root / "plain.jsonl"), str(tmp_path / "drawn"), holdout=0.34)
+    drawn = [read(tmp_path / "drawn", split) for split in ("train", "val", "test")]
+    assert [len(part) for part in drawn] == [1, 1, 1]
+    assert drawn[0] | drawn[1] | drawn[2] == expected(root)
+
+
+def test_columns_of_other_names(root, tmp_path):
+    write_jsonl(root / "train.jsonl", [{"img": row["image"], "says": row["captions"]} for row in ROWS])
+    with pytest.raises(UserError, match=r"no caption column .*it has img, says; name it by --caption_column"):
+        prepare_table(str(root), str(tmp_path / "out"))
+    prepare_table(str(root), str(tmp_path / "out"), caption_column="says")
+    assert read(tmp_path / "out", "train") == expected(root)
+
+
+def test_a_json_list_in_a_cell_is_a_list_of_captions(root, tmp_path):
+    with (root / "train.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["file", "captions"], ["images/a.jpg", '["x", "y"]'], ["images/b.png", "[z] w"]])
+    prepare_table(str(root), str(tmp_path / "out"))
+    captions = {name: texts for name, (texts, _) in read(tmp_path / "out", "train").items()}
+    assert captions == {"images/a.jpg": ["x", "y"], "images/b.png": ["[z] w"]}
+
+
+def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
+    (root / "images" / "page.jpg").write_text("<html>404</html>")
+    names = ["images/gone.jpg", "images/page.jpg", "../outside.jpg", "/etc/passwd", "images/a.jpg"]
+    write_jsonl(root / "train.jsonl", [{"image": name, "captions": ["x"]} for name in names])
+    with pytest.raises(UserError) as caught:
+        prepare_table(str(root), str(tmp_path / "out"))
+    for part in (
+        "4 of 5 images",
+        "gone.jpg: is not there",
+        "page.jpg: is no picture",
+        "passwd: leads out",
+        "--bad_images",
+    ):
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    prepare_table(str(root), str(tmp_path / "out"), bad_images="skip")
+    assert list(read(tmp_path / "out", "train")) == ["images/a.jpg"]
+
+
+def test_an_image_in_two_splits_is_refused(root, tmp_path):
+    write_jsonl(root / "train.jsonl", ROWS)
+    write_jsonl(root / "test.jsonl", ROWS[:1])
+    with pytest.raises(UserError, match=r"images/a.jpg stands in train and in test"):
+        prepare_table(str(root), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{broken\n", "line 1, is no JSON"), ("[1]\n", "no row with names"), ("", "no image with a caption")],
+)
+def test_a_table_that_is_none_is_named(root, tmp_path, text, message):
+    (root / "train.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        prepare_table(str(root), str(tmp_path / "out"))
+
+
+def test_a_folder_without_a_table_says_what_it_holds(root, tmp_path):
+    with pytest.raises(UserError, match="it holds: none"):
+        prepare_table(str(root), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="no table or folder"):
+        prepare_table(str(root / "nowhere"), str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coco-sample", "flickr30k-sample"])
+def test_real_samples_are_taken_as_they_are(shared, tmp_path, name):
+    root = shared / "data" / name
+    prepare_table(str(root), str(tmp_path))
+    for split in ("train", "val"):
+        lines = (root / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = {row["image"]: row["captions"] for row in map(json.loads, lines)}
+        found = read(tmp_path, split)
+        assert set(found) == set(rows)
+        for image, (captions, data) in found.items():
+            assert captions == [" ".join(caption.split()) for caption in rows[image]]
+            assert data == (root / image).read_bytes()

@@ -1,0 +1,83 @@
+"""Embeddings from files: whatever can't be scored is refused with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from itr.embedding.files import load_embeddings
+from itr.errors import UserError
+from itr.evaluation.retrieval import evaluate
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {
+        "image": rng.normal(size=(4, 3)).astype(np.float32),
+        "text": rng.normal(size=(6, 3)).astype(np.float32),
+        "image_id": np.array([7, 3, 9, 1]),
+        "caption_id": np.array([5, 4, 3, 2, 1, 0]),
+        "caption_image_id": np.array([1, 3, 3, 7, 9, 9]),
+    }
+    return {**found, **changes}
+
+
+def saved(folder: Path, values: dict[str, np.ndarray]) -> Path:
+    np.savez(folder / "e.npz", **values)
+    return folder / "e.npz"
+
+
+def test_both_formats_and_any_order_of_rows_give_the_same_figures(tmp_path):
+    values = arrays()
+    order = np.array([2, 0, 1, 3])
+    shuffled = values | {"image": values["image"][order], "image_id": values["image_id"][order]}
+    save_file({name: torch.from_numpy(value.copy()) for name, value in shuffled.items()}, tmp_path / "e.safetensors")
+    first = load_embeddings(saved(tmp_path, values | {"caption": np.array(["a", "b"])}))
+    second = load_embeddings(tmp_path / "e.safetensors")
+    assert first.image_id.tolist() == [1, 3, 7, 9]
+    assert torch.equal(first.image.pooled, second.image.pooled)
+    assert evaluate(first) == evaluate(second)
+
+
+def edited(name: str, place, value) -> dict[str, np.ndarray]:
+    values = arrays()
+    values[name] = values[name].copy()
+    values[name][place] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image": arrays()["image"]}, r"lacks text, image_id, .*itr embed"),
+        (arrays(text=np.ones((6, 2), np.float32)), "image has width 3 and text 2"),
+        (arrays(image=np.ones(4, np.float32)), r"image has shape \[4\]"),
+        (arrays(image_id=np.array([1, 2, 3])), "image_id must be 4 whole numbers"),
+        (arrays(caption_id=np.linspace(0, 1, 6)), "caption_id must be 6 whole numbers"),
+        (arrays(image_id=np.array([7, 3, 3, 1])), "image_id 3 stands twice"),
+        (arrays(caption_id=np.zeros(6, np.int64)), "caption_id 0 stands twice"),
+        (arrays(caption_image_id=np.array([1, 3, 3, 7, 9, 8])), "1 captions belong to images"),
+        (arrays(caption_image_id=np.array([1])), "caption_image_id must be 6"),
+        (edited("text", (2, 1), np.nan), "text of id 3 is not finite"),
+        (edited("image", 1, 0.0), "image of id 3 is zero"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        load_embeddings(saved(tmp_path, values))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        load_embeddings(tmp_path / "no.npz")
+    for name in ("e.npz", "e.safetensors"):
+        (tmp_path / name).write_bytes(b"<html>not found</html>")
+        with pytest.raises(UserError, match="can't be read"):
+            load_embeddings(tmp_path / name)
+    np.savez(tmp_path / "evil.npz", image=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="can't be read"):
+        load_embeddings(tmp_path / "evil.npz")

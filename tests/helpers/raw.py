@@ -1,0 +1,51 @@
+"""Raw data for tests of `itr prepare`: pictures in a folder, and what a source finds there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from itr.data.raw.entries import Entry, RawData
+
+
+def save_picture(path: Path, seed: int, width: int = 60, height: int = 48, **options: object) -> None:
+    """A smooth picture with some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noisy = (smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(path, **options)
+
+
+def make_raw(root: Path, train: int = 11, val: int = 5, **options: int) -> RawData:
+    """Pictures with one to three captions each."""
+    entries: dict[str, list[Entry]] = {}
+    for split, number in (("train", train), ("val", val)):
+        entries[split] = []
+        for i in range(number):
+            name = f"{split}/{i:04d}.jpg"
+            save_picture(root / name, i, **options)
+            entries[split].append(Entry(name, [f"{split} {i} says {c}" for c in range(1 + i % 3)]))
+    return RawData("made", root, entries)
+
+
+def as_table(raw: RawData) -> Path:
+    """The same as tables beside the pictures, for `itr prepare table`."""
+    for split, entries in raw.entries.items():
+        lines = [json.dumps({"image": entry.image, "captions": entry.captions}) for entry in entries]
+        (raw.image_root / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return raw.image_root
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """A checksum of every file in a folder, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

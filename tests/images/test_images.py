@@ -1,0 +1,229 @@
+"""Decoding of every kind of picture, and the transforms."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from itr.backbones import ImageSpec
+from itr.images.decode import picture_size, shrink
+from itr.images.transforms import Augmentation, BadImageError, EvaluationTransform, TrainingTransform, decode, stack
+
+SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(256, size=(height, width, 3), dtype=np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "1"])
+def test_every_type_and_colour_mode_becomes_rgb(kind, mode):
+    if (kind, mode) in {("PNG", "CMYK"), ("WEBP", "CMYK"), ("BMP", "CMYK"), ("GIF", "CMYK"), ("JPEG", "P")}:
+        return  # the type has no such mode
+    data = encoded(noise(20, 12, mode), kind)
+    pixels = decode(data, 10**6)
+    assert pixels.shape == (3, 12, 20)
+    assert pixels.dtype == torch.uint8
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(pixels.numpy(), expected)
+
+
+def test_transparent_parts_lie_on_white():
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    assert decode(encoded(picture, "PNG"), 100)[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_sixteen_bits_keep_their_brightness():
+    picture = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+    assert decode(encoded(picture, "PNG"), 100)[0, 0].tolist() == [0, 128, 255]
+
+
+def test_damaged_pictures_are_refused():
+    whole = encoded(noise(64, 64), "JPEG")
+    for data in (b"", b"<html>not found</html>", whole[: len(whole) // 2], encoded(noise(64, 64), "PNG")[:500]):
+        with pytest.raises(BadImageError):
+            decode(data, 10**6)
+
+
+def test_a_bomb_is_refused_by_its_header():
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(BadImageError, match="10,000 pixels"):
+            decode(encoded(Image.new("1", (100, 100)).convert("L"), kind), max_pixels=9999)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_bomb_of_any_kind_is_refused(kind):
+    data = encoded(Image.new("RGB" if kind == "WEBP" else "L", (1500, 1000)), kind)
+    assert picture_size(data) == (1500, 1000)
+    with pytest.raises(BadImageError, match=r"1,500,000 pixels, more than data.max_pixels = 1,499,999"):
+        decode(data, max_pixels=1_499_999)
+
+
+def test_pictures_of_which_pillow_would_only_warn_are_refused_without_a_warning():
+    data = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 12 kB
+    with pytest.raises(BadImageError, match=r"100,000,000 pixels, more than data.max_pixels"):
+        decode(data, max_pixels=50_000_000)
+    with pytest.raises(BadImageError, match="100,000,000 pixels, more than Pillow's limit"):
+        shrink(data, 256, 95)
+    for beyond in (
+        data[:16] + struct.pack(">II", 20_000, 20_000),
+        data[:16],
+    ):  # Pillow refuses it itself, or can't tell
+        with pytest.raises(BadImageError):
+            decode(beyond + data[24:], max_pixels=10**9)
+
+
+def test_what_a_header_hides_is_no_way_round():
+    gif = bytearray(encoded(Image.new("P", (4, 4)), "GIF"))
+    frame = gif.index(b",", 13 + 3 * (2 << (gif[10] & 7)))
+    gif[frame + 5 : frame + 9] = struct.pack("<HH", 5000, 5000)  # the frame is larger than the screen
+    with pytest.raises(BadImageError, match="25,000,000 pixels"):
+        decode(bytes(gif), 10**7)
+    tiff = tiled_tiff(10, 10, 1008)  # so is the tile, and a tile is decoded whole
+    assert decode(tiff, 1008**2).shape == (3, 10, 10)
+    for act in (lambda: decode(tiff, 1008**2 - 1), lambda: shrink(tiled_tiff(10, 10, 10_000), 4, 90)):
+        with pytest.raises(BadImageError, match="pixels, more than"):
+            act()
+
+
+def tiled_tiff(width: int, height: int, tile: int) -> bytes:
+    """A grey TIFF of one tile."""
+    packed = zlib.compress(bytes(tile * tile) if tile < 5000 else b"", 1)
+    tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile), (323, tile)]
+    tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(packed))]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + packed
+
+
+def test_kinds_that_run_a_program_or_hide_their_size_are_no_pictures():
+    inner = encoded(Image.new("1", (3000, 3000)), "PNG")
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    for data in (icon, postscript):
+        for act in (lambda d=data: decode(d, 10**8), lambda d=data: picture_size(d), lambda d=data: shrink(d, 4, 90)):
+            with pytest.raises(BadImageError, match="of an unknown kind"):
+                act()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of odd tags and goes on
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_cut_and_flipped_bytes_are_refused_or_give_a_picture_of_an_allowed_size(kind):
+    whole = encoded(noise(24, 16), kind)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[rng.integers(min(len(data), 200))] ^= 1 << rng.integers(8)  # in the header, most of them
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        try:
+            assert decode(bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]), 10_000)[0].numel() <= 10_000
+        except BadImageError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_counts(kind):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, **options)
+    pixels = decode(data, 100)
+    assert pixels.shape == (3, 6, 8)
+    assert pixels[:, 3, 4].tolist() == [255, 0, 0]
+
+
+def test_a_progressive_cmyk_jpeg_with_a_rotation_in_its_exif_is_taken_as_it_lies():
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    for mode in ("RGB", "L", "CMYK"):
+        pixels = decode(encoded(noise(20, 12, mode), "JPEG", progressive=True, exif=exif, quality=95), 1000)
+        assert pixels.shape == (3, 12, 20)
+
+
+def test_a_jpeg_of_a_sampling_that_is_seldom_is_decoded_and_a_bomb_of_it_refused_by_its_header():
+    grey = Image.new("RGB", (48, 48), (128, 128, 128))  # all blocks are alike, so they suit any sampling
+    data = bytearray(encoded(grey, "JPEG", keep_rgb=True, subsampling=0))
+    header = data.index(b"\xff\xc0")
+    data[header + 11] = 0x31  # three columns of the first colour to one of the others
+    assert np.array_equal(decode(bytes(data), 48 * 48), np.full((3, 48, 48), 128))
+    data[header + 5 : header + 9] = (10_000).to_bytes(2, "big") * 2
+    with pytest.raises(BadImageError, match="says 100,000,000 pixels"):
+        decode(bytes(data), 10**8 - 1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (16, 16), (40, 20), (20, 41), (1, 4000), (4000, 1)])
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_any_size_comes_out_square(width, height, resize):
+    spec = ImageSpec(size=16, mean=SPEC.mean, std=SPEC.std, resize=resize)
+    pixels = decode(encoded(noise(width, height), "PNG"), 10**6)
+    for transform in (EvaluationTransform(spec), TrainingTransform(spec, Augmentation(rand_augment=2))):
+        out = transform(pixels)
+        assert out.shape == (3, 16, 16)
+        assert out.dtype == torch.uint8
+
+
+def test_evaluation_resize_is_that_of_pillow():
+    picture = noise(64, 48).resize((128, 96), Image.Resampling.BICUBIC)
+    out = EvaluationTransform(SPEC)(decode(encoded(picture, "PNG"), 10**6)).numpy().astype(int)
+    small = picture.resize((21, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
+    assert np.abs(out - np.asarray(small).transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (60, 500), (17, 300), (16, 16), (16, 40), (5, 7)])
+def test_pixels_are_those_of_torchvision_to_the_bit(width, height, kind):
+    spec = ImageSpec(size=16, mean=SPEC.mean, std=SPEC.std, interpolation=kind)
+    mode, pixels = InterpolationMode(kind), decode(encoded(noise(width, height), "JPEG", quality=95), 10**6)
+    assert pixels.stride(0) == 1  # as decoders lay them
+    augmentation = Augmentation(crop_scale=(0.2, 1.0), crop_ratio=(0.5, 2.0))
+    ours = TrainingTransform(spec, augmentation)
+    theirs = v2.RandomResizedCrop(16, (0.2, 1.0), (0.5, 2.0), interpolation=mode, antialias=True)
+    for draw in range(20):
+        torch.manual_seed(draw)
+        found = ours(pixels)
+        torch.manual_seed(draw)
+        assert torch.equal(found, theirs(pixels))
+    if max(width, height) <= 8 * min(width, height):
+        whole = v2.Compose([v2.Resize(16, interpolation=mode, antialias=True), v2.CenterCrop(16)])
+        assert torch.equal(EvaluationTransform(spec)(pixels), whole(pixels))
+
+
+def test_pictures_are_stacked_as_they_lie():
+    planes = [torch.randint(256, (3, 4, 5), dtype=torch.uint8) for _ in range(3)]
+    pixels = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in planes]
+    crops = [picture[:, :, 1:4] for picture in pixels]
+    for pictures, last in ((planes, False), (pixels, True), ([pixels[0], planes[1], pixels[2]], True), (crops, True)):
+        found = stack(pictures)
+        assert torch.equal(found, torch.stack(pictures))
+        assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def test_augmentation_can_be_switched_off():
+    pixels = decode(encoded(noise(40, 30), "PNG"), 10**6)
+    plain = TrainingTransform(SPEC, Augmentation(crop_scale=(1.0, 1.0)))
+    assert torch.equal(plain(pixels), EvaluationTransform(SPEC)(pixels))
+    mirrored = TrainingTransform(SPEC, Augmentation(crop_scale=(1.0, 1.0), horizontal_flip=1.0))
+    assert torch.equal(mirrored(pixels), plain(pixels).flip(-1))
+
+
+@pytest.mark.parametrize("settings", [{"crop_scale": (0, 1)}, {"crop_scale": (0.9, 0.5)}, {"horizontal_flip": 2}])
+def test_impossible_augmentation_is_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Augmentation(**settings)

@@ -1,0 +1,292 @@
+"""Search for pictures of the same class: exact figures against naive loops, and every layout of the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from itr.cli import main
+from itr.errors import UserError
+from itr.evaluation.ranks import precision_over_all
+from itr.protocols.image_sets import read_pictures
+from itr.protocols.same_class import search_same_class
+from tiny_teachers import save_image_teacher
+
+
+def naive(scores, label, queries, gallery):
+    """Sort the gallery of each query, wrong ones first among equals."""
+    found = []
+    for q in queries:
+        others = [g for g in gallery if g != q]
+        right = sum(label[g] == label[q] for g in others)
+        if not right:
+            continue
+        order = sorted(others, key=lambda g: (-scores[q][g], label[g] == label[q]))
+        hits = [label[g] == label[q] for g in order]
+        precision = [sum(hits[: k + 1]) / (k + 1) for k in range(right)]
+        average = sum(p for p, hit in zip(precision, hits, strict=False) if hit) / right
+        found.append((hits.index(True), average, sum(hits[:right]) / right))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("levels", [2, 3, 1000])
+@pytest.mark.parametrize("tile", [1, 5, 16, 1000])
+@pytest.mark.parametrize("apart", [False, True])
+def test_figures_equal_a_naive_sort(seed, levels, tile, apart):
+    rng = np.random.default_rng([seed, levels])
+    number = int(rng.integers(5, 40))
+    label = rng.integers(1 + number // 3, size=number)
+    rows = torch.from_numpy(rng.integers(1, levels + 1, size=(number, 3)).astype(np.float32))
+    half = int(rng.integers(1, number)) if apart else number
+    queries = list(range(half))
+    gallery = list(range(half, number)) if apart else queries
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    wanted = naive((unit @ unit.T).float().tolist(), label.tolist(), queries, gallery)
+    parts = (torch.tensor(queries), torch.tensor(gallery)) if apart else (None, None)
+    hits = search_same_class(rows, torch.from_numpy(label), *parts, tile=tile)
+    assert len(hits.query) == len(wanted)
+    if wanted:
+        first, average, precision = (torch.tensor(part) for part in zip(*wanted, strict=True))
+        assert torch.equal(hits.first.clamp(max=10), first.clamp(max=10))
+        torch.testing.assert_close(hits.average_precision, average.double())
+        torch.testing.assert_close(hits.r_precision, precision.double())
+        assert hits.figures()["r1"] == pytest.approx(100 * (first == 0).double().mean().item())
+
+
+def test_figures_equal_those_over_a_full_matrix():
+    torch.manual_seed(0)
+    rows, label = torch.randn(300, 8), torch.randint(20, (300,))
+    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    scores = (unit @ unit.T).float().fill_diagonal_(-2)
+    positives = (label[:, None] == label[None, :]).fill_diagonal_(False)
+    average, precision = precision_over_all(scores, positives)
+    hits = search_same_class(rows, label, tile=64)
+    torch.testing.assert_close(hits.average_precision, average)
+    torch.testing.assert_close(hits.r_precision, precision)
+
+
+def test_collapsed_embeddings_do_not_look_perfect():
+    hits = search_same_class(torch.ones(40, 4), torch.arange(40) % 20)
+    assert hits.figures() == {"r1": 0, "r10": 0, "map_at_r": 0, "r_precision": 0}
+
+
+# Layouts. Pictures of a class are equal, so that any encoder finds them.
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def cub(root: Path) -> int:
+    """Three classes for training, three for the test, and half of all in the official test split."""
+    folder, lines, labels, split = root / "CUB_200_2011", [], [], []
+    for number, label in enumerate([1, 1, 50, 100, 100, 101, 101, 150, 150, 200, 200, 200], 1):
+        name = f"{label:03d}.Bird/Bird_{number:04d}.png"
+        picture(folder / "images" / name, label)
+        lines.append(f"{number} {name}")
+        labels.append(f"{number} {label}")
+        split.append(f"{number} {number % 2}")
+    for name, content in {"images": lines, "image_class_labels": labels, "train_test_split": split}.items():
+        (folder / f"{name}.txt").write_text("\n".join(content) + "\n")
+    return 7
+
+
+def sop(root: Path) -> int:
+    lines = ["image_id class_id super_class_id path"]
+    for number, label in enumerate([11319, 11319, 11320, 11320, 11320], 59552):
+        name = f"bicycle_final/{label}_{number}.JPG"
+        picture((root / name).with_suffix(".png"), label)
+        (root / name).with_suffix(".png").rename(root / name)
+        lines.append(f"{number} {label} 1 {name}")
+    (root / "Ebay_test.txt").write_text("\n".join(lines) + "\n")
+    (root / "Ebay_train.txt").write_text(lines[0] + "\n1 1 1 bicycle_final/nowhere.JPG\n")
+    return 5
+
+
+def inshop(root: Path) -> int:
+    lines = []
+    for number, (label, part) in enumerate(
+        [(1, "train"), (2, "query"), (2, "gallery"), (2, "gallery"), (3, "query"), (3, "gallery"), (4, "gallery")]
+    ):
+        name = f"img/WOMEN/Dresses/id_{label:08d}/{number:02d}_1_front.png"
+        if part != "train":
+            picture(root / "Img" / name, label)
+        lines.append(f"{name:70} id_{label:08d}   {part}")
+    (root / "Eval").mkdir()
+    head = [str(len(lines)), "image_name item_id evaluation_status"]
+    (root / "Eval" / "list_eval_partition.txt").write_text("\n".join(head + lines) + "\n")
+    return 6
+
+
+def inaturalist(root: Path) -> int:
+    lines = [f"train_val2018/Aves/{label}/{number}.png" for number, label in enumerate([2, 2, 7, 7])]
+    for line in lines:
+        picture(root / line, int(line.split("/")[-2]))
+    (root / "Inat_dataset_splits").mkdir()
+    (root / "Inat_dataset_splits" / "Inaturalist_test_set1.txt").write_text("\n".join(lines) + "\n")
+    return 4
+
+
+def inaturalist_json(root: Path) -> int:
+    names = [f"train_val2018/Aves/{label}/{number}.png" for number, label in enumerate([2, 2, 7, 7])]
+    for name in names:
+        picture(root / name, int(name.split("/")[-2]))
+    images = [{"id": 10 + at, "file_name": name} for at, name in enumerate(names)]
+    annotations = [{"image_id": 10 + at, "category_id": int(name.split("/")[-2])} for at, name in enumerate(names)]
+    (root / "val2018.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return 4
+
+
+def folder(root: Path) -> int:
+    for name in ("a/0.png", "a/deep/1.png", "b/2.png", "b/3.png", "b/4.png"):
+        picture(root / name, ord(name[0]))
+    (root / "notes.txt").write_text("no picture")
+    return 5
+
+
+LAYOUTS = {
+    "cub": (cub, "cub", 3),
+    "sop": (sop, "sop", 2),
+    "inshop": (inshop, "inshop", 3),
+    "inaturalist": (inaturalist, "inaturalist", 2),
+    "inaturalist_json": (inaturalist_json, "inaturalist_val2018", 2),
+    "folder": (folder, "some_set", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_image_teacher(tmp_path_factory.mktemp("teacher") / "vit")
+
+
+def run(root: Path, out: Path, *options: str) -> dict:
+    arguments = ["evaluate", "images", "--root", str(root), "--out", str(out), "--num_workers", "0", "--device", "cpu"]
+    assert main([*arguments, *options]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("told", [False, True])
+def test_layouts(tmp_path, teacher, layout, told, capsys):
+    build, name, classes = LAYOUTS[layout]
+    root = tmp_path / "some_set"
+    root.mkdir()
+    images = build(root)
+    options = ["--layout", layout.removesuffix("_json")] if told else []
+    found = run(root, tmp_path / "new" / "figures.json", "--image_model", teacher, "--batch_size", "2", *options)
+    about = found.pop("about")
+    assert found == {f"images/{name}/{figure}": 100 for figure in ("r1", "r10", "map_at_r", "r_precision")}
+    data = about["data"]
+    assert (data["images"], data["classes"], data["name"]) == (images, classes, name)
+    assert data["queries"] == (2 if name == "inshop" else images)
+    assert data["queries_left_out"] == 0
+    said = capsys.readouterr().out
+    assert f"images/{name}/map_at_r" in said
+    assert ("the published protocol has" in said) == (layout in ("cub", "sop", "inshop", "inaturalist"))
+    assert about["model"]["encoder"] == "vit"
+    assert about["space"] == {"images": "cross"}
+    assert str(tmp_path) not in json.dumps(about)
+
+
+def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(tmp_path, checkpoint, plain_checkpoint, capsys):
+    root = tmp_path / "birds"
+    for number in range(12):
+        picture(root / f"{number % 3}" / f"{number}.png", number)
+    picture(root / "alone" / "0.png", 99)
+    options = ["--ckpt_path", checkpoint, "--space", "both"]
+    found = run(root, tmp_path / "a.json", *options, "--tile", "2")
+    assert run(root, tmp_path / "b.json", *options, "--batch_size", "3")["about"] == found["about"]
+    run(root, tmp_path / "c.json", *options, "--tile", "2")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "c.json").read_bytes()
+    assert found["about"]["space"] == {"images": "uni", "images_cross": "cross"}
+    assert found["about"]["model"]["checkpoint"] == "model.ckpt"
+    assert found["about"]["data"]["queries_left_out"] == 1
+    assert "left out 1 of 13 queries" in capsys.readouterr().out
+    assert found["images/birds/map_at_r"] != found["images_cross/birds/map_at_r"]
+    for space, prefix in (("uni", "images"), ("cross", "images_cross")):
+        alone = run(root, tmp_path / "d.json", "--ckpt_path", checkpoint, "--space", space)
+        assert alone["images/birds/map_at_r"] == found[f"{prefix}/birds/map_at_r"]
+    assert run(root, tmp_path / "e.json", "--ckpt_path", plain_checkpoint)["about"]["space"] == {"images": "cross"}
+
+
+def fails(root: Path, out: Path, teacher: str, capsys, *options: str) -> str:
+    arguments = ["evaluate", "images", "--root", str(root), "--out", str(out), "--num_workers", "0", "--device", "cpu"]
+    assert main([*arguments, "--image_model", teacher, *options]) == 1
+    assert not out.exists()
+    return capsys.readouterr().err
+
+
+def test_a_broken_picture_is_refused_by_name(tmp_path, teacher, capsys):
+    folder(tmp_path / "set")
+    (tmp_path / "set/b/3.png").write_bytes(b"<html>")
+    said = fails(tmp_path / "set", tmp_path / "a.json", teacher, capsys)
+    assert "1 of 5 pictures can't be decoded" in said
+    assert "b/3.png" in said
+
+
+def test_mistakes_are_named(tmp_path, teacher, capsys):
+    out = tmp_path / "a.json"
+    assert "there is no folder" in fails(tmp_path / "nowhere", out, teacher, capsys)
+    (tmp_path / "set").mkdir()
+    said = fails(tmp_path / "set", out, teacher, capsys)
+    assert "holds no pictures in folders" in said
+    assert "Ebay_test.txt" in said
+    assert "there is no list_eval_partition" in fails(tmp_path / "set", out, teacher, capsys, "--layout", "inshop")
+    picture(tmp_path / "set" / "a.png", 0)
+    assert "lies in no class" in fails(tmp_path / "set", out, teacher, capsys)
+    (tmp_path / "set" / "a.png").unlink()
+    picture(tmp_path / "set" / "a" / "a.png", 0)
+    assert "nothing to find" in fails(tmp_path / "set", out, teacher, capsys)
+    assert "--tile is 0" in fails(tmp_path / "set", out, teacher, capsys, "--tile", "0")
+    assert "ends in .json" in fails(tmp_path / "set", tmp_path / "a.txt", teacher, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1\n", "line 2: 3 words, and 4 are wanted"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1 a.JPG\n", "1 of 1 pictures are not there"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n", "holds no test picture"),
+        ("val2018.json", "{}", "is no annotation file"),
+        ("Inaturalist_test_set1.txt", "a.png\n", "FOLDER/.../CLASS/PICTURE is wanted"),
+        ("image_class_labels.txt", "1 101\n", "images.txt can't be read"),
+    ],
+)
+def test_damaged_lists_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_pictures(tmp_path, "auto")
+
+
+def test_pictures_of_one_class_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        (tmp_path / "photos" / f"{name}.jpg").touch()
+    with pytest.raises(UserError, match="are of one class, 'photos'"):
+        read_pictures(tmp_path, "auto")
+
+
+def test_in_shop_without_queries(tmp_path, teacher, capsys):
+    inshop(tmp_path)
+    path = tmp_path / "Eval" / "list_eval_partition.txt"
+    path.write_text(path.read_text().replace("query", "train"))
+    assert "names no query or no gallery" in fails(tmp_path, tmp_path / "a.json", teacher, capsys)
+
+
+def test_embeddings_that_are_not_numbers_are_refused(tmp_path, plain_checkpoint, capsys):
+    weights = torch.load(plain_checkpoint, weights_only=True)
+    for value in weights["state_dict"].values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+    torch.save(weights, tmp_path / "nan.ckpt")
+    folder(tmp_path / "set")
+    arguments = ["evaluate", "images", "--root", str(tmp_path / "set"), "--out", str(tmp_path / "a.json")]
+    assert main([*arguments, "--ckpt_path", str(tmp_path / "nan.ckpt"), "--device", "cpu", "--num_workers", "0"]) == 1
+    assert "the embedding of the picture a/0.png is not finite (5 such rows)" in capsys.readouterr().err

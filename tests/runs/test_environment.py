@@ -1,0 +1,167 @@
+"""Where and how the program is started: folders that can't be written, odd names, other locales, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from itr.cli import main
+from itr.errors import UserError
+from itr.files.writing import check_writable
+from raw import save_picture
+from tiny import TINY_VSE
+
+ITR = [sys.executable, "-m", "itr"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
+SMALL = [*TINY_VSE, "--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1"]
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    where = [f"--data.root={scenes}", f"--trainer.default_root_dir={folder}", *QUIET]
+    assert main(["fit", *where, *SMALL]) == 1
+    told = (
+        f"itr: error: {folder} can't be written: Not a directory; choose another folder by --trainer.default_root_dir"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    for verb in ("test", "predict"):  # before anything is measured
+        assert main([verb, *where, *TINY_VSE]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "--ckpt_path=no.ckpt", "--texts=no.txt", "--out={}/a.npz"],
+        ["evaluate", "coco", "--ckpt_path=no.ckpt", "--data=no", "--out={}/a.json"],
+        ["convert", "cusa", "no.pth", "--out={}/a.ckpt"],
+        ["report", "no", "--out={}/a.html"],
+    ],
+)
+def test_whether_a_file_can_be_written_is_found_out_before_the_work(tmp_path, capsys, words):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "more"
+    assert main([word.format(folder) for word in words]) == 1
+    told = f"itr: error: {folder} can't be written: Not a directory; choose another folder by --out"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    (tmp_path / words[-1].rpartition("/")[2]).mkdir()
+    assert main([word.format(tmp_path) for word in words]) == 1
+    assert "which is a folder; give the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["data", "verify", "~no.body/x"], ["embed", "--ckpt_path=a", "--out=~no.body/a"]])
+def test_the_home_of_a_user_who_is_not_there_is_told(capsys, words):
+    assert main(words) == 1
+    assert "error: a path begins with ~, and whose home that is is not known" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_refused(scenes, tmp_path, capsys):
+    where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", *where, *SMALL, "--trainer.accelerator=gpu"]) == 1
+    assert "itr: error: No supported gpu backend found" in capsys.readouterr().err
+    assert main(["fit", *where, *SMALL]) == 0
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_without_a_network_a_name_of_the_hub_is_told_with_the_way_out(scenes, tmp_path):
+    """Offline by the hub's own switch; a network that is not there is asked five times and ends the same."""
+    where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    command = [*ITR, "fit", *where, "--model.backbone=VSE", "--model.backbone.vision=google/vit-base-patch16-224"]
+    environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("itr: error: vision 'google/vit-base-patch16-224' can't be had")
+    assert "Give a folder made by save_pretrained" in told
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="checkpoints can't be written: No such file"):
+        check_writable(tmp_path / "checkpoints", "--out")
+
+
+@pytest.mark.slow
+def test_a_read_only_file_system_is_refused_before_training(scenes, tmp_path):
+    """A real one, mounted in a name space of its own."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("needs leave to mount a file system (unshare -rm)")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    fit = shlex.join([*ITR, "fit", f"--data.root={scenes}", f"--trainer.default_root_dir={disk}/run", *SMALL, *QUIET])
+    script = f"mount -t tmpfs tmpfs {disk} && mkdir {disk}/run && mount -o remount,ro {disk} || exit 77; {fit}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("needs leave to mount a file system (tmpfs)")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"itr: error: {disk}/run can't be written: Read-only file system; choose another folder by "
+        "--trainer.default_root_dir"
+    )
+    assert "Traceback" not in done.stderr
+    assert "epoch 1/" not in done.stdout + done.stderr
+
+
+C_LOCALE = {"LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}  # in which Python itself goes over to UTF-8
+ASCII_ONLY = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii", "TZ": "UTC"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("locale", "name"), [(C_LOCALE, "b\u00e4r \u732b"), ({**C_LOCALE, **ASCII_ONLY}, "bear")])
+def test_spaces_links_locale_time_zone_and_windows_lines(tmp_path, locale, name):
+    """A table as Windows writes it, in a folder with a space, reached through a link; all read and written as UTF-8."""
+    root = tmp_path / f"some {name}"
+    rows = []
+    for i in range(24):
+        save_picture(root / "photos" / f"{name} {i}.jpg", i, 40, 40)
+        row = {"image": f"photos/{name} {i}.jpg", "captions": [f"B\u00e4r {i} \u732b"]}
+        rows.append(json.dumps(row, ensure_ascii=False))
+    text = "\r\n".join(rows) + "\r\n"
+    (root / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+
+    def run(*arguments: str) -> str:
+        environment = {**ENVIRONMENT, **locale}
+        command = [*ITR, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("prepare", "table", "--root=link", "--out=my shards", "--shard_size=4")
+    (tmp_path / "linked shards").symlink_to(tmp_path / "my shards", target_is_directory=True)
+    where = ["--data.root=linked shards", "--trainer.default_root_dir=my runs/a b", *QUIET]
+    run("fit", *where, *SMALL, "--data.batch_size=4")
+    run("test", *where, "--ckpt_path=best")
+    metrics = json.loads((tmp_path / "my runs" / "a b" / "metrics.json").read_text("utf-8"))
+    assert metrics["about"]["data"]["images"] == 2
+    assert "as the manifest says" in run("data", "verify", "linked shards")
+    assert "20 of 20 images, to look at" in run("data", "show", "linked shards")
+    run("report", "my runs/a b")
+    assert "B\u00e4r" in (tmp_path / "my runs" / "a b" / "report" / "index.html").read_text("utf-8")
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_work(tmp_path):
+    save_picture(tmp_path / "ok.jpg", 1)
+    rows = [{"image": name, "captions": ["x"], "split": "train"} for name in ("b\u00e4r.jpg", "ok.jpg")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [*ITR, "prepare", "table", f"--root={tmp_path}", f"--out={tmp_path / 'out'}", "--bad_images=skip"]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "b\\xe4r.jpg: is not there" in told

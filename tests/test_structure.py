@@ -1,0 +1,78 @@
+"""The layers of the package: what each room may import, and how large rooms and files may grow."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "itr"
+# From the bottom up: a module imports only from its own room and from rooms before it.
+ROOMS = """
+errors private_api files component commands types distributed losses objectives backbones images teachers
+data.shards data.raw data.scenes data.loading data.features data.method_fields data.datamodule data.sources
+data.preparing data.inspecting training methods evaluation state module checkpoints embedding passes protocols interop
+runs report.content report.page report.make cli __main__
+"""
+LAYERS = ROOMS.split()
+MOST_FILES = 12  # beside each other in one room, `__init__.py` aside
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below `itr.`; a package is named like its folder."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of ours that a file imports anywhere, inside functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "itr":
+            base = node.module.removeprefix("itr").lstrip(".")
+            for name in node.names:
+                inner = f"{base}.{name.name}".lstrip(".")
+                found.add(inner if inner in known else base)
+        elif isinstance(node, ast.Import):
+            found |= {name.name.removeprefix("itr.") for name in node.names if name.name.startswith("itr.")}
+    return found
+
+
+def layer(module: str) -> int | None:
+    """The number of the layer that a module belongs to; None for a room that only holds others."""
+    return next((i for i, room in enumerate(LAYERS) if f"{module}.".startswith(f"{room}.")), None)
+
+
+def test_every_module_belongs_to_a_layer() -> None:
+    rooms_of_rooms = {"", "data", "report"}
+    assert {name for name in modules() if layer(name) is None} <= rooms_of_rooms
+
+
+def test_no_import_runs_up() -> None:
+    known = modules()
+    upward = [
+        f"{name} imports {other}"
+        for name, path in known.items()
+        for other in imports(path, known)
+        if (mine := layer(name)) is not None and (theirs := layer(other)) is not None and theirs > mine
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    waiting = {name: imports(path, known) - {name} for name, path in known.items()}
+    while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert waiting == {}
+
+
+def test_rooms_are_small_enough_to_look_around_in() -> None:
+    files = defaultdict(list)
+    for path in modules().values():
+        if path.name != "__init__.py":
+            files[path.parent.relative_to(PACKAGE)].append(path.name)
+    assert {str(room): sorted(names) for room, names in files.items() if len(names) > MOST_FILES} == {}
