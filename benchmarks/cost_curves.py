@@ -43,7 +43,7 @@ class Sizes:
         shards: of a split.
         workers: that decode.
         processes: that train together, on CPUs.
-        pictures: that the workers read.
+        images: that the workers read.
         words_of_step: length of captions in a training step.
         joined: pairs of each of the processes.
         captions: in a batch of captions of one length.
@@ -57,7 +57,7 @@ class Sizes:
     shards: list[int]
     workers: list[int]
     processes: list[int]
-    pictures: int
+    images: int
     words_of_step: int = 32
     joined: int = 32
     captions: int = 64
@@ -188,16 +188,16 @@ def shards(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
 
 
 def workers(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows], float]:
-    """The curve of the number of workers, and the pictures a second of a process that decodes itself."""
+    """The curve of the number of workers, and the images a second of a process that decodes itself."""
     with tempfile.TemporaryDirectory() as folder:
-        curve_data.photographs(Path(folder), sizes.pictures)
+        curve_data.photographs(Path(folder), sizes.images)
         rates = {number: alone(partial(curve_data.input_rate, folder, number, rounds)) for number in sizes.workers}
     cores = len(os.sched_getaffinity(0))
     most = max(number for number in rates if number <= max(1, cores))
-    told = Line(f"Pictures a second, {most} workers", "pictures/s", rates[most], "one worker", rates[1])
+    told = Line(f"Images a second, {most} workers", "images/s", rates[most], "one worker", rates[1])
     told.ratio, told.limit = rates[most] / rates[1], most * rates[1]
     told.limit_by = f"{most} times one worker; the machine has {cores} cores, and the process that reads wants a part"
-    rows = [{"workers": n, "pictures/s": rate, "of one worker": rate / rates[1]} for n, rate in rates.items()]
+    rows = [{"workers": n, "images/s": rate, "of one worker": rate / rates[1]} for n, rate in rates.items()]
     return [told], {"Input by workers (JPEG of 341 by 256 to 224)": rows}, rates[0]
 
 

@@ -1,6 +1,6 @@
 """What an epoch costs by calculation: operations, bytes of the network, and the processor cores that must decode.
 
-Nothing here is measured but the share of a card's rate, where there is a result of it, and the pictures that a core
+Nothing here is measured but the share of a card's rate, where there is a result of it, and the images that a core
 decodes a second.
 """
 
@@ -27,7 +27,7 @@ class Model:
 
     Attributes:
         name: as in tables.
-        image: operations of a picture's forward pass.
+        image: operations of an image's forward pass.
         text: operations of a caption's, of 77 tokens.
         parameters: of both towers.
         width: of the embeddings.
@@ -54,8 +54,8 @@ class Epoch:
 
     Attributes:
         name: as in tables.
-        pairs: of a picture and a caption.
-        captions: pairs for one encoding of their picture.
+        pairs: of an image and a caption.
+        captions: pairs for one encoding of their image.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Epoch:
 
 EPOCHS = (
     Epoch("COCO, each caption a pair", 566_435),
-    Epoch("COCO, a picture with 5 captions", 566_435, 5),
+    Epoch("COCO, an image with 5 captions", 566_435, 5),
     Epoch("400 million pairs", 400_000_000),
 )
 
@@ -97,7 +97,7 @@ def step(model: Model, captions: int, gpus: int, share: float) -> Step:
 
     Args:
         model: what is trained.
-        captions: pairs for one encoding of their picture.
+        captions: pairs for one encoding of their image.
         gpus: that train together.
         share: of the card's rate that the towers reach.
     """
@@ -105,14 +105,14 @@ def step(model: Model, captions: int, gpus: int, share: float) -> Step:
     towers = pairs * 3 * (model.image / captions + model.text) / (RATE * share)
     scores = pairs * pairs * gpus * (2 if gpus > 1 else 1)  # one matrix serves both ways where all rows are one's own
     loss = 3 * 2 * scores * model.width / (TF32 * ASSUMED_SHARE) + PASSES * 4 * scores / BANDWIDTH
-    embeddings = 2 * 4 * pairs * model.width  # bytes, pictures and captions
+    embeddings = 2 * 4 * pairs * model.width  # bytes, images and captions
     gradients = 2 * (gpus - 1) / gpus * 4 * model.parameters
     network = (3 * (gpus - 1) * embeddings + gradients) / LINK  # there once, and back by a sum, which is twice
     return Step(pairs, towers, loss, network)
 
 
-def row(model: Model, epoch: Epoch, gpus: int, share: float, pictures: float) -> dict[str, Any]:
-    """An epoch as a row of the table; `pictures` is what a core decodes a second."""
+def row(model: Model, epoch: Epoch, gpus: int, share: float, images: float) -> dict[str, Any]:
+    """An epoch as a row of the table; `images` is what a core decodes a second."""
     one = step(model, epoch.captions, gpus, share)
     seconds = epoch.pairs / (one.pairs * gpus) * one.seconds
     return {
@@ -125,7 +125,7 @@ def row(model: Model, epoch: Epoch, gpus: int, share: float, pictures: float) ->
         "towers, %": 100 * one.towers / one.seconds,
         "loss, %": 100 * one.loss / one.seconds,
         "network, %": 100 * one.network / one.seconds,
-        "cores a GPU": one.pairs / epoch.captions / one.seconds / pictures,
+        "cores a GPU": one.pairs / epoch.captions / one.seconds / images,
     }
 
 
@@ -146,12 +146,12 @@ def shares(results: Path) -> dict[str, float]:
     return found
 
 
-def tables(results: Path, pictures: float) -> dict[str, Any]:
+def tables(results: Path, images: float) -> dict[str, Any]:
     """The assumptions in words, and the table of calculated epochs.
 
     Args:
         results: folder with what was measured on a GPU.
-        pictures: that a core decodes a second.
+        images: that a core decodes a second.
     """
     known = shares(results)
     measured = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
@@ -159,16 +159,16 @@ def tables(results: Path, pictures: float) -> dict[str, Any]:
     said = (
         f"one {CARD} makes {RATE / 1e12:.0f} TFLOP/s of dense bf16 and {BANDWIDTH / 1e12:.1f} TB/s; of that rate the "
         f"towers reach ({reached}{100 * ASSUMED_SHARE:.0f} %). Training is three forward passes of 8.82, 35.1 or 162 "
-        "GFLOP a picture and 5.96, 5.96 or 13.3 GFLOP a caption of 77 tokens (open_clip's profiles). A step has "
+        "GFLOP an image and 5.96, 5.96 or 13.3 GFLOP a caption of 77 tokens (open_clip's profiles). A step has "
         f"{MOST_EACH:,} pairs on each GPU and at most {MOST_ALL:,} on all. The loss is that of a process's own rows "
         f"(`model.large_batch.local_loss`), in TF32 at {100 * ASSUMED_SHARE:.0f} % of its rate, and passes {PASSES} "
         f"times over its scores. Every GPU has a link of {8 * LINK / 1e9:.0f} Gbit/s, and what it sends (float32 "
         "gradients of all weights, embeddings there and their gradients back, around a ring) hides behind nothing. A "
-        f"core decodes and crops {pictures:,.0f} pictures a second of shards with a short side of 256, as measured in "
+        f"core decodes and crops {images:,.0f} images a second of shards with a short side of 256, as measured in "
         "this run; a whole number of steps, evaluation and start-up are left out"
     )
     rows = [
-        row(model, epoch, gpus, known.get(model.name, ASSUMED_SHARE), pictures)
+        row(model, epoch, gpus, known.get(model.name, ASSUMED_SHARE), images)
         for epoch in EPOCHS
         for model in MODELS
         for gpus in GPUS

@@ -30,7 +30,7 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 
 @contextmanager
 def shards(number: int) -> Iterator[str]:
-    """A folder with a training split of so many shards, all of them one tar of four pictures under many names."""
+    """A folder with a training split of so many shards, all of them one tar of four images under many names."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "shards"
         with redirect_stdout(io.StringIO()):
@@ -53,7 +53,7 @@ def multiply(root: Path, number: int) -> None:
 
 
 def data(root: str, **settings: Any) -> ShardData:
-    """The data module of a run on shards, with a model for its picture size and tokenizer."""
+    """The data module of a run on shards, with a model for its image size and tokenizer."""
     vision = "{model_type: vit, image_size: 224, patch_size: 32, hidden_size: 8, num_hidden_layers: 1, "
     vision += "num_attention_heads: 1, intermediate_size: 8}"
     text = "{model_type: bert, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 8}"
@@ -74,10 +74,10 @@ def opening(root: str) -> Callable[[], object]:
 
 
 def photographs(root: Path, number: int) -> None:
-    """A shard of made-up pictures of COCO's size after `--resize 256`, about 30 KB each."""
+    """A shard of made-up images of COCO's size after `--resize 256`, about 30 KB each."""
     draw = np.random.default_rng(0)
 
-    def picture(seed: int) -> bytes:
+    def make_image(seed: int) -> bytes:
         coarse = draw.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(coarse).resize((341, 256), Image.Resampling.BICUBIC), dtype=np.int16)
         noisy = (smooth + draw.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -85,20 +85,19 @@ def photographs(root: Path, number: int) -> None:
         Image.fromarray(noisy).save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
 
-    pictures = [picture(n) for n in range(32)]
+    images = [make_image(n) for n in range(32)]
     records = (
-        Record(pictures[n % 32], "jpg", ["a made-up picture of many colours and no meaning"], str(n))
-        for n in range(number)
+        Record(images[n % 32], "jpg", ["a made-up image of many colours and no meaning"], str(n)) for n in range(number)
     )
     write_split(records, root, "train", max(1, number // 8))
 
 
 def input_rate(root: str, workers: int, rounds: int) -> float:
-    """Pictures a second through the data module, workers already running."""
+    """Images a second through the data module, workers already running."""
     loader = data(root, num_workers=workers, batch_size=32).train_dataloader()
 
     def epoch() -> int:
         return sum(len(found) for found in loader if isinstance(found, Batch))
 
-    pictures = epoch()
-    return pictures / statistics.median(seconds(epoch) for _ in range(rounds))
+    images = epoch()
+    return images / statistics.median(seconds(epoch) for _ in range(rounds))

@@ -40,7 +40,7 @@ def model(where: str) -> RetrievalModule:
 
 
 def batch(module: RetrievalModule, size: int, words: int, where: str) -> Batch:
-    """Made-up pictures, and captions of `words` tokens, of which the last ends the caption."""
+    """Made-up images, and captions of `words` tokens, of which the last ends the caption."""
     side = module.backbone.image_spec.size
     ids = torch.randint(1, 49000, (size, words))
     ids[:, -1] = 49407

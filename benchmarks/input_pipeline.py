@@ -2,10 +2,10 @@
 
     python benchmarks/input_pipeline.py [--images FOLDER]
 
-By default pictures are made, with about the size, bytes and decoding time of COCO's (640 x 427, some 150 kB; 35 kB
+By default images are made, with about the size, bytes and decoding time of COCO's (640 x 427, some 150 kB; 35 kB
 after `itr prepare --resize 256`). Rates per core are of one process without workers and with one thread; tars lie in
 the page cache. "Bare loop" is simplejpeg's decoding and torchvision's crop and resize of bytes, from memory. "Authors'
-recipe" is Pillow's decoding, crop and resize, and a normalised float tensor of each picture, from memory.
+recipe" is Pillow's decoding, crop and resize, and a normalised float tensor of each image, from memory.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ FLOATS = "to a normalised batch"
 
 @dataclass
 class Measured:
-    """Seconds of each way, of shards of two kinds: `raw`, and `256` pixels. Each way takes `pictures` pictures."""
+    """Seconds of each way, of shards of two kinds: `raw`, and `256` pixels. Each way takes `images` images."""
 
     rounds: dict[str, Rounds]
-    pictures: dict[tuple[str, str], int]
+    images: dict[tuple[str, str], int]
     kilobytes: dict[str, float]
 
     def rate(self, kind: str, way: str) -> float:
-        """Pictures a second."""
-        return self.pictures[kind, way] / self.rounds[kind].median(way)
+        """Images a second."""
+        return self.images[kind, way] / self.rounds[kind].median(way)
 
     def ratio(self, kind: str, ours: str, theirs: str) -> float:
         """Of rates, for shards of one kind."""
-        share = self.pictures[kind, ours] / self.pictures[kind, theirs]
+        share = self.images[kind, ours] / self.images[kind, theirs]
         return share * self.rounds[kind].ratio(theirs, ours)
 
     def line(self, what: str, kind: str, ours: str, theirs: str, at_least: float | None = None) -> Line:
@@ -57,8 +57,8 @@ class Measured:
 
 
 def ways_of(shards: Path) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
-    """The ways for one kind of shards, and how many pictures each takes."""
-    pictures = parts.encoded(shards)
+    """The ways for one kind of shards, and how many images each takes."""
+    images = parts.encoded(shards)
     cropping, resizing, where = parts.bare_training(), parts.bare_evaluation(), device()
     training, several, testing = (
         parts.loader(shards, *options, training=train)
@@ -66,20 +66,20 @@ def ways_of(shards: Path) -> tuple[dict[str, Callable[[], object]], dict[str, in
     )
     backbone = parts.data_module(shards).trainer.lightning_module.backbone.to(where)
     ways: dict[str, Callable[[], object]] = {
-        "decoding alone": lambda: parts.decode_alone(pictures),
+        "decoding alone": lambda: parts.decode_alone(images),
         "reading alone": lambda: [len(sample.image) for tar in shards.rglob("*.tar") for sample in read_tar(tar)],
-        "bare loop": lambda: parts.bare_loop(pictures, cropping),
+        "bare loop": lambda: parts.bare_loop(images, cropping),
         "itr": lambda: parts.through(training),
-        "bare loop and normalising": lambda: parts.bare_normalised(pictures, cropping, where),
+        "bare loop and normalising": lambda: parts.bare_normalised(images, cropping, where),
         "itr and normalising": lambda: parts.through(training, lambda image: backbone.normalise(image.to(where))),
-        "bare evaluation loop": lambda: parts.bare_loop(pictures, resizing),
+        "bare evaluation loop": lambda: parts.bare_loop(images, resizing),
         "itr, evaluation": lambda: parts.through(testing),
         "itr, 4 captions an image": lambda: parts.through(several),
-        "authors' recipe": lambda: parts.pillow_recipe(pictures),
+        "authors' recipe": lambda: parts.pillow_recipe(images),
     }
     if find_spec("cv2"):
-        ways["recipe of OpenCV and floats"] = lambda: parts.opencv_recipe(pictures)
-    numbers = dict.fromkeys(ways, len(pictures))
+        ways["recipe of OpenCV and floats"] = lambda: parts.opencv_recipe(images)
+    numbers = dict.fromkeys(ways, len(images))
     numbers |= {"itr": len(training) * parts.BATCH, "itr and normalising": len(training) * parts.BATCH}
     numbers["itr, 4 captions an image"] = len(several) * (parts.BATCH // 4)
     return ways, numbers
@@ -89,10 +89,10 @@ def measure(folders: Mapping[str, Path], rounds: int) -> Measured:
     """All ways on both kinds of shards."""
     found = Measured({}, {}, {})
     for kind, shards in folders.items():
-        pictures = parts.encoded(shards)
-        found.kilobytes[kind] = sum(map(len, pictures)) / len(pictures) / 1e3
+        images = parts.encoded(shards)
+        found.kilobytes[kind] = sum(map(len, images)) / len(images) / 1e3
         ways, numbers = ways_of(shards)
-        found.pictures |= {(kind, way): number for way, number in numbers.items()}
+        found.images |= {(kind, way): number for way, number in numbers.items()}
         found.rounds[kind] = side_by_side(ways, rounds)
     return found
 
@@ -100,7 +100,7 @@ def measure(folders: Mapping[str, Path], rounds: int) -> Measured:
 def beside_the_bare_loop(found: Measured) -> list[Line]:
     """The lines of 85 %."""
     lines = []
-    for kind, name in (("256", "shards of 256 pixels"), ("raw", "raw pictures")):
+    for kind, name in (("256", "shards of 256 pixels"), ("raw", "raw images")):
         for ours, theirs, what in (
             ("itr", "bare loop", f"one core, training, {UINT8}"),
             ("itr and normalising", "bare loop and normalising", f"one core, training, {FLOATS} on the device"),
@@ -119,7 +119,7 @@ def explained(line: Line, found: Measured, kind: str) -> Line:
 
 
 def profile(found: Measured, kind: str) -> dict[str, float]:
-    """What a picture's time goes to, from the ways of the same run."""
+    """What an image's time goes to, from the ways of the same run."""
     whole = 1 / found.rate(kind, "itr")
     shares = {
         "decoding": 1 / found.rate(kind, "decoding alone"),
@@ -136,8 +136,8 @@ def beside_the_authors(found: Measured) -> list[Line]:
     both = found.rate("256", "itr") / found.rate("raw", recipe)
     normalised = found.rate("256", "itr and normalising") / found.rate("raw", recipe)
     decoding, by = found.rate("256", "decoding alone"), "simplejpeg's decoding alone, in the same run"
-    on_raw = f"{recipe} on the raw pictures, as people have it today"
-    medians = "A ratio of medians: the two are of different pictures. The authors' flip and RandAugment are left out. "
+    on_raw = f"{recipe} on the raw images, as people have it today"
+    medians = "A ratio of medians: the two are of different images. The authors' flip and RandAugment are left out. "
     lines = [
         Line(f"one core, shards of 256 pixels, {UINT8}", "images/s", found.rate("256", "itr"), on_raw,
              found.rate("raw", recipe), decoding, by, both, 5.0, remark=medians + "The device normalises ours."),
@@ -145,12 +145,12 @@ def beside_the_authors(found: Measured) -> list[Line]:
              found.rate("256", "itr and normalising"), on_raw, found.rate("raw", recipe), decoding, by, normalised,
              5.0 if device() == "cuda" else None, remark=medians + f"The device is of kind {device()}."),
         found.line("one core, the same shards of 256 pixels for both", "256", "itr", recipe),
-        found.line("one core, raw pictures for both", "raw", "itr", recipe, at_least=1.7),
+        found.line("one core, raw images for both", "raw", "itr", recipe, at_least=1.7),
     ]  # fmt: skip
-    lines = [explained(line, found, "raw" if "raw pictures for" in line.what else "256") for line in lines]
+    lines = [explained(line, found, "raw" if "raw images for" in line.what else "256") for line in lines]
     opencv = "recipe of OpenCV and floats"
-    if ("raw", opencv) in found.pictures:
-        line = found.line("one core, raw pictures for both", "raw", "itr", opencv, at_least=1.7)
+    if ("raw", opencv) in found.images:
+        line = found.line("one core, raw images for both", "raw", "itr", opencv, at_least=1.7)
         line.remark = "OpenCV resizes bilinearly and without antialiasing, which is less work and gives other pixels."
         return [*lines, explained(line, found, "raw")]
     return [*lines, Line(f"one core, beside the {opencv}", "images/s", unmeasured="opencv-python is not installed")]
@@ -161,7 +161,7 @@ def image_major(found: Measured) -> Line:
     pairs = 4 * found.rate("256", "itr, 4 captions an image"), found.rate("256", "itr")
     ratio = 4 * found.ratio("256", "itr, 4 captions an image", "itr")
     text = "data.captions = 4: pairs of one core, shards of 256 pixels"
-    by = "decoding alone, four pairs a picture"
+    by = "decoding alone, four pairs an image"
     limit = 4 * found.rate("256", "decoding alone")
     return Line(text, "pairs/s", pairs[0], "data.captions = 1", pairs[1], limit, by, ratio, at_least=3.6)
 
@@ -194,10 +194,10 @@ def word_pieces() -> HFTokenizer:
 
 def buffered(shards: Path) -> Line:
     """What a sample takes in the shuffle buffer."""
-    pictures = parts.encoded(shards)
-    pixels = sum(decode_pixels(data, 10**8).nbytes for data in pictures) / len(pictures) / 1e3
-    size = sum(map(len, pictures)) / len(pictures) / 1e3
-    what = "a picture in the shuffle buffer, raw pictures"
+    images = parts.encoded(shards)
+    pixels = sum(decode_pixels(data, 10**8).nbytes for data in images) / len(images) / 1e3
+    size = sum(map(len, images)) / len(images) / 1e3
+    what = "an image in the shuffle buffer, raw images"
     return Line(what, "kB", size, "its pixels", pixels, ratio=size / pixels, at_most=0.5)
 
 
@@ -212,7 +212,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "made").mkdir()
-        making = 0.0 if options.images else seconds(lambda: parts.make_pictures(folder / "made", number))
+        making = 0.0 if options.images else seconds(lambda: parts.make_images(folder / "made", number))
         images = options.images or folder / "made"
         shards = {k: parts.make_shards(images, folder / k, side) for k, side in (("256", 256), ("raw", None))}
         found = measure(shards, options.rounds)
@@ -221,14 +221,14 @@ def main() -> None:
         more, points = scaling(shards["256"], worker_counts(), options.rounds)
         memory, epochs = growth(shards["256"], epochs=4 if options.quick else 10)
         lines += [*more, buffered(shards["raw"]), memory]
-    settings: dict[str, Any] = {"pictures": found.pictures["raw", "bare loop"], "rounds": options.rounds}
-    settings |= {f"kB of a picture, {kind}": round(size) for kind, size in found.kilobytes.items()}
-    settings["pictures are"] = "given" if options.images else f"made ({making:.0f} s)"
+    settings: dict[str, Any] = {"images": found.images["raw", "bare loop"], "rounds": options.rounds}
+    settings |= {f"kB of an image, {kind}": round(size) for kind, size in found.kilobytes.items()}
+    settings["images are"] = "given" if options.images else f"made ({making:.0f} s)"
     rates = [
         {"way": way, **{f"images/s, {kind}": found.rate(kind, way) for kind in found.rounds}}
         for way in found.rounds["raw"].seconds
     ]
-    tables = {"pictures a second of one core": rates, "workers": points, "memory over epochs": epochs}
+    tables = {"images a second of one core": rates, "workers": points, "memory over epochs": epochs}
     write(options.out, "input_pipeline", lines, settings, tables)
 
 

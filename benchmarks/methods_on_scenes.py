@@ -2,7 +2,7 @@
 
     python benchmarks/methods_on_scenes.py --out runs/methods_on_scenes
 
-The teacher is the truth itself: two pictures, or two captions, are as similar as their objects share attributes. So
+The teacher is the truth itself: two images, or two captions, are as similar as their objects share attributes. So
 CUSA's soft labels are as good as can be, and its figures here are an upper bound, not what any teacher gives.
 """
 
@@ -85,7 +85,7 @@ def description(objects: list[dict[str, str]], background: str | None) -> np.nda
 
 
 def truth_vectors(shards: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Ids and description vectors of the pictures and of the captions of a split."""
+    """Ids and description vectors of the images and of the captions of a split."""
     images, texts = [], []
     for shard in find_split(shards, split).shards:
         for sample in read_tar(shard.place):
@@ -187,7 +187,7 @@ def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/methods_on_scenes"))
-    parser.add_argument("--train", type=int, default=4000, help="training pictures")
+    parser.add_argument("--train", type=int, default=4000, help="training images")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="test", help="split to evaluate on; settings are chosen on val")

@@ -48,11 +48,11 @@ def their_loader(shards: Path, batch_size: int, size: int) -> Any:
     import open_clip
     import webdataset as wds
 
-    picture, tokenizer = open_clip.image_transform(size, is_train=True), open_clip.get_tokenizer("ViT-B-32")
+    image, tokenizer = open_clip.image_transform(size, is_train=True), open_clip.get_tokenizer("ViT-B-32")
     tars = sorted(str(path) for path in shards.glob("train/*.tar"))
     stream = wds.WebDataset(tars, resampled=True, shardshuffle=False, nodesplitter=None).shuffle(100)
     stream = stream.decode("pilrgb").rename(image="jpg;png", text="json")
-    stream = stream.map_dict(image=picture, text=lambda about: tokenizer(about["captions"][0])[0])
+    stream = stream.map_dict(image=image, text=lambda about: tokenizer(about["captions"][0])[0])
     stream = stream.to_tuple("image", "text").batched(batch_size, partial=False)
     return wds.WebLoader(stream, batch_size=None, shuffle=False, num_workers=WORKERS, persistent_workers=WORKERS > 0)
 

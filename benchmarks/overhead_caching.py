@@ -30,8 +30,8 @@ WORKERS = max(2, len(os.sched_getaffinity(0)) - 2) if device() == "cuda" else 2
 
 def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
     """`itr features` beside the teacher's forward, on inputs that are ready and on those that it decodes itself."""
-    pictures, batch = size.cached
-    shards = scenes(folder / "large", pictures, 176)
+    images, batch = size.cached
+    shards = scenes(folder / "large", images, 176)
     precision = "bf16" if bf16() else "32"
     lines = []
     for modality in ("image", "text"):
@@ -84,7 +84,7 @@ def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch:
 
 def rate_line(modality: str, rows: int, taken: Rounds, way: str) -> Line:
     """Rows a second of ours beside those of a bare loop."""
-    what, unit = ("pictures", "pictures/s") if modality == "image" else ("captions", "captions/s")
+    what, unit = ("images", "images/s") if modality == "image" else ("captions", "captions/s")
     line = Line(f"features of {what}", unit, rows / taken.median("ours"), at_least=0.95)
     line.beside = {
         "bare": "the bare forward on inputs that are ready",

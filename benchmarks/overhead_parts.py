@@ -31,7 +31,7 @@ from itr.training.optim import parameter_groups
 from itr.types import Batch
 from measuring import device
 
-PATCHES = 49 * 768  # all tokens of UNICOM's ViT-B/32, end to end: what CUSA's authors keep for a picture
+PATCHES = 49 * 768  # all tokens of UNICOM's ViT-B/32, end to end: what CUSA's authors keep for an image
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Sizes:
         batch: pairs of a step.
         width: of both towers.
         layers: of both towers.
-        patch: side of a patch of 224-pixel pictures.
-        pictures: scenes that are made; a batch is drawn from them.
+        patch: side of a patch of 224-pixel images.
+        images: scenes that are made; a batch is drawn from them.
         teacher: layers and width of the text teacher, where its weights are random.
-        cached: pictures, and batch size, of the caching of features.
+        cached: images, and batch size, of the caching of features.
         dim: width of the space that a VSE shares.
     """
 
@@ -53,7 +53,7 @@ class Sizes:
     width: int
     layers: int
     patch: int
-    pictures: int
+    images: int
     teacher: tuple[int, int]
     cached: tuple[int, int]
     dim: int
@@ -62,9 +62,9 @@ class Sizes:
 # On a CPU a pair of the towers costs an eighth of ViT-B/32's, and the teacher (all-MiniLM-L6) an eighth of the
 # authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two. The decoder of D2S, whose cost
 # goes with the square of the width that a VSE shares, becomes smaller with it.
-CPU = Sizes(batch=32, width=384, layers=12, patch=32, pictures=128, teacher=(6, 384), cached=(768, 64), dim=192)
-GPU = Sizes(batch=1024, width=768, layers=12, patch=32, pictures=2048, teacher=(12, 768), cached=(8192, 256), dim=512)
-QUICK = Sizes(batch=4, width=64, layers=2, patch=112, pictures=24, teacher=(1, 64), cached=(24, 8), dim=64)
+CPU = Sizes(batch=32, width=384, layers=12, patch=32, images=128, teacher=(6, 384), cached=(768, 64), dim=192)
+GPU = Sizes(batch=1024, width=768, layers=12, patch=32, images=2048, teacher=(12, 768), cached=(8192, 256), dim=512)
+QUICK = Sizes(batch=4, width=64, layers=2, patch=112, images=24, teacher=(1, 64), cached=(24, 8), dim=64)
 
 
 def sizes(quick: bool) -> Sizes:
@@ -79,10 +79,10 @@ def bf16() -> bool:
     return device() == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def scenes(folder: Path, pictures: int, side: int) -> str:
-    """Shards of made-up pictures, without a word."""
+def scenes(folder: Path, images: int, side: int) -> str:
+    """Shards of made-up images, without a word."""
     with redirect_stdout(io.StringIO()):
-        prepare_scenes(str(folder), train=pictures, val=0, test=0, image_size=side)
+        prepare_scenes(str(folder), train=images, val=0, test=0, image_size=side)
     return str(folder)
 
 
@@ -126,7 +126,7 @@ def text_teacher(folder: Path, shards: str, size: tuple[int, int]) -> tuple[str,
 
 
 def image_teacher(folder: Path, size: Sizes) -> str:
-    """Folder of a ViT with random weights for pictures of 224 pixels."""
+    """Folder of a ViT with random weights for images of 224 pixels."""
     from transformers import ViTImageProcessor, ViTModel
 
     ViTModel(_vit(size)).save_pretrained(folder)

@@ -83,7 +83,7 @@ def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[lis
     taken = side_by_side(steps, rounds)
     lines = [
         step_line("CUSA, pooled features from disk (512 and 768 numbers)", 1.02, taken, steps, "pooled"),
-        step_line(f"CUSA, all {PATCHES:,} numbers a picture from disk, as the authors", 1.02, taken, steps, "patches"),
+        step_line(f"CUSA, all {PATCHES:,} numbers an image from disk, as the authors", 1.02, taken, steps, "patches"),
         step_line(
             f"CUSA, {what} reads the captions in the loop",
             1.10,
@@ -189,7 +189,7 @@ def main() -> None:
         folder = Path(made)
         # First, while the process is small: a large one takes long to start workers.
         caching = caching_lines(folder, size, (rounds + 1) // 2)
-        shards = scenes(folder / "scenes", size.pictures, 64)
+        shards = scenes(folder / "scenes", size.images, 64)
         for part in (cusa_lines, d2s_lines):
             found, more = part(folder, shards, size, rounds)
             lines += found

@@ -39,13 +39,13 @@ SECTIONS = {
     "input_pipeline": (
         "Input pipeline",
         "From tars to batches, through the whole data module. The bare loop is simplejpeg's decoding and torchvision's "
-        "crop and resize of bytes, from memory. The authors' recipe is Pillow's decoding of whole pictures, crop and "
+        "crop and resize of bytes, from memory. The authors' recipe is Pillow's decoding of whole images, crop and "
         "resize, and a normalised float tensor of each; that of OpenCV and floats is the older one of VSE++.",
     ),
     "training_step": (
         "Training step",
         "One step of `itr fit` beside the bare towers and beside other loops. `narrow` is a CLIP of three layers of "
-        "width 128 on pictures of 96 pixels, `small VSE` is `itr`'s own without further options.",
+        "width 128 on images of 96 pixels, `small VSE` is `itr`'s own without further options.",
     ),
     "overheads": ("What the methods cost", "A step with CUSA or D2S-VSE beside the same step without it."),
     "loss_at_scale": ("Loss of large batches", "`model.large_batch.loss_chunk` beside the loss of all rows at once."),

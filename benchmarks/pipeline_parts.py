@@ -1,4 +1,4 @@
-"""Pictures, shards, loaders, and the loops that `input_pipeline.py` compares them with."""
+"""Images, shards, loaders, and the loops that `input_pipeline.py` compares them with."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ BACKBONE = [
     "--model.backbone.text_config={model_type: bert, hidden_size: 8, num_hidden_layers: 1, "
     "num_attention_heads: 1, intermediate_size: 8, pad_token_id: null}",
     "--model.backbone.dim=8",
-]  # its picture size and tokenizer count, not its speed
+]  # its image size and tokenizer count, not its speed
 
 
-def make_pictures(folder: Path, number: int) -> None:
+def make_images(folder: Path, number: int) -> None:
     """JPEGs with about the size, bytes and decoding time of COCO's, also after a resize to 256 pixels."""
     rng = np.random.default_rng(0)
     for i in range(number):
@@ -87,7 +87,7 @@ def make_shards(images: Path, out: Path, resize: int | None) -> Path:
 
 
 def encoded(shards: Path) -> list[bytes]:
-    """All pictures of a folder of shards."""
+    """All images of a folder of shards."""
     return [sample.image for path in sorted(shards.rglob("*.tar")) for sample in read_tar(path)]
 
 
@@ -110,7 +110,7 @@ def loader(shards: Path, *options: str, workers: int = 0, training: bool = True)
 
 
 def through(batches: Iterable[Any], then: Callable[[Tensor], object] = lambda image: None) -> int:
-    """All batches; how many pictures they held."""
+    """All batches; how many images they held."""
     number = 0
     for batch in batches:
         then(batch.image)
@@ -128,43 +128,43 @@ def bare_evaluation() -> nn.Module:
     return v2.Compose([v2.Resize(SIZE, interpolation=BICUBIC, antialias=True), v2.CenterCrop(SIZE)])
 
 
-def bare_loop(pictures: Sequence[bytes], transform: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Decode and transform, picture by picture; the last batch of them."""
+def bare_loop(images: Sequence[bytes], transform: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Decode and transform, image by image; the last batch of them."""
     done: list[Tensor] = []
-    for data in pictures:
+    for data in images:
         done = [] if len(done) == BATCH else done
         done.append(transform(torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)))
     return done
 
 
-def bare_normalised(pictures: Sequence[bytes], transform: Callable[[Tensor], Tensor], where: str) -> None:
+def bare_normalised(images: Sequence[bytes], transform: Callable[[Tensor], Tensor], where: str) -> None:
     """The same, and batches of it as floats on the device."""
     mean, std = (255 * torch.tensor(values, device=where).view(1, 3, 1, 1) for values in (MEAN, STD))
-    for first in range(0, len(pictures), BATCH):
-        batch = torch.stack(bare_loop(pictures[first : first + BATCH], transform)).to(where)
+    for first in range(0, len(images), BATCH):
+        batch = torch.stack(bare_loop(images[first : first + BATCH], transform)).to(where)
         (batch.float() - mean) / std
 
 
-def decode_alone(pictures: Sequence[bytes]) -> None:
+def decode_alone(images: Sequence[bytes]) -> None:
     """No more than the pixels."""
-    for data in pictures:
+    for data in images:
         simplejpeg.decode_jpeg(data, "RGB")
 
 
-def pillow_recipe(pictures: Sequence[bytes]) -> None:
+def pillow_recipe(images: Sequence[bytes]) -> None:
     """The training transform of ALBEF, BLIP and CUSA without its RandAugment, which would count against it."""
     steps = [transforms.RandomResizedCrop(SIZE, SCALE, interpolation=BICUBIC), transforms.ToTensor()]
     recipe = transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
-    for data in pictures:
+    for data in images:
         recipe(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def opencv_recipe(pictures: Sequence[bytes]) -> None:
+def opencv_recipe(images: Sequence[bytes]) -> None:
     """A full decode by OpenCV, and a crop resized and normalised as floats, as VSE++ and its successors do it."""
     import cv2
 
     mean, std = np.float32(MEAN), np.float32(STD)
-    for data in pictures:
+    for data in images:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1].astype(np.float32) / 255
         top, left, height, width = transforms.RandomResizedCrop.get_params(
             torch.empty(3, *pixels.shape[:2]), list(SCALE), [0.75, 4 / 3]

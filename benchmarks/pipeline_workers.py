@@ -14,22 +14,22 @@ from itr.data.loading.pipeline import ShardLoader
 from measuring import Line, Rounds, seconds, side_by_side
 from pipeline_parts import BATCH, SIZE, bare_loop, bare_training, encoded, loader, through
 
-_pictures: list[bytes] = []
+_images: list[bytes] = []
 
 
 def _begin(shards: str) -> None:
     torch.set_num_threads(1)
-    _pictures.extend(encoded(Path(shards)))
+    _images.extend(encoded(Path(shards)))
 
 
 def _pass(number: int) -> None:
-    bare_loop(_pictures, bare_training())
+    bare_loop(_images, bare_training())
 
 
 def scaling(shards: Path, counts: Sequence[int], rounds: int) -> tuple[list[Line], list[dict[str, float]]]:
-    """Pictures a second by workers, beside as many processes that run the bare loop and hand nothing over."""
-    pictures, most = len(encoded(shards)), counts[-1]
-    loaders = {n: loader(shards, "--data.captions=all", workers=n) for n in counts}  # each caption with its picture
+    """Images a second by workers, beside as many processes that run the bare loop and hand nothing over."""
+    images, most = len(encoded(shards)), counts[-1]
+    loaders = {n: loader(shards, "--data.captions=all", workers=n) for n in counts}  # each caption with its image
     context = multiprocessing.get_context("spawn")
     pools = {n: context.Pool(n, _begin, (str(shards),)) for n in counts}
     ways = {f"loader {n}": lambda n=n: through(loaders[n]) for n in counts}
@@ -38,7 +38,7 @@ def scaling(shards: Path, counts: Sequence[int], rounds: int) -> tuple[list[Line
     for pool in pools.values():
         pool.terminate()
     batches = {n: len(each) * BATCH for n, each in loaders.items()}
-    rates = {n: (batches[n] / found.median(f"loader {n}"), n * pictures / found.median(f"bare {n}")) for n in counts}
+    rates = {n: (batches[n] / found.median(f"loader {n}"), n * images / found.median(f"bare {n}")) for n in counts}
     points = [
         {"workers": n, "images/s": ours, "images/s a worker": ours / n, "bare loop, images/s a process": bare / n}
         for n, (ours, bare) in rates.items()
@@ -46,7 +46,7 @@ def scaling(shards: Path, counts: Sequence[int], rounds: int) -> tuple[list[Line
     line = _linear(rates, most, found, counts)
     if line.met is False:
         line.profile = taking(loaders[most])
-    return [_each(rates, counts[0], found, batches, pictures), line], points
+    return [_each(rates, counts[0], found, batches, images), line], points
 
 
 def taking(batches: ShardLoader) -> dict[str, float]:
@@ -57,8 +57,8 @@ def taking(batches: ShardLoader) -> dict[str, float]:
     return {"the process that takes the batches": share, "left for workers and system": 1 - share}
 
 
-def _each(rates: dict[int, tuple[float, float]], n: int, found: Rounds, batches: dict[int, int], pictures: int) -> Line:
-    ratio = batches[n] / (n * pictures) * found.ratio(f"bare {n}", f"loader {n}")
+def _each(rates: dict[int, tuple[float, float]], n: int, found: Rounds, batches: dict[int, int], images: int) -> Line:
+    ratio = batches[n] / (n * images) * found.ratio(f"bare {n}", f"loader {n}")
     handing = shared_memory() * rates[n][0]
     return Line(
         f"{n} worker, to batches of bytes in the main process, 256-pixel shards",
@@ -75,9 +75,9 @@ def _each(rates: dict[int, tuple[float, float]], n: int, found: Rounds, batches:
 
 
 def shared_memory() -> float:
-    """Seconds that a picture takes more where its batch is put into shared memory."""
-    pictures = [torch.zeros(3, SIZE, SIZE, dtype=torch.uint8) for _ in range(BATCH)]
-    ways = {"own": lambda: torch.stack(pictures), "shared": lambda: torch.stack(pictures).share_memory_()}
+    """Seconds that an image takes more where its batch is put into shared memory."""
+    images = [torch.zeros(3, SIZE, SIZE, dtype=torch.uint8) for _ in range(BATCH)]
+    ways = {"own": lambda: torch.stack(images), "shared": lambda: torch.stack(images).share_memory_()}
     found = side_by_side(ways, rounds=5)
     return (found.median("shared") - found.median("own")) / BATCH
 

@@ -46,15 +46,15 @@ def copy(images: Path, out: Path, resize: int) -> None:
 
 
 def bare_loop(images: Path, out: Path, resize: int) -> None:
-    """Decode, resize, encode, in the fewest lines of Pillow that give the same pictures."""
+    """Decode, resize, encode, in the fewest lines of Pillow that give the same images."""
     for path in sorted(images.iterdir()):
-        with Image.open(path) as picture:
-            if min(picture.size) <= resize:
+        with Image.open(path) as image:
+            if min(image.size) <= resize:
                 continue
-            scale = resize / min(picture.size)
-            width, height = (round(side * scale) for side in picture.size)
-            picture.draft(None, (2 * width, 2 * height))
-            small = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            scale = resize / min(image.size)
+            width, height = (round(side * scale) for side in image.size)
+            image.draft(None, (2 * width, 2 * height))
+            small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
             small.save(io.BytesIO(), "JPEG", quality=95)
 
 

@@ -84,12 +84,12 @@ def main() -> None:
     parser.add_argument("--before", default="HEAD", help="commit to compare with")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
-    steps, pictures = (3, 100) if options.quick else (options.steps, 400)
+    steps, images = (3, 100) if options.quick else (options.steps, 400)
     chosen = dict(list(VARIANTS.items())[:1]) if options.quick else VARIANTS
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         earlier = ROOT if options.quick else checkout(options.before, data / "before")
-        itr(ROOT, "prepare", "scenes", f"--out={data / 'shards'}", f"--train={pictures}", "--val=8", "--test=8")
+        itr(ROOT, "prepare", "scenes", f"--out={data / 'shards'}", f"--train={images}", "--val=8", "--test=8")
         write_teacher(data / "shards", data / "teacher")
         lines = []
         for name, given in chosen.items():

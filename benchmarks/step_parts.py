@@ -67,7 +67,7 @@ def autocast() -> AbstractContextManager[Any]:
 
 
 def towers(model: Backbone, pixels: Tensor, text: Tokens) -> tuple[Tensor, Tensor]:
-    """Pooled embeddings by nothing but the towers, from pictures that are normalised already."""
+    """Pooled embeddings by nothing but the towers, from images that are normalised already."""
     if isinstance(model, VSE):
         return model.encode_pixels(pixels).pooled, model.encode_text(text).pooled
     assert isinstance(model, CLIP)

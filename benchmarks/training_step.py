@@ -210,7 +210,7 @@ def beside_open_clip(rounds: int, quick: bool) -> Line:
     name = None if quick or not GPU else "ViT-B-32"
     # On a GPU so many that the workers make several batches each, in one epoch.
     pairs, steps, copies = (16, 3, 1) if quick else (1024, 40, 12) if GPU else (64, 8, 1)
-    pictures = 48 if quick else 4096 if GPU else 192
+    images = 48 if quick else 4096 if GPU else 192
     what = f"pairs a second, {name or 'narrow'}, {pairs} pairs, from shards"
     try:
         import open_clip_train.train  # noqa: F401
@@ -222,7 +222,7 @@ def beside_open_clip(rounds: int, quick: bool) -> Line:
 
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "shards")
-        prepare_scenes(str(shards), train=pictures, val=0, test=0, image_size=96, shard_size=pictures)
+        prepare_scenes(str(shards), train=images, val=0, test=0, image_size=96, shard_size=images)
         multiply(shards, copies)
         theirs = Theirs(shards, name, pairs)
         rates = [

@@ -35,14 +35,14 @@ def test_a_step_costs_what_its_operations_and_bytes_say():
     assert (alone.pairs, together.pairs) == (1024, 512)
     assert alone.towers == pytest.approx(1024 * 45e9 / (0.5 * 989e12))
     assert alone.network == 0
-    assert together.towers == pytest.approx(512 * 21e9 / (0.5 * 989e12))  # five captions share a picture
+    assert together.towers == pytest.approx(512 * 21e9 / (0.5 * 989e12))  # five captions share an image
     sent = 2 * 63 / 64 * 4e8 + 3 * 63 * 2 * 4 * 512 * 100
     assert together.network == pytest.approx(sent / 50e9)
 
 
-def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_pictures():
+def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_images():
     model, epoch = costs.MODELS[0], costs.Epoch("e", 10**6, 5)
-    row = costs.row(model, epoch, 8, 0.4, pictures=1000)
+    row = costs.row(model, epoch, 8, 0.4, images=1000)
     assert row["GPU-hours"] == pytest.approx(8 * row["hours"])
     assert row["cores a GPU"] == pytest.approx(10**6 / 5 / 8 / (3600 * row["hours"]) / 1000)
     assert row["towers, %"] + row["loss, %"] + row["network, %"] == pytest.approx(100)

@@ -19,7 +19,7 @@ from itr.runs.memory import memory_told
 
 VERBS = {
     "demo": ("itr.commands.demo", "make a small data set, train on it and test, all in a few minutes"),
-    "prepare": ("itr.data.preparing.command", "turn pictures and captions into shards"),
+    "prepare": ("itr.data.preparing.command", "turn images and captions into shards"),
     "data": ("itr.data.inspecting.command", "check shards, or look at what they hold"),
     "densify": ("itr.passes.densify", "have a vision-language model write dense captions of shards once"),
     "features": ("itr.passes.features", "run a frozen teacher over shards once and keep its features"),
@@ -29,7 +29,7 @@ VERBS = {
     "test": ("itr.runs.command", "measure a model on the test split and write metrics.json"),
     "predict": ("itr.runs.command", "embed a split and write embeddings.npz"),
     "evaluate": ("itr.protocols.command", "measure a checkpoint or a named encoder by a published protocol"),
-    "embed": ("itr.embedding.command", "embed shards, a folder of pictures or lines of text by a checkpoint"),
+    "embed": ("itr.embedding.command", "embed shards, a folder of images or lines of text by a checkpoint"),
     "report": ("itr.report.make", "show a run, or several side by side, on one page that opens without a network"),
     "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }

@@ -71,13 +71,13 @@ def first(name: str) -> CLIP:
     return CLIP(config=CONFIGS[name])
 
 
-def pictures(model: CLIP) -> Tensor:
+def images(model: CLIP) -> Tensor:
     torch.manual_seed(1)
     return torch.randint(0, 256, (2, 3, model.image_spec.size, model.image_spec.size), dtype=torch.uint8)
 
 
 def pooled(model: CLIP) -> tuple[Tensor, Tensor]:
-    return model.encode_image(pictures(model)).pooled, model.encode_text(model.tokenizer(CAPTIONS)).pooled
+    return model.encode_image(images(model)).pooled, model.encode_text(model.tokenizer(CAPTIONS)).pooled
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -88,11 +88,11 @@ def test_pooled_is_what_open_clip_gives(name: str) -> None:
     reference.load_state_dict(model.model.state_dict(), strict=False)
     length = model.tokenizer.max_length
 
-    image = model.encode_image(pictures(model))
+    image = model.encode_image(images(model))
     text = model.encode_text(model.tokenizer(CAPTIONS))
     ids = SimpleTokenizer()(CAPTIONS, context_length=length)
 
-    expected = reference.encode_image(model.normalise(pictures(model)), normalize=False)
+    expected = reference.encode_image(model.normalise(images(model)), normalize=False)
     torch.testing.assert_close(image.pooled, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(text.pooled, reference.encode_text(ids, normalize=False), rtol=1e-4, atol=1e-5)
     assert image.tokens.shape == (2, NUM_TOKENS[name], model.dim)
@@ -103,7 +103,7 @@ def test_pooled_is_what_open_clip_gives(name: str) -> None:
 @torch.no_grad()
 def test_the_pooled_token_is_among_the_tokens() -> None:
     model = make().eval()
-    image, text = model.encode_image(pictures(model)), model.encode_text(model.tokenizer(CAPTIONS))
+    image, text = model.encode_image(images(model)), model.encode_text(model.tokenizer(CAPTIONS))
 
     torch.testing.assert_close(image.tokens[:, 0], image.pooled)
     end = text.mask.sum(1) - 1

@@ -38,13 +38,13 @@ def make(tokenizer_json: str, **arguments: Any) -> VSE:
     return VSE(**settings)
 
 
-def pictures(num: int, size: int) -> Tensor:
+def images(num: int, size: int) -> Tensor:
     return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8)
 
 
 def embed(model: VSE, seed: int = 0) -> tuple[Encoded, Encoded]:
     torch.manual_seed(seed)
-    return model.encode_image(pictures(4, model.image_spec.size)), model.encode_text(model.tokenizer(CAPTIONS))
+    return model.encode_image(images(4, model.image_spec.size)), model.encode_text(model.tokenizer(CAPTIONS))
 
 
 def assert_equal_embeddings(one: VSE, other: VSE) -> None:
@@ -126,13 +126,13 @@ def test_words_are_dropped_out_before_they_are_projected(tokenizer_json: str) ->
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_other_picture_sizes(tokenizer_json: str, family: str) -> None:
+def test_other_image_sizes(tokenizer_json: str, family: str) -> None:
     model = make(tokenizer_json, vision_config=VISION[family], image_size=48).eval()
 
     assert model.image_spec.size == 48
     assert (
         embed(model)[0].tokens.shape[1]
-        > make(tokenizer_json, vision_config=VISION[family]).encode_image(pictures(1, 32)).tokens.shape[1]
+        > make(tokenizer_json, vision_config=VISION[family]).encode_image(images(1, 32)).tokens.shape[1]
     )
 
 

@@ -1,4 +1,4 @@
-"""`itr embed`: shards, a folder of pictures and lines of text give the same embeddings of the same things."""
+"""`itr embed`: shards, a folder of images and lines of text give the same embeddings of the same things."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def embed(checkpoint: str, out: Path, *options: str) -> dict[str, np.ndarray]:
 def test_the_same_things_get_the_same_embeddings(scenes, checkpoint, tmp_path):
     shards = embed(checkpoint, tmp_path / "a.npz", "--data", str(scenes), "--split", "val", "--batch_size", "5")
     samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
-    pictures = tmp_path / "pictures" / "below"
-    pictures.mkdir(parents=True)
+    images = tmp_path / "images" / "below"
+    images.mkdir(parents=True)
     for sample in samples:
-        (pictures / f"{sample.image_id:03d}.png").write_bytes(sample.image)
-    (pictures / "broken.jpg").write_bytes(b"<html>")
-    (pictures / "notes.txt").write_text("no picture")
+        (images / f"{sample.image_id:03d}.png").write_bytes(sample.image)
+    (images / "broken.jpg").write_bytes(b"<html>")
+    (images / "notes.txt").write_text("no image")
     captions = [caption for sample in samples for caption in sample.captions]
     lines = tmp_path / "lines.txt"
     lines.write_text("\n\n".join(captions) + "\n", encoding="utf-8")
-    free = embed(checkpoint, tmp_path / "b.npz", "--images", str(tmp_path / "pictures"), "--texts", str(lines))
+    free = embed(checkpoint, tmp_path / "b.npz", "--images", str(tmp_path / "images"), "--texts", str(lines))
     for name in ("image", "text", "image_unimodal", "text_unimodal"):
         np.testing.assert_allclose(free[name], shards[name], atol=1e-5)
     assert not np.allclose(shards["text"], shards["text_unimodal"])

@@ -1,4 +1,4 @@
-"""One way to embed texts and pictures: in their order, each once, by a checkpoint or a teacher."""
+"""One way to embed texts and images: in their order, each once, by a checkpoint or a teacher."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def counting(seen: list[list[str]]) -> Embedder:
     return Embedder(torch.device("cpu"), encode_text=encode, batch_size=2)
 
 
-def save_pictures(folder: Path, number: int) -> list[Path]:
+def save_images(folder: Path, number: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(256, size=(number, 20, 24, 3), dtype=np.uint8)
     paths = [folder / f"{at}.png" for at in range(number)]
@@ -56,26 +56,26 @@ def test_each_text_is_encoded_once_longest_first_and_comes_back_in_order():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_that_cannot_be_decoded_are_named_and_the_others_keep_their_order(checkpoint, tmp_path, workers):
-    paths = save_pictures(tmp_path, 5)
+def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order(checkpoint, tmp_path, workers):
+    paths = save_images(tmp_path, 5)
     paths[1].write_bytes(b"<html>")
     paths.append(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")  # whoever reads it waits for ever
     paths.append(tmp_path / "pipe.png")
     embedder = open_embedder("image", checkpoint, None, "cpu", batch_size=2, num_workers=workers)
-    found = embedder.pictures(paths)
+    found = embedder.images(paths)
     assert found.index == [0, 2, 3, 4]
     assert sorted(found.failed) == [1, 5, 6]
     assert found.digests[1] == hashlib.blake2b(b"<html>", digest_size=16).hexdigest()
     assert found.digests[5] == ""
     for place, number in enumerate(found.index):
-        alone = embedder.pictures([paths[number]]).encoded
+        alone = embedder.images([paths[number]]).encoded
         torch.testing.assert_close(found.encoded.pooled[place], alone.pooled[0])
         assert found.encoded.unimodal is not None
         assert alone.unimodal is not None
         torch.testing.assert_close(found.encoded.unimodal[place], alone.unimodal[0])
-    with pytest.raises(UserError, match=r"not one of 2 pictures can be decoded; .*1\.png"):
-        embedder.pictures([paths[1], paths[5]])
+    with pytest.raises(UserError, match=r"not one of 2 images can be decoded; .*1\.png"):
+        embedder.images([paths[1], paths[5]])
 
 
 def test_a_checkpoint_embeds_texts_as_its_module_does(checkpoint):
@@ -98,11 +98,11 @@ def test_a_teacher_embeds_as_itr_features_does(tmp_path):
     torch.testing.assert_close(embedder.texts(TEXTS).pooled, wanted, atol=1e-5, rtol=1e-4)
     assert embedder.model["encoder"] == "text"
     assert len(embedder.model["weights"]) == 32
-    paths = save_pictures(tmp_path / "pictures", 3)
+    paths = save_images(tmp_path / "images", 3)
     teacher = load_teacher("image", image)
     assert teacher.transform is not None
     pixels = [teacher.transform(torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1)) for p in paths]
-    found = of_teacher("image", image, "cpu", num_workers=0).pictures(paths)
+    found = of_teacher("image", image, "cpu", num_workers=0).images(paths)
     torch.testing.assert_close(found.encoded.pooled, teacher.encode(torch.stack(pixels)))
     assert found.encoded.unimodal is None
 

@@ -202,7 +202,7 @@ def test_written_embeddings_are_what_they_were():
     assert np.array_equal(found.arrays()["text_unimodal"], arrays["text"] + 1)
 
 
-def test_equal_pictures_and_equal_captions_tie_whatever_batches_they_came_in():
+def test_equal_images_and_equal_captions_tie_whatever_batches_they_came_in():
     """Of five samples the third is as the first but for its id, and its caption is padded further."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (5, 3, 3, 5), dtype=torch.uint8, generator=generator)

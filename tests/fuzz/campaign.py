@@ -89,7 +89,7 @@ def run_slice(target: Target, seconds: float, number: int, folder: Path) -> dict
     if not child:
         code = 1
         try:
-            os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)  # libraries of pictures have much to say
+            os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)  # libraries of images have much to say
             judging._home[:] = [tempfile.mkdtemp(prefix="itr-fuzz-slice-", dir=folder)]
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

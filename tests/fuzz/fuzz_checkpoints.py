@@ -222,13 +222,13 @@ def _fetching() -> st.SearchStrategy[Any]:
     names = st.sampled_from(
         ["somebody/something", "hf-hub:somebody/something", "roberta-base", "local-dir:/tmp", "/etc"]
     )
-    pictures = st.dictionaries(st.sampled_from(["timm_model_name", "timm_model_pretrained", "image_size"]), names)
+    images = st.dictionaries(st.sampled_from(["timm_model_name", "timm_model_pretrained", "image_size"]), names)
     texts = st.dictionaries(
         st.sampled_from(["hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "tokenizer_kwargs"]), names
     )
     clip = st.builds(
         lambda vision, text: {"config": {"embed_dim": 8, "vision_cfg": sizes | vision, "text_cfg": words | text}},
-        pictures,
+        images,
         texts,
     )
     towers = st.fixed_dictionaries(

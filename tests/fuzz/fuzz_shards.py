@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from breaking import broken, edits, json_values, odd_names, twisted, twists
 from foreign import downloaded
-from foreign import picture as small_picture
+from foreign import make_image as small_image
 from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import BPETokenizer
 from itr.data.inspecting.verify import verify
@@ -118,7 +118,7 @@ def read_batches(folder: Path, training: bool) -> None:
     if len(stream) > 1000:  # a count that was lied about: as many as that would do
         return
     for batch in ShardLoader(stream, lambda: (0, 0), num_workers=0):
-        check(batch.image.shape[1:] == (3, 16, 16), f"pictures of shape {list(batch.image.shape)}")
+        check(batch.image.shape[1:] == (3, 16, 16), f"images of shape {list(batch.image.shape)}")
         check(len(batch.text_id) == len(batch.text.ids) == len(batch.image_index), "rows of a batch differ in number")
 
 
@@ -138,7 +138,7 @@ def tar_of_members(example: Any, folder: Path) -> None:
     found = list(members(foreign))
     for kind, at, name, member_kind, content in changes:
         at %= len(found) + 1
-        here = found[at] if at < len(found) else ("9.jpg", tarfile.REGTYPE, small_picture(1))
+        here = found[at] if at < len(found) else ("9.jpg", tarfile.REGTYPE, small_image(1))
         if kind == "drop":
             found[at : at + 1] = []
         elif kind == "add":
@@ -234,7 +234,7 @@ def locations(example: Any, folder: Path) -> None:
 
 def _members() -> st.SearchStrategy[Any]:
     content = st.one_of(
-        st.binary(max_size=64), json_values(4).map(lambda v: json.dumps(v).encode()), st.just(small_picture(0))
+        st.binary(max_size=64), json_values(4).map(lambda v: json.dumps(v).encode()), st.just(small_image(0))
     )
     kinds = st.sampled_from(["drop", "add", "again", "move", "rename", "type", "content"])
     change = st.tuples(kinds, st.integers(0, 9), odd_names(), st.sampled_from(KINDS), content)

@@ -34,7 +34,7 @@ ENDINGS = [".csv", ".tsv", ".json", ".jsonl", ".parquet"]
 
 @material
 def secret() -> Path:
-    """A picture outside of any root, which no shard may hold."""
+    """An image outside of any root, which no shard may hold."""
     path = Path(home(), "secret.png")
     Image.new("RGB", (9, 9), "red").save(path)
     return path
@@ -93,7 +93,7 @@ def prepare(read: Callable[[], RawData], folder: Path) -> None:
     verify(str(folder / "out"), num_workers=1)
     forbidden = secret().read_bytes()
     for tar in (folder / "out").glob("*/*.tar"):
-        check(all(sample.image != forbidden for sample in read_tar(tar)), "a picture outside of the root was taken")
+        check(all(sample.image != forbidden for sample in read_tar(tar)), "an image outside of the root was taken")
 
 
 def table(example: Any, folder: Path) -> None:
@@ -111,7 +111,7 @@ def table_of_anything(example: Any, folder: Path) -> None:
     prepare(lambda: read_table(str(folder / f"table{ending}")), folder)
 
 
-def names_of_pictures(example: Any, folder: Path) -> None:
+def names_of_images(example: Any, folder: Path) -> None:
     """Paths that leave the root, by their text or by way of a link's name."""
     ending, names = example
     root = folder / "root"
@@ -225,7 +225,7 @@ TARGETS = [
             st.sampled_from(ENDINGS[2:4]),
             st.lists(st.one_of(odd_names(), st.just("SECRET"), odd_names().map(lambda n: n + "/SECRET")), max_size=4),
         ),
-        names_of_pictures,
+        names_of_images,
         sound=(".json", []),
     ),
     Target("Karpathy's JSON", lambda: st.tuples(st.booleans(), twists(), edits(1)), karpathy, sound=(True, [], [])),

@@ -14,7 +14,7 @@ import torch
 
 import fuzz_checkpoints
 import judging
-from foreign import picture, write_tar
+from foreign import make_image, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import INSTANTIATOR, check_description
@@ -42,7 +42,7 @@ DEEP = "[" * 100_000
 
 
 def one_sample(folder: Path, meta: bytes) -> Any:
-    [sample] = read_tar(write_tar(folder / "0.tar", {"0.jpg": picture(0), "0.json": meta}))
+    [sample] = read_tar(write_tar(folder / "0.tar", {"0.jpg": make_image(0), "0.json": meta}))
     return sample
 
 

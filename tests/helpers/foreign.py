@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 
-def picture(number: int, size: int = 16) -> bytes:
+def make_image(number: int, size: int = 16) -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise((size, size), 64 + number % 32).convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
@@ -31,18 +31,18 @@ def downloaded(
 ) -> Path:
     """A folder that img2dataset filled: five digits a shard, and the shard's number before that of the sample.
 
-    Its key is `000010004`; pictures that could not be fetched leave gaps between keys.
+    Its key is `000010004`; images that could not be fetched leave gaps between keys.
     """
     for shard in range(first, first + shards):
         members: dict[str, bytes] = {}
         for number in range(0, 2 * each, 2):
-            key, caption = f"{shard:05d}{number:04d}", f"picture {number} of shard {shard}"
+            key, caption = f"{shard:05d}{number:04d}", f"image {number} of shard {shard}"
             meta = {
                 "caption": caption, "url": f"https://example.org/{key}.jpg?w=1", "key": key, "status": "success",
                 "error_message": None, "width": size, "height": size, "original_width": 640, "original_height": 480,
                 "exif": "{}", "sha256": "00" * 32,
             }  # fmt: skip
-            members |= {f"{key}.jpg": picture(number + shard, size), f"{key}.txt": caption.encode()}
+            members |= {f"{key}.jpg": make_image(number + shard, size), f"{key}.txt": caption.encode()}
             members[f"{key}.json"] = json.dumps(meta, indent=4).encode()
         write_tar(folder / f"{shard:05d}.tar", members)
         (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1 not looked at")

@@ -16,7 +16,7 @@ from itr.types import Batch
 
 
 def small_backbone() -> VSE:
-    """A backbone for its picture size and tokenizer."""
+    """A backbone for its image size and tokenizer."""
     vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
     text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)

@@ -1,4 +1,4 @@
-"""Raw data for tests of `itr prepare`: pictures in a folder, and what a source finds there."""
+"""Raw data for tests of `itr prepare`: images in a folder, and what a source finds there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from itr.data.raw.entries import Entry, RawData
 
 
-def save_picture(path: Path, seed: int, width: int = 60, height: int = 48, **options: object) -> None:
-    """A smooth picture with some noise."""
+def save_image(path: Path, seed: int, width: int = 60, height: int = 48, **options: object) -> None:
+    """A smooth image with some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -23,19 +23,19 @@ def save_picture(path: Path, seed: int, width: int = 60, height: int = 48, **opt
 
 
 def make_raw(root: Path, train: int = 11, val: int = 5, **options: int) -> RawData:
-    """Pictures with one to three captions each."""
+    """Images with one to three captions each."""
     entries: dict[str, list[Entry]] = {}
     for split, number in (("train", train), ("val", val)):
         entries[split] = []
         for i in range(number):
             name = f"{split}/{i:04d}.jpg"
-            save_picture(root / name, i, **options)
+            save_image(root / name, i, **options)
             entries[split].append(Entry(name, [f"{split} {i} says {c}" for c in range(1 + i % 3)]))
     return RawData("made", root, entries)
 
 
 def as_table(raw: RawData) -> Path:
-    """The same as tables beside the pictures, for `itr prepare table`."""
+    """The same as tables beside the images, for `itr prepare table`."""
     for split, entries in raw.entries.items():
         lines = [json.dumps({"image": entry.image, "captions": entry.captions}) for entry in entries]
         (raw.image_root / f"{split}.jsonl").write_text("\n".join(lines) + "\n")

@@ -19,7 +19,7 @@ def squeezed(text: str) -> str:
     return " ".join(text.split())
 
 
-def picture(path: Path) -> None:
+def make_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path)
 
@@ -89,7 +89,7 @@ AMAZON = (
 def magb(
     root: Path, folder: str, stem: str, nodes: int, without: tuple[int, ...] = (), extracted: bool = False
 ) -> Path:
-    """A set of MAGB as it is published; `extracted` has its pictures one folder deeper."""
+    """A set of MAGB as it is published; `extracted` has its images one folder deeper."""
     images = root / folder / (f"{stem}Images_extracted" if extracted else "") / f"{stem}Images"
     rows = []
     for number in range(nodes):
@@ -109,7 +109,7 @@ def magb(
             }  # fmt: skip
         rows.append(row | {"label": number % 3})
         if number not in without:
-            picture(images / f"{number}.jpg")
+            make_image(images / f"{number}.jpg")
     write_rows(root / folder / f"{stem}.csv", rows)
     return root
 
@@ -127,5 +127,5 @@ def ele_fashion(root: Path, nodes: int, without: tuple[int, ...] = ()) -> Path:
     torch.save(index % 11, folder / "labels-w-missing.pt")
     for key, number in mapping.items():
         if number not in without:
-            picture(folder / "ele-fashion-images" / f"{key}.jpg")
+            make_image(folder / "ele-fashion-images" / f"{key}.jpg")
     return root

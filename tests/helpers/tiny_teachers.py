@@ -26,7 +26,7 @@ def save_text_teacher(folder: Path, texts: Iterable[str]) -> str:
 
 
 def save_image_teacher(folder: Path) -> str:
-    """A ViT of width 8 for pictures of 16 x 16."""
+    """A ViT of width 8 for images of 16 x 16."""
     torch.manual_seed(0)
     ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZE)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)

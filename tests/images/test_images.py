@@ -1,4 +1,4 @@
-"""Decoding of every kind of picture, and the transforms."""
+"""Decoding of every kind of image, and the transforms."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from itr.backbones import ImageSpec
-from itr.images.decode import picture_size, shrink
+from itr.images.decode import image_size, shrink
 from itr.images.transforms import Augmentation, BadImageError, EvaluationTransform, TrainingTransform, decode, stack
 
 SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -39,23 +39,23 @@ def test_every_type_and_colour_mode_becomes_rgb(kind, mode):
     pixels = decode(data, 10**6)
     assert pixels.shape == (3, 12, 20)
     assert pixels.dtype == torch.uint8
-    with Image.open(io.BytesIO(data)) as picture:
-        expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(pixels.numpy(), expected)
 
 
 def test_transparent_parts_lie_on_white():
-    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
-    picture.putpixel((1, 0), (0, 0, 0, 0))
-    assert decode(encoded(picture, "PNG"), 100)[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    assert decode(encoded(image, "PNG"), 100)[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
 
 
 def test_sixteen_bits_keep_their_brightness():
-    picture = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
-    assert decode(encoded(picture, "PNG"), 100)[0, 0].tolist() == [0, 128, 255]
+    image = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+    assert decode(encoded(image, "PNG"), 100)[0, 0].tolist() == [0, 128, 255]
 
 
-def test_damaged_pictures_are_refused():
+def test_damaged_images_are_refused():
     whole = encoded(noise(64, 64), "JPEG")
     for data in (b"", b"<html>not found</html>", whole[: len(whole) // 2], encoded(noise(64, 64), "PNG")[:500]):
         with pytest.raises(BadImageError):
@@ -71,12 +71,12 @@ def test_a_bomb_is_refused_by_its_header():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_a_bomb_of_any_kind_is_refused(kind):
     data = encoded(Image.new("RGB" if kind == "WEBP" else "L", (1500, 1000)), kind)
-    assert picture_size(data) == (1500, 1000)
+    assert image_size(data) == (1500, 1000)
     with pytest.raises(BadImageError, match=r"1,500,000 pixels, more than data.max_pixels = 1,499,999"):
         decode(data, max_pixels=1_499_999)
 
 
-def test_pictures_of_which_pillow_would_only_warn_are_refused_without_a_warning():
+def test_images_of_which_pillow_would_only_warn_are_refused_without_a_warning():
     data = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 12 kB
     with pytest.raises(BadImageError, match=r"100,000,000 pixels, more than data.max_pixels"):
         decode(data, max_pixels=50_000_000)
@@ -112,19 +112,19 @@ def tiled_tiff(width: int, height: int, tile: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + packed
 
 
-def test_kinds_that_run_a_program_or_hide_their_size_are_no_pictures():
+def test_kinds_that_run_a_program_or_hide_their_size_are_no_images():
     inner = encoded(Image.new("1", (3000, 3000)), "PNG")
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     for data in (icon, postscript):
-        for act in (lambda d=data: decode(d, 10**8), lambda d=data: picture_size(d), lambda d=data: shrink(d, 4, 90)):
+        for act in (lambda d=data: decode(d, 10**8), lambda d=data: image_size(d), lambda d=data: shrink(d, 4, 90)):
             with pytest.raises(BadImageError, match="of an unknown kind"):
                 act()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of odd tags and goes on
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_cut_and_flipped_bytes_are_refused_or_give_a_picture_of_an_allowed_size(kind):
+def test_cut_and_flipped_bytes_are_refused_or_give_an_image_of_an_allowed_size(kind):
     whole = encoded(noise(24, 16), kind)
     rng = np.random.default_rng(0)
     refused = 0
@@ -180,9 +180,9 @@ def test_any_size_comes_out_square(width, height, resize):
 
 
 def test_evaluation_resize_is_that_of_pillow():
-    picture = noise(64, 48).resize((128, 96), Image.Resampling.BICUBIC)
-    out = EvaluationTransform(SPEC)(decode(encoded(picture, "PNG"), 10**6)).numpy().astype(int)
-    small = picture.resize((21, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
+    image = noise(64, 48).resize((128, 96), Image.Resampling.BICUBIC)
+    out = EvaluationTransform(SPEC)(decode(encoded(image, "PNG"), 10**6)).numpy().astype(int)
+    small = image.resize((21, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
     assert np.abs(out - np.asarray(small).transpose(2, 0, 1)).max() <= 1
 
 
@@ -205,13 +205,13 @@ def test_pixels_are_those_of_torchvision_to_the_bit(width, height, kind):
         assert torch.equal(EvaluationTransform(spec)(pixels), whole(pixels))
 
 
-def test_pictures_are_stacked_as_they_lie():
+def test_images_are_stacked_as_they_lie():
     planes = [torch.randint(256, (3, 4, 5), dtype=torch.uint8) for _ in range(3)]
-    pixels = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in planes]
-    crops = [picture[:, :, 1:4] for picture in pixels]
-    for pictures, last in ((planes, False), (pixels, True), ([pixels[0], planes[1], pixels[2]], True), (crops, True)):
-        found = stack(pictures)
-        assert torch.equal(found, torch.stack(pictures))
+    pixels = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in planes]
+    crops = [image[:, :, 1:4] for image in pixels]
+    for images, last in ((planes, False), (pixels, True), ([pixels[0], planes[1], pixels[2]], True), (crops, True)):
+        found = stack(images)
+        assert torch.equal(found, torch.stack(images))
         assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

@@ -29,7 +29,7 @@ from itr.passes import densify as module
 from itr.passes.densify import densify
 from tiny import TINY_VSE
 
-WORDS = ["<pad>", "<unk>", "</s>", "<image>", "USER:", "ASSISTANT:", "Describe", "this", "picture", "in", "detail."]
+WORDS = ["<pad>", "<unk>", "</s>", "<image>", "USER:", "ASSISTANT:", "Describe", "this", "image", "in", "detail."]
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -82,7 +82,7 @@ def run(shards: Path, llava: str, **options) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_every_picture_gets_a_text_that_does_not_depend_on_the_way(shards, llava, tmp_path, monkeypatch, capsys):
+def test_every_image_gets_a_text_that_does_not_depend_on_the_way(shards, llava, tmp_path, monkeypatch, capsys):
     twin, third = tmp_path / "twin", tmp_path / "third"
     shutil.copytree(shards, twin)
     shutil.copytree(shards, third)
@@ -94,11 +94,11 @@ def test_every_picture_gets_a_text_that_does_not_depend_on_the_way(shards, llava
     assert run(twin, llava, process=0, of=2) == whole
     calls, real = [], module.Describer.__call__
 
-    def dies(self, pictures, seed):
-        calls.append(len(pictures))
+    def dies(self, images, seed):
+        calls.append(len(images))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(self, pictures, seed)
+        return real(self, images, seed)
 
     monkeypatch.setattr(module.Describer, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -193,7 +193,7 @@ def test_rows_are_put_in_the_order_of_their_ids(scenes, text_model, made, tmp_pa
     assert torch.allclose(file.rows(ids).float(), opened(made, "text", scenes).rows(ids).float(), atol=2e-3)
 
 
-def test_a_batch_carries_the_rows_of_its_pictures_and_captions(scenes, made):
+def test_a_batch_carries_the_rows_of_its_images_and_captions(scenes, made):
     files = {modality: opened(made, modality, scenes) for modality in ("image", "text")}
     fields = [pickle.loads(pickle.dumps(TeacherFeatures(file))) for file in files.values()]
     reading = Reading(find_split(scenes, "train"), 2, 4, 0, 10, 10**6, 3)
@@ -280,7 +280,7 @@ def test_identity_is_of_what_shards_hold():
         assert data_identity(Split([first.shards[0], other])) != data_identity(first)
 
 
-def test_pictures_that_cannot_be_decoded_are_counted(scenes, image_model, tmp_path, monkeypatch):
+def test_images_that_cannot_be_decoded_are_counted(scenes, image_model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"makes 1: mend the shards or raise --max_skipped"):
         run(scenes, "image", image_model, tmp_path, max_pixels=100, max_skipped=0)
     real, seen = reader.decode, []
@@ -307,12 +307,12 @@ def tiny_unicom(path: Path) -> Unicom:
 def test_unicom_file_pooled_and_tokens(scenes, tmp_path):
     model = tiny_unicom(tmp_path / "weights.pt")
     name = f"unicom:{tmp_path / 'weights.pt'}"
-    picture = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    image = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     pooled, tokens = (load_teacher("image", name, output) for output in ("pooled", "tokens"))
     assert (pooled.width, tokens.width) == (12, 4 * 64)
     with torch.no_grad():
-        head = model.feature(tokens.encode(picture))
-    assert torch.allclose(pooled.encode(picture), head, atol=1e-2)
+        head = model.feature(tokens.encode(image))
+    assert torch.allclose(pooled.encode(image), head, atol=1e-2)
     run(scenes, "image", name, tmp_path / "out", output="tokens", splits="val,test")
     assert opened(tmp_path / "out", "image", scenes, "test").header.width == 256
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
@@ -344,11 +344,11 @@ def test_an_open_clip_folder(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
     teacher, tokens = (load_teacher("image", f"open_clip:local-dir:{tmp_path}", o) for o in ("pooled", "tokens"))
-    picture = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    image = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
     with torch.no_grad():
-        wanted = clip.encode_image((picture / 255 - mean) / std)
-    assert torch.allclose(teacher.encode(picture), wanted, atol=1e-5)
+        wanted = clip.encode_image((image / 255 - mean) / std)
+    assert torch.allclose(teacher.encode(image), wanted, atol=1e-5)
     assert (teacher.width, tokens.width) == (16, 5 * 16)
 
 
@@ -360,13 +360,13 @@ def test_timm_preprocessing(monkeypatch):
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
     teacher = load_teacher("image", "test_vit")
-    picture = torch.randint(256, (3, 240, 300), dtype=torch.uint8)
+    image = torch.randint(256, (3, 240, 300), dtype=torch.uint8)
     facts = resolve_model_data_config(teacher.encoder.module)
-    wanted = create_transform(**facts, is_training=False)(to_pil_image(picture))
-    ours = (teacher.transform(picture).float() - teacher.mean) / teacher.std
+    wanted = create_transform(**facts, is_training=False)(to_pil_image(image))
+    ours = (teacher.transform(image).float() - teacher.mean) / teacher.std
     assert ours.shape == wanted.shape
     assert (ours - wanted).abs().mean() < 0.05
-    assert teacher.encode(teacher.transform(picture)[None]).shape == (1, teacher.width)
+    assert teacher.encode(teacher.transform(image)[None]).shape == (1, teacher.width)
 
 
 @pytest.mark.slow

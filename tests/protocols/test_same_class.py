@@ -1,4 +1,4 @@
-"""Search for pictures of the same class: exact figures against naive loops, and every layout of the field."""
+"""Search for images of the same class: exact figures against naive loops, and every layout of the field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from itr.cli import main
 from itr.errors import UserError
 from itr.evaluation.ranks import precision_over_all
-from itr.protocols.image_sets import read_pictures
+from itr.protocols.image_sets import read_images
 from itr.protocols.same_class import search_same_class
 from tiny_teachers import save_image_teacher
 
@@ -76,10 +76,10 @@ def test_collapsed_embeddings_do_not_look_perfect():
     assert hits.figures() == {"r1": 0, "r10": 0, "map_at_r": 0, "r_precision": 0}
 
 
-# Layouts. Pictures of a class are equal, so that any encoder finds them.
+# Layouts. Images of a class are equal, so that any encoder finds them.
 
 
-def picture(path: Path, seed: int) -> None:
+def make_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)).save(path)
 
@@ -89,7 +89,7 @@ def cub(root: Path) -> int:
     folder, lines, labels, split = root / "CUB_200_2011", [], [], []
     for number, label in enumerate([1, 1, 50, 100, 100, 101, 101, 150, 150, 200, 200, 200], 1):
         name = f"{label:03d}.Bird/Bird_{number:04d}.png"
-        picture(folder / "images" / name, label)
+        make_image(folder / "images" / name, label)
         lines.append(f"{number} {name}")
         labels.append(f"{number} {label}")
         split.append(f"{number} {number % 2}")
@@ -102,7 +102,7 @@ def sop(root: Path) -> int:
     lines = ["image_id class_id super_class_id path"]
     for number, label in enumerate([11319, 11319, 11320, 11320, 11320], 59552):
         name = f"bicycle_final/{label}_{number}.JPG"
-        picture((root / name).with_suffix(".png"), label)
+        make_image((root / name).with_suffix(".png"), label)
         (root / name).with_suffix(".png").rename(root / name)
         lines.append(f"{number} {label} 1 {name}")
     (root / "Ebay_test.txt").write_text("\n".join(lines) + "\n")
@@ -117,7 +117,7 @@ def inshop(root: Path) -> int:
     ):
         name = f"img/WOMEN/Dresses/id_{label:08d}/{number:02d}_1_front.png"
         if part != "train":
-            picture(root / "Img" / name, label)
+            make_image(root / "Img" / name, label)
         lines.append(f"{name:70} id_{label:08d}   {part}")
     (root / "Eval").mkdir()
     head = [str(len(lines)), "image_name item_id evaluation_status"]
@@ -128,7 +128,7 @@ def inshop(root: Path) -> int:
 def inaturalist(root: Path) -> int:
     lines = [f"train_val2018/Aves/{label}/{number}.png" for number, label in enumerate([2, 2, 7, 7])]
     for line in lines:
-        picture(root / line, int(line.split("/")[-2]))
+        make_image(root / line, int(line.split("/")[-2]))
     (root / "Inat_dataset_splits").mkdir()
     (root / "Inat_dataset_splits" / "Inaturalist_test_set1.txt").write_text("\n".join(lines) + "\n")
     return 4
@@ -137,7 +137,7 @@ def inaturalist(root: Path) -> int:
 def inaturalist_json(root: Path) -> int:
     names = [f"train_val2018/Aves/{label}/{number}.png" for number, label in enumerate([2, 2, 7, 7])]
     for name in names:
-        picture(root / name, int(name.split("/")[-2]))
+        make_image(root / name, int(name.split("/")[-2]))
     images = [{"id": 10 + at, "file_name": name} for at, name in enumerate(names)]
     annotations = [{"image_id": 10 + at, "category_id": int(name.split("/")[-2])} for at, name in enumerate(names)]
     (root / "val2018.json").write_text(json.dumps({"images": images, "annotations": annotations}))
@@ -146,8 +146,8 @@ def inaturalist_json(root: Path) -> int:
 
 def folder(root: Path) -> int:
     for name in ("a/0.png", "a/deep/1.png", "b/2.png", "b/3.png", "b/4.png"):
-        picture(root / name, ord(name[0]))
-    (root / "notes.txt").write_text("no picture")
+        make_image(root / name, ord(name[0]))
+    (root / "notes.txt").write_text("no image")
     return 5
 
 
@@ -198,8 +198,8 @@ def test_layouts(tmp_path, teacher, layout, told, capsys):
 def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(tmp_path, checkpoint, plain_checkpoint, capsys):
     root = tmp_path / "birds"
     for number in range(12):
-        picture(root / f"{number % 3}" / f"{number}.png", number)
-    picture(root / "alone" / "0.png", 99)
+        make_image(root / f"{number % 3}" / f"{number}.png", number)
+    make_image(root / "alone" / "0.png", 99)
     options = ["--ckpt_path", checkpoint, "--space", "both"]
     found = run(root, tmp_path / "a.json", *options, "--tile", "2")
     assert run(root, tmp_path / "b.json", *options, "--batch_size", "3")["about"] == found["about"]
@@ -223,11 +223,11 @@ def fails(root: Path, out: Path, teacher: str, capsys, *options: str) -> str:
     return capsys.readouterr().err
 
 
-def test_a_broken_picture_is_refused_by_name(tmp_path, teacher, capsys):
+def test_a_broken_image_is_refused_by_name(tmp_path, teacher, capsys):
     folder(tmp_path / "set")
     (tmp_path / "set/b/3.png").write_bytes(b"<html>")
     said = fails(tmp_path / "set", tmp_path / "a.json", teacher, capsys)
-    assert "1 of 5 pictures can't be decoded" in said
+    assert "1 of 5 images can't be decoded" in said
     assert "b/3.png" in said
 
 
@@ -236,13 +236,13 @@ def test_mistakes_are_named(tmp_path, teacher, capsys):
     assert "there is no folder" in fails(tmp_path / "nowhere", out, teacher, capsys)
     (tmp_path / "set").mkdir()
     said = fails(tmp_path / "set", out, teacher, capsys)
-    assert "holds no pictures in folders" in said
+    assert "holds no images in folders" in said
     assert "Ebay_test.txt" in said
     assert "there is no list_eval_partition" in fails(tmp_path / "set", out, teacher, capsys, "--layout", "inshop")
-    picture(tmp_path / "set" / "a.png", 0)
+    make_image(tmp_path / "set" / "a.png", 0)
     assert "lies in no class" in fails(tmp_path / "set", out, teacher, capsys)
     (tmp_path / "set" / "a.png").unlink()
-    picture(tmp_path / "set" / "a" / "a.png", 0)
+    make_image(tmp_path / "set" / "a" / "a.png", 0)
     assert "nothing to find" in fails(tmp_path / "set", out, teacher, capsys)
     assert "--tile is 0" in fails(tmp_path / "set", out, teacher, capsys, "--tile", "0")
     assert "ends in .json" in fails(tmp_path / "set", tmp_path / "a.txt", teacher, capsys)
@@ -252,8 +252,8 @@ def test_mistakes_are_named(tmp_path, teacher, capsys):
     ("name", "content", "message"),
     [
         ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1\n", "line 2: 3 words, and 4 are wanted"),
-        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1 a.JPG\n", "1 of 1 pictures are not there"),
-        ("Ebay_test.txt", "image_id class_id super_class_id path\n", "holds no test picture"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1 a.JPG\n", "1 of 1 images are not there"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n", "holds no test image"),
         ("val2018.json", "{}", "is no annotation file"),
         ("Inaturalist_test_set1.txt", "a.png\n", "FOLDER/.../CLASS/PICTURE is wanted"),
         ("image_class_labels.txt", "1 101\n", "images.txt can't be read"),
@@ -262,15 +262,15 @@ def test_mistakes_are_named(tmp_path, teacher, capsys):
 def test_damaged_lists_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        read_pictures(tmp_path, "auto")
+        read_images(tmp_path, "auto")
 
 
-def test_pictures_of_one_class_are_refused(tmp_path):
+def test_images_of_one_class_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     for name in "ab":
         (tmp_path / "photos" / f"{name}.jpg").touch()
     with pytest.raises(UserError, match="are of one class, 'photos'"):
-        read_pictures(tmp_path, "auto")
+        read_images(tmp_path, "auto")
 
 
 def test_in_shop_without_queries(tmp_path, teacher, capsys):
@@ -289,4 +289,4 @@ def test_embeddings_that_are_not_numbers_are_refused(tmp_path, plain_checkpoint,
     folder(tmp_path / "set")
     arguments = ["evaluate", "images", "--root", str(tmp_path / "set"), "--out", str(tmp_path / "a.json")]
     assert main([*arguments, "--ckpt_path", str(tmp_path / "nan.ckpt"), "--device", "cpu", "--num_workers", "0"]) == 1
-    assert "the embedding of the picture a/0.png is not finite (5 such rows)" in capsys.readouterr().err
+    assert "the embedding of the image a/0.png is not finite (5 such rows)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The page in a real browser: every picture is drawn, and nothing is asked of the network.
+"""The page in a real browser: every image is drawn, and nothing is asked of the network.
 
 `make browser` gets a browser from npm; ITR_BROWSER names another Chromium. The Python side is playwright, of the
 project's `dev` extra.

@@ -65,7 +65,7 @@ def test_a_page_of_one_run_is_whole(run):
     assert "Not on this page" not in page.text
 
 
-def test_a_page_asks_for_nothing_and_its_pictures_decode(shown_run):
+def test_a_page_asks_for_nothing_and_its_images_decode(shown_run):
     page = report(shown_run)
     assert page.loads()
     assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in page.loads())
@@ -73,9 +73,9 @@ def test_a_page_asks_for_nothing_and_its_pictures_decode(shown_run):
     assert "@import" not in page.source
     assert not page.all("script")
     assert not page.all("link")
-    pictures = page.all("img")
-    assert len(pictures) > 20
-    for attributes in pictures:
+    images = page.all("img")
+    assert len(images) > 20
+    for attributes in images:
         data = base64.b64decode((attributes["src"] or "").partition(",")[2], validate=True)
         assert max(Image.open(io.BytesIO(data)).convert("RGB").size) <= 160
         assert attributes["alt"]
@@ -123,7 +123,7 @@ def test_ready_embeddings_give_the_same_page(run, scenes, tmp_path):
 
 
 def test_captions_are_text_whatever_they_hold(tmp_path):
-    """Shards of one's own, in which nothing but the captions' own pictures is known to match."""
+    """Shards of one's own, in which nothing but the captions' own images is known to match."""
     captions = ["<script>alert(1)</script> & \"quoted\" 'too'", "</style><img src=https://a.example/x.png>", "كلب أحمر"]
     records = []
     for number in range(12):
@@ -154,12 +154,12 @@ def test_shards_that_are_gone_and_found_again(shown_run, scenes, tmp_path):
     (shown_run / "config.yaml").write_text(config)
     page = report(shown_run)
     assert sections(page) == ["run", "recall", "training"]
-    assert "no pictures" in page.text
+    assert "no images" in page.text
     assert "give --data" in page.text
     assert "gallery" in sections(report(shown_run, "--data", scenes))
 
 
-def test_embeddings_of_other_data_are_shown_without_its_pictures(run, tmp_path):
+def test_embeddings_of_other_data_are_shown_without_its_images(run, tmp_path):
     rng = np.random.default_rng(0)
     ids = {"image_id": np.arange(5), "caption_id": np.arange(9), "caption_image_id": np.arange(9) % 4}
     np.savez(tmp_path / "e.npz", image=rng.normal(size=(5, 8)), text=rng.normal(size=(9, 8)), **ids)

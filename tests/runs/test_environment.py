@@ -16,7 +16,7 @@ import torch
 from itr.cli import main
 from itr.errors import UserError
 from itr.files.writing import check_writable
-from raw import save_picture
+from raw import save_image
 from tiny import TINY_VSE
 
 ITR = [sys.executable, "-m", "itr"]
@@ -130,7 +130,7 @@ def test_spaces_links_locale_time_zone_and_windows_lines(tmp_path, locale, name)
     root = tmp_path / f"some {name}"
     rows = []
     for i in range(24):
-        save_picture(root / "photos" / f"{name} {i}.jpg", i, 40, 40)
+        save_image(root / "photos" / f"{name} {i}.jpg", i, 40, 40)
         row = {"image": f"photos/{name} {i}.jpg", "captions": [f"B\u00e4r {i} \u732b"]}
         rows.append(json.dumps(row, ensure_ascii=False))
     text = "\r\n".join(rows) + "\r\n"
@@ -158,7 +158,7 @@ def test_spaces_links_locale_time_zone_and_windows_lines(tmp_path, locale, name)
 
 
 def test_a_name_that_the_terminal_cannot_show_does_not_end_the_work(tmp_path):
-    save_picture(tmp_path / "ok.jpg", 1)
+    save_image(tmp_path / "ok.jpg", 1)
     rows = [{"image": name, "captions": ["x"], "split": "train"} for name in ("b\u00e4r.jpg", "ok.jpg")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = [*ITR, "prepare", "table", f"--root={tmp_path}", f"--out={tmp_path / 'out'}", "--bad_images=skip"]

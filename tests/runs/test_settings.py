@@ -62,15 +62,15 @@ def test_a_setting_that_can_not_be_is_refused_with_its_name(scenes, tmp_path, ca
 
 @pytest.mark.slow
 def test_distilling_from_dense_captions_that_are_not_there_is_refused(tmp_path, capsys):
-    assert main(command(tmp_path / "run", plain_pictures(tmp_path), "--model.methods+=D2S")) == 1
+    assert main(command(tmp_path / "run", plain_images(tmp_path), "--model.methods+=D2S")) == 1
     assert "has no dense caption; make them by `itr densify`" in capsys.readouterr().err
 
 
-def plain_pictures(folder: Path) -> Path:
+def plain_images(folder: Path) -> Path:
     def record(number: int) -> Record:
         buffer = io.BytesIO()
         Image.new("RGB", (32, 32), (number, 0, 0)).save(buffer, "JPEG")
-        return Record(buffer.getvalue(), "jpg", [f"picture {number}"], f"{number}.jpg")
+        return Record(buffer.getvalue(), "jpg", [f"image {number}"], f"{number}.jpg")
 
     for split in ("train", "val"):
         write_split((record(number) for number in range(9)), folder / "shards", split, 9)
@@ -139,10 +139,10 @@ def test_an_embedding_of_zeros_gives_a_finite_loss_and_gradients(objective: Obje
 
 @pytest.mark.slow
 def test_a_last_batch_of_one_is_left_out_of_training_and_measured_in_evaluation(tmp_path, capsys):
-    shards = plain_pictures(tmp_path)
+    shards = plain_images(tmp_path)
     assert main(command(tmp_path / "run", shards, "--data.eval_batch_size=8", "--model.objective=Triplet")) == 0
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 1  # of 9 pictures, 8 a batch
+    assert saved["global_step"] == 1  # of 9 images, 8 a batch
     measured = ["validate", f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     fast = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--data.eval_batch_size=8"]
     assert main([*measured, *fast]) == 0

@@ -33,14 +33,12 @@ def logged(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def write_pictures(folder: Path, size: int, cut: set[int]) -> Path:
+def write_images(folder: Path, size: int, cut: set[int]) -> Path:
     def record(number: int) -> Record:
         buffer = io.BytesIO()
         pixels = np.random.default_rng(number).integers(256, size=(size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(buffer, "JPEG")
-        return Record(
-            buffer.getvalue()[: 100 if number in cut else None], "jpg", [f"picture {number}"], f"{number}.jpg"
-        )
+        return Record(buffer.getvalue()[: 100 if number in cut else None], "jpg", [f"image {number}"], f"{number}.jpg")
 
     write_split((record(number) for number in range(12)), folder, "train", 6)
     return folder
@@ -48,7 +46,7 @@ def write_pictures(folder: Path, size: int, cut: set[int]) -> Path:
 
 @pytest.mark.slow
 def test_an_epoch_of_waiting_for_data_is_told_once_with_what_helps(tmp_path, capsys):
-    assert fit(tmp_path / "run", write_pictures(tmp_path, 3000, set())) == 0
+    assert fit(tmp_path / "run", write_images(tmp_path, 3000, set())) == 0
     said = capsys.readouterr().err
     assert said.count(HINT) == 1
     assert "--data.num_workers (now 0; there are" in said
@@ -70,8 +68,8 @@ def test_an_epoch_without_waiting_is_not_told_of(scenes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_pictures_that_are_skipped_show_in_the_curves(tmp_path):
-    assert fit(tmp_path / "run", write_pictures(tmp_path, 32, {2, 7})) == 0
+def test_images_that_are_skipped_show_in_the_curves(tmp_path):
+    assert fit(tmp_path / "run", write_images(tmp_path, 32, {2, 7})) == 0
     skipped = logged(tmp_path / "run", "train/skipped")
     assert len(skipped) == 6  # counted anew in each epoch
     assert skipped[2] == skipped[5] == 2
@@ -86,8 +84,8 @@ def test_figures_of_the_steps_between_are_neither_made_nor_logged(scenes, tmp_pa
 
 
 @pytest.mark.slow
-def test_pictures_that_are_skipped_are_counted_over_all_processes(tmp_path):
-    shards = write_pictures(tmp_path, 32, {2, 7, 8})
+def test_images_that_are_skipped_are_counted_over_all_processes(tmp_path):
+    shards = write_images(tmp_path, 32, {2, 7, 8})
     where = [f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.val_split=null"]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.num_workers=0"]
     few = ["--data.batch_size=2", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]

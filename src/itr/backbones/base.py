@@ -16,13 +16,13 @@ from itr.types import Encoded, Tokens
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a backbone wants its pictures.
+    """How a backbone wants its images.
 
     Attributes:
         size: side of the square input in pixels.
         mean: channel means of pixel values in [0, 1], subtracted on the device.
         std: channel standard deviations, divided by on the device.
-        interpolation: how evaluation pictures are resized.
+        interpolation: how evaluation images are resized.
         resize: in evaluation, `shortest` resizes the short side and crops the centre, `squash` resizes both sides.
     """
 
@@ -80,7 +80,7 @@ class Backbone(Component, nn.Module, ABC):
 
     Attributes:
         dim: width D of the embeddings.
-        image_spec: size and normalisation of the pictures.
+        image_spec: size and normalisation of the images.
         tokenizer: captions to ids.
         untrained: what starts with random weights, told when training begins.
         lengths: numbers of tokens, ascending; text towers are given captions padded to the next of them, so that a
@@ -98,7 +98,7 @@ class Backbone(Component, nn.Module, ABC):
     pixel_std: Tensor
 
     def set_image_spec(self, spec: ImageSpec) -> None:
-        """Keep the picture format and its normalisation constants (as buffers outside the checkpoint)."""
+        """Keep the image format and its normalisation constants (as buffers outside the checkpoint)."""
         self.image_spec = spec
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             buffer = 255 * torch.tensor(values).view(1, 3, 1, 1)

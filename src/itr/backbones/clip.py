@@ -36,10 +36,10 @@ class CLIP(Backbone):
         freeze: parameters to keep as they are, by prefixes of their names in open_clip: `visual`, `visual.conv1`,
             `transformer.resblocks.0` ...; `text` means the whole text tower.
         gradient_checkpointing: trade computation for memory in the towers.
-        image_size: side of the pictures, where it is to differ from the model's own; positions are interpolated.
+        image_size: side of the images, where it is to differ from the model's own; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default those of the weights, else OpenAI's.
         image_std: channel deviations, as `image_mean`.
-        interpolation: how evaluation pictures are resized; by default as the weights want.
+        interpolation: how evaluation images are resized; by default as the weights want.
         resize: `shortest` crops the centre, `squash` distorts; by default as the weights want.
         clean: how captions are cleaned before they are tokenized (see `itr.backbones.tokenizers.clean_function`); by
             default as the weights want.

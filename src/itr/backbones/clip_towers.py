@@ -15,7 +15,7 @@ from itr.types import Encoded, Tokens
 
 
 def image_features(visual: Any, pixels: Tensor) -> Encoded:
-    """Embed normalised pictures [I, 3, H, W] with a vision tower of open_clip.
+    """Embed normalised images [I, 3, H, W] with a vision tower of open_clip.
 
     Tokens are, for open_clip's own transformer, the pooled class token and the patches through the final norm and
     projection; for its ResNet, the mean and the cells of the last map through the value and output projections of the

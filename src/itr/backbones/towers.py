@@ -100,7 +100,7 @@ def config_of(tower: nn.Module) -> Any:
 
 
 def own_size(tower: nn.Module) -> int | None:
-    """Side of the pictures that a vision tower was made for; None where it doesn't matter to it."""
+    """Side of the images that a vision tower was made for; None where it doesn't matter to it."""
     size: Any = getattr(config_of(tower), "image_size", None)
     return int(size[0]) if isinstance(size, (list, tuple)) else size
 
@@ -151,13 +151,13 @@ def accepts(function: Any, argument: str) -> bool:
 
 
 def pretrained_image_spec(name: str, size: int | None) -> ImageSpec:
-    """How a pretrained tower wants its pictures; ImageNet's mean and deviation where its folder doesn't say."""
+    """How a pretrained tower wants its images; ImageNet's mean and deviation where its folder doesn't say."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         facts: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError):
-        log.warning("%s has no preprocessor_config.json: pictures are normalised with ImageNet's constants", name)
+        log.warning("%s has no preprocessor_config.json: images are normalised with ImageNet's constants", name)
         facts = {}
     extent = facts.get("crop_size") or facts.get("size") or {}
     if isinstance(extent, dict):

@@ -69,10 +69,10 @@ class VSE(Backbone):
         dim: width of the shared space.
         image_pooling: how patches become one embedding.
         text_pooling: how words become one embedding.
-        image_size: side of the pictures, where it is to differ from the tower's own; positions are interpolated.
+        image_size: side of the images, where it is to differ from the tower's own; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default the pretrained tower's, else ImageNet's.
         image_std: channel deviations, as `image_mean`.
-        interpolation: how evaluation pictures are resized; by default as the pretrained tower wants.
+        interpolation: how evaluation images are resized; by default as the pretrained tower wants.
         resize: `shortest` crops the centre, `squash` distorts; by default as the pretrained tower wants.
         visual_token_drop: highest share of patches dropped in training.
         word_mask: share of words masked, replaced or dropped in training.
@@ -149,7 +149,7 @@ class VSE(Backbone):
         return self.encode_pixels(self.normalise(image))
 
     def encode_pixels(self, pixels: Tensor) -> Encoded:
-        """Embed normalised pictures [I, 3, H, W], float."""
+        """Embed normalised images [I, 3, H, W], float."""
         patches = token_features(self.vision_tower(**self._vision_inputs(pixels)))
         tokens = self.image_projection(patches)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)

@@ -1,4 +1,4 @@
-"""`itr demo`: the whole path on made-up pictures, by the commands that a user would give."""
+"""`itr demo`: the whole path on made-up images, by the commands that a user would give."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from itr.commands.parsing import FriendlyParser
 
 NEXT = """
 What to try next:
-  itr report {run}    (figures, curves and pictures on one page: {run}/report/index.html)
+  itr report {run}    (figures, curves and images on one page: {run}/report/index.html)
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/clip --model.backbone CLIP
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/triplet --model.objective Triplet
   itr fit --config {run}/config.yaml --ckpt_path last --trainer.max_epochs {epochs}    (go on with this run)
-  itr prepare table --root FOLDER --out shards    (your own pictures; the README says what FOLDER holds)
+  itr prepare table --root FOLDER --out shards    (your own images; the README says what FOLDER holds)
   tensorboard --logdir {run}"""
 
 

@@ -26,11 +26,11 @@ Stage = Literal["train", "val", "test", "predict"]
 class ShardData(pl.LightningDataModule):
     """Streams a folder of shards to any backbone.
 
-    Picture size, normalisation and tokenizer are those of the backbone that is trained, so nothing here changes when
+    Image size, normalisation and tokenizer are those of the backbone that is trained, so nothing here changes when
     the backbone does. Order, captions and augmentation depend on seed and epoch alone; every process gets the same
     number of batches; in evaluation every image is read once, with all its captions.
 
-    Shards of others need no conversion: tars of pictures with `.txt` or `.json` beside them, as img2dataset writes
+    Shards of others need no conversion: tars of images with `.txt` or `.json` beside them, as img2dataset writes
     them. Where this says a list of tars, it is `{00000..00041}.tar`, `*.tar`, `s3://bucket/a.tar`, or several of these
     with commas between them; URLs are http(s), s3, gs, hf, az and what else `itr.data.shards.remote` names.
 
@@ -43,14 +43,14 @@ class ShardData(pl.LightningDataModule):
         captions: captions an image gives in an epoch: 1 draws one, k draws k for one encoding of the image, and `all`
             makes every caption a training pair of its own.
         texts: `captions`, or `dense` to train on the dense caption of each image instead (stage 1 of D2S-VSE).
-        augmentation: what happens to training pictures.
+        augmentation: what happens to training images.
         shuffle_buffer: samples among which each worker shuffles, kept as encoded bytes.
         seed: of order, drawn captions and augmentation; by default that of `--seed_everything`.
-        max_skipped: training samples that may lack a picture that decodes, or a caption, in an epoch of a process
+        max_skipped: training samples that may lack an image that decodes, or a caption, in an epoch of a process
             before the run stops; evaluation refuses the first.
         max_bad_shards: training shards that may be missing, cut off or damaged in an epoch of a process before the run
             stops. What they lack is taken from the shards that come next; evaluation refuses the first.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
         train_split: split to train on, or a list of tars: relative to `root`, by URL or from /.
         val_split: split that chooses the best checkpoint, or a list of tars; null trains without validation.
         test_split: split of `itr test`, or a list of tars.
@@ -172,7 +172,7 @@ class ShardData(pl.LightningDataModule):
     @property
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:
-            raise UserError("ShardData takes picture size and tokenizer from the model: give both to a Trainer")
+            raise UserError("ShardData takes image size and tokenizer from the model: give both to a Trainer")
         return self.trainer
 
     def _training_position(self) -> tuple[int, int]:
@@ -185,7 +185,7 @@ class ShardData(pl.LightningDataModule):
         if stage == "val" and names_tars(self.root) and not (names_tars(split) or is_url(split)):
             raise UserError(
                 f"data.root {self.root} lists tars, which are one split: training and validation would see the same "
-                "pictures. Give --data.val_split tars of its own, or null to train without validation"
+                "images. Give --data.val_split tars of its own, or null to train without validation"
             )
         return find_split(self.root, split, self.cache, strict=stage != "train" or not self.max_bad_shards)
 

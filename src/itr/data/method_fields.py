@@ -1,4 +1,4 @@
-"""What methods need of a training batch beyond pictures and captions: opened, or the command that makes it told."""
+"""What methods need of a training batch beyond images and captions: opened, or the command that makes it told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`itr embed`: the embeddings that a checkpoint gives to shards, to a folder of pictures, or to lines of text."""
+"""`itr embed`: the embeddings that a checkpoint gives to shards, to a folder of images, or to lines of text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def embed(
     precision: Literal["32", "bf16-mixed"] = "32",
     cache: str | None = None,
 ) -> None:
-    """Embed shards, a folder of pictures, or lines of text.
+    """Embed shards, a folder of images, or lines of text.
 
     The file holds `image` [N, D] with `image_id`, and `text` [M, D] with `caption_id` and, for shards,
     `caption_image_id`; for a folder also `image_name`, for lines of text `caption`. Where a method gives embeddings of
@@ -45,9 +45,9 @@ def embed(
         out: file to write, FILE.npz.
         data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
         split: which of its splits.
-        images: folder of pictures, searched with its subfolders.
+        images: folder of images, searched with its subfolders.
         texts: file with one caption a line.
-        batch_size: pictures or captions at a time.
+        batch_size: images or captions at a time.
         num_workers: processes that decode.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers.
@@ -76,13 +76,13 @@ def embed(
 
 
 def embed_folder(embedder: Embedder, folder: Path) -> dict[str, np.ndarray]:
-    """The pictures below a folder, in the order of their names; what can't be decoded is told and left out."""
+    """The images below a folder, in the order of their names; what can't be decoded is told and left out."""
     if not folder.is_dir():
         raise UserError(f"--images: there is no folder {folder}")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_TYPES)
     if not paths:
-        raise UserError(f"--images: {folder} holds no picture ({', '.join(IMAGE_TYPES)})")
-    found = embedder.pictures(paths)
+        raise UserError(f"--images: {folder} holds no image ({', '.join(IMAGE_TYPES)})")
+    found = embedder.images(paths)
     for number, reason in found.failed.items():
         tqdm.write(f"left out {paths[number]}: {reason}")
     names = np.array([str(paths[number].relative_to(folder)) for number in found.index])

@@ -1,4 +1,4 @@
-"""Embeddings of any texts and picture files, by a checkpoint or by a named encoder: what every protocol asks for."""
+"""Embeddings of any texts and image files, by a checkpoint or by a named encoder: what every protocol asks for."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Space = Literal["auto", "uni", "cross", "both"]
 MAX_PIXELS = 10**9
 
 
-class ReadPicture(NamedTuple):
-    """A picture file as a worker hands it over: transformed pixels, or why there are none; and a hash of its bytes."""
+class ReadImage(NamedTuple):
+    """An image file as a worker hands it over: transformed pixels, or why there are none; and a hash of its bytes."""
 
     number: int
     pixels: Tensor | None
@@ -38,8 +38,8 @@ class ReadPicture(NamedTuple):
     digest: str
 
 
-class PictureFiles(Dataset[ReadPicture]):
-    """Picture files, transformed as an encoder takes them."""
+class ImageFiles(Dataset[ReadImage]):
+    """Image files, transformed as an encoder takes them."""
 
     def __init__(self, paths: Sequence[Path], transform: Callable[[Tensor], Tensor]) -> None:
         self.paths, self.transform = paths, transform
@@ -47,21 +47,21 @@ class PictureFiles(Dataset[ReadPicture]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> ReadPicture:
+    def __getitem__(self, index: int) -> ReadImage:
         digest = ""
         try:
             if self.paths[index].is_fifo():
                 raise OSError(f"{self.paths[index]} is no file, but a pipe")
             data = self.paths[index].read_bytes()
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-            return ReadPicture(index, self.transform(decode(data, MAX_PIXELS)), "", digest)
+            return ReadImage(index, self.transform(decode(data, MAX_PIXELS)), "", digest)
         except (BadImageError, OSError) as error:
-            return ReadPicture(index, None, str(error), digest)
+            return ReadImage(index, None, str(error), digest)
 
 
 @dataclass
-class Pictures:
-    """Embedded picture files.
+class Images:
+    """Embedded image files.
 
     Attributes:
         encoded: those that could be decoded, in the order of their paths [N].
@@ -78,17 +78,17 @@ class Pictures:
 
 @dataclass
 class Embedder:
-    """Embeds texts and picture files in batches, each once, whatever model does it.
+    """Embeds texts and image files in batches, each once, whatever model does it.
 
     Attributes:
         device: where the model is.
-        encode_text: captions to embeddings; None for an encoder of pictures alone.
+        encode_text: captions to embeddings; None for an encoder of images alone.
         encode_image: transformed pixels [I, 3, H, H], uint8, to embeddings; None for an encoder of texts alone.
-        transform: what a picture goes through before.
+        transform: what an image goes through before.
         model: what identifies the model, for the files that hold its figures.
         precision: of the towers.
-        batch_size: texts or pictures at a time.
-        num_workers: processes that read and decode pictures.
+        batch_size: texts or images at a time.
+        num_workers: processes that read and decode images.
     """
 
     device: torch.device
@@ -112,29 +112,29 @@ class Embedder:
             parts.append(self._run(self.encode_text, different[start : start + self.batch_size]))
         return Encoded.concatenate(parts).rows(torch.tensor([row[text] for text in texts]))
 
-    def pictures(self, paths: Sequence[Path], what: str = "pictures") -> Pictures:
-        """The embeddings of picture files, in their order, in float32 on the CPU.
+    def images(self, paths: Sequence[Path], what: str = "images") -> Images:
+        """The embeddings of image files, in their order, in float32 on the CPU.
 
         Raises:
             UserError: not one of them can be decoded.
         """
-        assert self.encode_image is not None, "this model embeds no pictures"
-        assert self.transform is not None, "pictures need preprocessing"
+        assert self.encode_image is not None, "this model embeds no images"
+        assert self.transform is not None, "images need preprocessing"
         workers = min(self.num_workers, len(paths))
-        loader = DataLoader(PictureFiles(paths, self.transform), self.batch_size, num_workers=workers, collate_fn=list)
-        pictures: list[ReadPicture] = []
+        loader = DataLoader(ImageFiles(paths, self.transform), self.batch_size, num_workers=workers, collate_fn=list)
+        images: list[ReadImage] = []
         parts: list[Encoded] = []
         for batch in tqdm(loader, what, unit=" batches", disable=None):
-            pixels = [picture.pixels for picture in batch if picture.pixels is not None]
+            pixels = [image.pixels for image in batch if image.pixels is not None]
             if pixels:
                 parts.append(self._run(self.encode_image, torch.stack(pixels)))
-            pictures += [picture._replace(pixels=None) for picture in batch]
-        failed = {picture.number: picture.reason for picture in pictures if picture.reason}
+            images += [image._replace(pixels=None) for image in batch]
+        failed = {image.number: image.reason for image in images if image.reason}
         if not parts:
             number, reason = next(iter(failed.items()))
-            raise UserError(f"not one of {len(paths)} pictures can be decoded; {paths[number]}: {reason}")
-        index = [picture.number for picture in pictures if not picture.reason]
-        return Pictures(Encoded.concatenate(parts), index, failed, [picture.digest for picture in pictures])
+            raise UserError(f"not one of {len(paths)} images can be decoded; {paths[number]}: {reason}")
+        index = [image.number for image in images if not image.reason]
+        return Images(Encoded.concatenate(parts), index, failed, [image.digest for image in images])
 
     def _run(self, encode: Callable[[Any], Encoded], batch: Any) -> Encoded:
         dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[self.precision]

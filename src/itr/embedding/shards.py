@@ -16,7 +16,7 @@ from itr.module import RetrievalModule
 def embed_shards(
     module: RetrievalModule, data: ShardData, device: torch.device, precision: str
 ) -> dict[str, np.ndarray]:
-    """Every picture and caption of a split once."""
+    """Every image and caption of a split once."""
     quieten()
     devices = [device.index] if device.index is not None else 1
     where: dict[str, Any] = {"accelerator": device.type, "devices": devices, "precision": precision}

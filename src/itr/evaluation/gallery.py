@@ -72,7 +72,7 @@ class Gallery:
 class GalleryBuilder:
     """Collects what the batches of an evaluation give, and merges it over processes.
 
-    Equal pictures are given one embedding, and so are equal captions: the last digits of those that a tower gives
+    Equal images are given one embedding, and so are equal captions: the last digits of those that a tower gives
     depend on the batch, which would make a tie of one number of processes or batch size a hit or a miss of another.
 
     Attributes:
@@ -133,7 +133,7 @@ def _first_of_equals(marks: Tensor, rows: Tensor) -> Tensor:
 
 
 def _marks_of_images(image: Tensor) -> Tensor:
-    """A number for each picture [I, 3, H, W], uint8, the same for equal ones alone [I], int64."""
+    """A number for each image [I, 3, H, W], uint8, the same for equal ones alone [I], int64."""
     pixels = image.flatten(1)
     return _marks(F.pad(pixels, (0, -pixels.shape[1] % 8)).view(torch.int64))
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 tensors of one size."""
+"""Encoded images to uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def decode(data: bytes, max_pixels: int) -> Tensor:
     """Decode to RGB [3, H, W], uint8, as `decode_pixels` does.
 
     Raises:
-        BadImageError: if the bytes are no whole picture, or their header announces more than `max_pixels`.
+        BadImageError: if the bytes are no whole image, or their header announces more than `max_pixels`.
     """
     return torch.from_numpy(decode_pixels(data, max_pixels)).permute(2, 0, 1)
 
 
 @dataclass
 class Augmentation:
-    """What happens to a training picture. Every draw depends on seed, epoch and picture alone.
+    """What happens to a training image. Every draw depends on seed, epoch and image alone.
 
     Attributes:
         crop_scale: smallest and largest share of the area that a random crop keeps; `[1, 1]` keeps the evaluation crop.
         crop_ratio: smallest and largest aspect ratio of the crop, before it is resized to a square.
-        horizontal_flip: probability of mirroring; captions that say left or right are not true of a mirrored picture.
+        horizontal_flip: probability of mirroring; captions that say left or right are not true of a mirrored image.
         rand_augment: number of RandAugment operations in a row; 0 for none.
         rand_augment_magnitude: their strength, from 0 to 30.
     """
@@ -76,7 +76,7 @@ class RandomCrop:
 
 
 class EvaluationTransform:
-    """The same picture every time: resize, and crop the centre where the backbone wants it."""
+    """The same image every time: resize, and crop the centre where the backbone wants it."""
 
     def __init__(self, spec: ImageSpec) -> None:
         self.size, self.squash = spec.size, spec.resize == "squash"
@@ -96,7 +96,7 @@ class EvaluationTransform:
 
 
 class TrainingTransform:
-    """A random view of a picture, drawn from torch's global generator."""
+    """A random view of an image, drawn from torch's global generator."""
 
     def __init__(self, spec: ImageSpec, augmentation: Augmentation) -> None:
         mode = InterpolationMode(spec.interpolation)
@@ -121,8 +121,8 @@ class TrainingTransform:
         return image
 
 
-def stack(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures [3, S, S] to one tensor [I, 3, S, S], laid out as they are: channels last where the first is."""
-    if pictures[0].stride(0) != 1:
-        return torch.stack(list(pictures))
-    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images [3, S, S] to one tensor [I, 3, S, S], laid out as they are: channels last where the first is."""
+    if images[0].stride(0) != 1:
+        return torch.stack(list(images))
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

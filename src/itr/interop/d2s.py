@@ -45,7 +45,7 @@ def convert(
             not in the weights, and is taken as width / 64 for ViT.
         text_config: config of BERT, as `vision_config`.
         tokenizer: name or folder of BERT's tokenizer.
-        image_size: side of the pictures; by default `opt.img_res`, else the vision tower's own.
+        image_size: side of the images; by default `opt.img_res`, else the vision tower's own.
 
     Raises:
         UserError: it is another kind of file, or the tokenizer can't be had.

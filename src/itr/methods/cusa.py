@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
-from itr.data.loading.fields import CaptionTokens, Field, PictureView
+from itr.data.loading.fields import CaptionTokens, Field, ImageView
 from itr.errors import UserError
 from itr.losses import SoftLoss, Targets, cross_modal_targets, soft_label_alignment, teacher_similarity
 from itr.methods.base import Method, MethodModule
@@ -126,10 +126,10 @@ class CUSA(Method):
             own[self.name].teachers = self.loaded
 
     def fields(self) -> list[Field]:
-        """What teachers in the loop are shown: pictures in the teacher's own view, captions in its own tokens."""
+        """What teachers in the loop are shown: images in the teacher's own view, captions in its own tokens."""
         found: list[Field] = []
         if "image" in self.loaded and self.loaded["image"].transform is not None:
-            found.append(PictureView(VIEW, self.loaded["image"].transform))
+            found.append(ImageView(VIEW, self.loaded["image"].transform))
         if "text" in self.loaded and self.loaded["text"].tokenizer is not None:
             found.append(CaptionTokens(TOKENS, self.loaded["text"].tokenizer))
         return found

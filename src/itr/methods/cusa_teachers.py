@@ -27,9 +27,9 @@ class Teachers:
     They lie neither in the model nor in its checkpoint, and are loaded when training begins.
 
     Args:
-        image: sees each picture without augmentation, in its own preprocessing.
+        image: sees each image without augmentation, in its own preprocessing.
         text: reads the captions of the batch.
-        output: of the image teacher: one pooled vector a picture, or all its tokens end to end.
+        output: of the image teacher: one pooled vector an image, or all its tokens end to end.
         precision: of their arithmetic, whatever that of the training is.
         compile: whether they go through `torch.compile`, which takes a minute at the first step.
     """

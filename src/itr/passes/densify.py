@@ -1,4 +1,4 @@
-"""`itr densify`: a vision-language model writes a dense caption of each picture, once."""
+"""`itr densify`: a vision-language model writes a dense caption of each image, once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from itr.images.transforms import BadImageError, decode
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
 from itr.passes.share import chunks_of, share
 
-PROMPT = "Describe this picture in detail."
+PROMPT = "Describe this image in detail."
 LLAVA = "USER: <image>\n{prompt} ASSISTANT:"  # for a processor without a chat template
 
 
@@ -45,10 +45,10 @@ def densify(
     max_pixels: int = 50_000_000,
     overwrite: bool = False,
 ) -> None:
-    """Write a dense caption of each picture with a vision-language model of transformers, once.
+    """Write a dense caption of each image with a vision-language model of transformers, once.
 
     The captions lie beside the shards, and training finds them there. A run that was interrupted goes on when the same
-    command is given again; what a picture gets depends neither on interruptions nor on the number of processes.
+    command is given again; what an image gets depends neither on interruptions nor on the number of processes.
 
     Args:
         data: folder of the shards.
@@ -58,15 +58,15 @@ def densify(
         temperature: of sampling, as D2S-VSE has it; 0 takes the likeliest word each time.
         top_p: words are drawn from the likeliest that have this share of the probability.
         max_new_tokens: longest answer.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         num_workers: processes that read and decode.
         precision: of the model; auto is bf16 on a GPU.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         seed: of sampling.
         process: number of this process among several that share the work, from 0; torchrun sets it.
         of: how many share the work; torchrun sets it.
-        max_skipped: pictures that may fail to decode; training skips them too.
-        max_pixels: a picture with more is not decoded.
+        max_skipped: images that may fail to decode; training skips them too.
+        max_pixels: an image with more is not decoded.
         overwrite: throw away dense captions that are there.
     """
     folder, (number, world) = Path(data).expanduser(), share(process, of)
@@ -87,24 +87,24 @@ def densify(
             continue
         todo = [chunk for chunk in chunks_of(chunks, number, world) if chunk not in kept.done]
         writer = writer or Describer(model, choose_device(device, number), precision, settings)
-        reader = PictureReader(split, "image", batch_size, todo, None, max_pixels)
+        reader = ImageReader(split, "image", batch_size, todo, None, max_pixels)
         describe(writer, reader, kept, name, num_workers, max_skipped)
         state = "written to" if kept.finish() else f"process {number} of {world} is done; the last one writes"
         print(f"{name}: {state} {folder / name / 'dense.jsonl'}")
 
 
-class PictureReader(ChunkReader):
-    """Chunks of decoded pictures of any size; those that can't be decoded are left out."""
+class ImageReader(ChunkReader):
+    """Chunks of decoded images of any size; those that can't be decoded are left out."""
 
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
-        ids, pictures, messages = [], [], []
+        ids, images, messages = [], [], []
         for sample, _ in items:
             try:
-                pictures.append(decode(sample.image, self.max_pixels))
+                images.append(decode(sample.image, self.max_pixels))
                 ids.append(sample.image_id)
             except BadImageError as error:
                 messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
-        return Chunk(number, ids, pictures, [], messages)
+        return Chunk(number, ids, images, [], messages)
 
 
 class Describer:
@@ -140,12 +140,12 @@ class Describer:
         return str(self.processor.apply_chat_template([turn], add_generation_prompt=True))
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Tensor], seed: int) -> list[str]:
-        """One text a picture [3, H, W], uint8."""
+    def __call__(self, images: Sequence[Tensor], seed: int) -> list[str]:
+        """One text an image [3, H, W], uint8."""
         torch.manual_seed(seed)
         settings = self.settings
         inputs = self.processor(
-            images=[picture.numpy() for picture in pictures], text=[self.question] * len(pictures), padding=True,
+            images=[image.numpy() for image in images], text=[self.question] * len(images), padding=True,
             return_tensors="pt", input_data_format="channels_first",
         ).to(self.device, self.dtype)  # fmt: skip
         sampling = {"do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"]}
@@ -156,10 +156,10 @@ class Describer:
 
 
 def describe(
-    writer: Describer, reader: PictureReader, kept: DenseWriter, split: str, num_workers: int, max_skipped: int
+    writer: Describer, reader: ImageReader, kept: DenseWriter, split: str, num_workers: int, max_skipped: int
 ) -> None:
     """Have each chunk described, and keep it."""
-    with tqdm(total=len(reader.todo) * reader.size, desc=f"describing {split}", unit=" pictures") as bar:
+    with tqdm(total=len(reader.todo) * reader.size, desc=f"describing {split}", unit=" images") as bar:
         for chunk in load_chunks(reader, num_workers, max_skipped):
             seed = stable_id(writer.settings["seed"], split, chunk.number) % 2**32
             texts = writer(chunk.inputs, seed) if chunk.ids else []

@@ -1,4 +1,4 @@
-"""`itr features`: run a frozen teacher over the pictures or texts of shards once, and keep what it says."""
+"""`itr features`: run a frozen teacher over the images or texts of shards once, and keep what it says."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def make_features(
     trust_pickle: bool = False,
     cache: str | None = None,
 ) -> None:
-    """Encode the pictures or captions of shards with a frozen teacher, once.
+    """Encode the images or captions of shards with a frozen teacher, once.
 
     A run that was interrupted goes on when the same command is given again.
 
     Args:
         data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
             which is one split whatever --splits calls it.
-        modality: what to encode: pictures (image), captions (text), or the dense caption of each picture (dense).
+        modality: what to encode: images (image), captions (text), or the dense caption of each image (dense).
         out: folder to write to; all modalities and all splits go into the same.
-        model: text: folder or name of sentence-transformers or transformers; pictures: of transformers, a name of timm,
+        model: text: folder or name of sentence-transformers or transformers; images: of transformers, a name of timm,
             open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM; dense: the checkpoint of D2S's
             first stage.
         splits: splits to encode, with commas between them.
-        batch_size: pictures or captions encoded at a time.
+        batch_size: images or captions encoded at a time.
         num_workers: processes that read and decode.
-        output: one pooled vector a picture, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
+        output: one pooled vector an image, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
         precision: of the teacher's arithmetic; features are kept in half precision anyway.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         process: number of this process among several that share the work, from 0; torchrun sets it.
         of: how many share the work; torchrun sets it.
-        max_skipped: pictures that may fail to decode; training skips them too.
-        max_pixels: a picture with more is not decoded.
+        max_skipped: images that may fail to decode; training skips them too.
+        max_pixels: an image with more is not decoded.
         overwrite: throw away features that are there.
         from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors; or, for shards of
             `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)

@@ -1,4 +1,4 @@
-"""Pictures or texts of shards in fixed chunks, each read once, for a teacher to encode."""
+"""Images or texts of shards in fixed chunks, each read once, for a teacher to encode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from itr.data.loading.items import read_items
 from itr.data.shards.schema import Sample, Split
 from itr.errors import UserError
 from itr.images.transforms import BadImageError, decode
-from itr.teachers.base import Modality, PictureTransform
+from itr.teachers.base import ImageTransform, Modality
 from itr.types import Tokens
 
 
@@ -29,8 +29,8 @@ class Chunk:
     Attributes:
         number: which chunk of the split.
         ids: image_id or caption_id of each row [n].
-        inputs: pictures [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
-        bad: rows whose picture can't be decoded.
+        inputs: images [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
+        bad: rows whose image can't be decoded.
         messages: what to say of them.
     """
 
@@ -50,11 +50,11 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
 
     Args:
         split: the shards.
-        modality: whether items are pictures, captions, or the dense caption of each picture.
+        modality: whether items are images, captions, or the dense caption of each image.
         size: items of a chunk.
         todo: numbers of the chunks to read, ascending.
-        transform: preprocessing of a picture; None for texts.
-        max_pixels: a picture with more is not decoded.
+        transform: preprocessing of an image; None for texts.
+        max_pixels: an image with more is not decoded.
         texts: dense captions beside the shards.
         tokenizer: of texts; None leaves them as they are.
     """
@@ -65,7 +65,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         modality: Modality,
         size: int,
         todo: list[int],
-        transform: PictureTransform | None,
+        transform: ImageTransform | None,
         max_pixels: int,
         texts: DenseTexts | None = None,
         tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
@@ -102,15 +102,15 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         if self.transform is None:
             dense = [dense_captions(sample, self.texts)[0] for sample, _ in items]
             return Chunk(number, image_ids, self._shown(dense), [], [])
-        pictures, bad, messages = [], [], []
+        images, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
-                pictures.append(self.transform(decode(sample.image, self.max_pixels)))
+                images.append(self.transform(decode(sample.image, self.max_pixels)))
             except BadImageError as error:
-                pictures.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
+                images.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
                 bad.append(row)
                 messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
-        return Chunk(number, image_ids, torch.stack(pictures), bad, messages)
+        return Chunk(number, image_ids, torch.stack(images), bad, messages)
 
     def _shown(self, texts: list[str]) -> Tokens | list[str]:
         return texts if self.tokenizer is None else self.tokenizer(texts)
@@ -120,7 +120,7 @@ def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iter
     """What a reader reads, by workers, telling what it skips.
 
     Raises:
-        UserError: a shard is bad, or more pictures than `max_skipped` can't be decoded.
+        UserError: a shard is bad, or more images than `max_skipped` can't be decoded.
     """
     skipped, workers = 0, min(num_workers, len(reader.todo))
     pinned = torch.cuda.is_available()

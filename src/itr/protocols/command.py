@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, Callable[..., None]] = {
     "sts": evaluate_sts,
     "images": evaluate_images,
 }
-OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score pictures against captions, from wherever `Scored` has them
+OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against captions, from wherever `Scored` has them
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`itr evaluate coco | eccv | cxc | transfer`: pictures against captions by published protocols."""
+"""`itr evaluate coco | eccv | cxc | transfer`: images against captions by published protocols."""
 
 from __future__ import annotations
 

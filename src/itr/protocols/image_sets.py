@@ -1,4 +1,4 @@
-"""Pictures with a class each, as the sets of image retrieval have them: CUB, SOP, In-Shop, iNaturalist, any folder."""
+"""Images with a class each, as the sets of image retrieval have them: CUB, SOP, In-Shop, iNaturalist, any folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itr.data.shards.schema import IMAGE_TYPES
 from itr.errors import UserError
 
 Layout = Literal["auto", "cub", "sop", "inshop", "inaturalist", "folder"]
-# Pictures of the protocol that UNICOM and CUSA report. CUB: all pictures of its classes 101 to 200, of both halves of
+# Images of the protocol that UNICOM and CUSA report. CUB: all images of its classes 101 to 200, of both halves of
 # `train_test_split.txt`, which is for classification and has no say here.
 PUBLISHED = {"cub": 5_924, "sop": 60_502, "inshop": 26_830, "inaturalist": 136_093}
 CUB_TEST_CLASSES = range(101, 201)
@@ -25,13 +25,13 @@ MARKS = {
 
 
 @dataclass
-class LabelledPictures:
-    """Pictures with a class each.
+class LabelledImages:
+    """Images with a class each.
 
     Attributes:
         name: of the set, for the figures.
-        root: folder that names of pictures start from.
-        names: the pictures [N].
+        root: folder that names of images start from.
+        names: the images [N].
         labels: the class of each [N].
         queries: which of them are searched with; None for all.
         gallery: which of them are searched; None for all.
@@ -48,33 +48,33 @@ class LabelledPictures:
 
     @property
     def paths(self) -> list[Path]:
-        """The files of the pictures [N]."""
+        """The files of the images [N]."""
         return [self.root / name for name in self.names]
 
     def add(self, name: str, label: str) -> None:
-        """Add a picture."""
+        """Add an image."""
         self.names.append(name)
         self.labels.append(label)
 
 
-def read_pictures(root: Path, layout: Layout) -> LabelledPictures:
-    """The test pictures of a set.
+def read_images(root: Path, layout: Layout) -> LabelledImages:
+    """The test images of a set.
 
     Raises:
-        UserError: it is not there, names no picture, one class only, or pictures that are not there.
+        UserError: it is not there, names no image, one class only, or images that are not there.
     """
     if not root.is_dir():
         raise UserError(f"--root: there is no folder {root}")
     kind = recognise(root) if layout == "auto" else layout
-    pictures = _folder(root) if kind == "folder" else READERS[kind](root, _mark(root, kind))
-    if not pictures.names:
-        raise UserError(f"{root} holds no test picture of layout {kind}")
-    missing = [path for path in pictures.paths if not path.is_file()]
+    images = _folder(root) if kind == "folder" else READERS[kind](root, _mark(root, kind))
+    if not images.names:
+        raise UserError(f"{root} holds no test image of layout {kind}")
+    missing = [path for path in images.paths if not path.is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(pictures.names)} pictures are not there, the first is {missing[0]}")
-    if len(pictures.names) > 1 and len(set(pictures.labels)) == 1:
-        raise UserError(f"all pictures of {root} are of one class, {pictures.labels[0]!r}: every one would be a hit")
-    return pictures
+        raise UserError(f"{len(missing)} of {len(images.names)} images are not there, the first is {missing[0]}")
+    if len(images.names) > 1 and len(set(images.labels)) == 1:
+        raise UserError(f"all images of {root} are of one class, {images.labels[0]!r}: every one would be a hit")
+    return images
 
 
 def recognise(root: Path) -> str:
@@ -105,28 +105,28 @@ def _rows(path: Path, columns: int, skip: int = 0) -> Iterator[list[str]]:
             yield row
 
 
-def _cub(root: Path, mark: Path) -> LabelledPictures:
+def _cub(root: Path, mark: Path) -> LabelledImages:
     base, images = mark.parent, mark.with_name("images.txt")
-    found = LabelledPictures("cub", base / "images", lists=[images, mark])
+    found = LabelledImages("cub", base / "images", lists=[images, mark])
     label = dict(_rows(mark, 2))
     for number, name in _rows(images, 2):
         if number not in label:
-            raise UserError(f"{images} has a picture {number}, and {mark} says no class of it")
+            raise UserError(f"{images} has an image {number}, and {mark} says no class of it")
         if label[number].isdecimal() and int(label[number]) in CUB_TEST_CLASSES:
             found.add(name, label[number])
     return found
 
 
-def _sop(root: Path, mark: Path) -> LabelledPictures:
-    found = LabelledPictures("sop", mark.parent, lists=[mark])
+def _sop(root: Path, mark: Path) -> LabelledImages:
+    found = LabelledImages("sop", mark.parent, lists=[mark])
     for _, label, _, name in _rows(mark, 4, skip=1):
         found.add(name, label)
     return found
 
 
-def _inshop(root: Path, mark: Path) -> LabelledPictures:
+def _inshop(root: Path, mark: Path) -> LabelledImages:
     images = root / "Img"
-    found = LabelledPictures("inshop", images if images.is_dir() else root, lists=[mark])
+    found = LabelledImages("inshop", images if images.is_dir() else root, lists=[mark])
     parts: dict[str, list[int]] = {"query": [], "gallery": []}
     for name, label, part in _rows(mark, 3, skip=2):
         if part in parts:
@@ -136,10 +136,10 @@ def _inshop(root: Path, mark: Path) -> LabelledPictures:
     return found
 
 
-def _inaturalist(root: Path, mark: Path) -> LabelledPictures:
+def _inaturalist(root: Path, mark: Path) -> LabelledImages:
     if mark.suffix == ".json":
         return _inaturalist_json(root, mark)
-    found = LabelledPictures("inaturalist", root, lists=[mark])
+    found = LabelledImages("inaturalist", root, lists=[mark])
     for (name,) in _rows(mark, 1):
         if name.count("/") < 2:
             raise UserError(f"{mark} names {name!r}; FOLDER/.../CLASS/PICTURE is wanted")
@@ -147,9 +147,9 @@ def _inaturalist(root: Path, mark: Path) -> LabelledPictures:
     return found
 
 
-def _inaturalist_json(root: Path, mark: Path) -> LabelledPictures:
-    """The validation pictures of the 2018 challenge: another set than the protocol's, hence another name."""
-    found = LabelledPictures("inaturalist_val2018", root, lists=[mark])
+def _inaturalist_json(root: Path, mark: Path) -> LabelledImages:
+    """The validation images of the 2018 challenge: another set than the protocol's, hence another name."""
+    found = LabelledImages("inaturalist_val2018", root, lists=[mark])
     try:
         content: Any = json.loads(mark.read_text(encoding="utf-8"))
         name = {image["id"]: image["file_name"] for image in content["images"]}
@@ -160,21 +160,21 @@ def _inaturalist_json(root: Path, mark: Path) -> LabelledPictures:
     return found
 
 
-def _folder(root: Path) -> LabelledPictures:
-    found = LabelledPictures(root.resolve().name, root)
+def _folder(root: Path) -> LabelledImages:
+    found = LabelledImages(root.resolve().name, root)
     for path in sorted(root.rglob("*")):
         if path.suffix.lower().lstrip(".") in IMAGE_TYPES and not path.name.startswith("._"):
             name = path.relative_to(root)
             if len(name.parts) < 2:
-                raise UserError(f"the picture {path} lies in no class: layout folder wants ROOT/CLASS/PICTURE")
+                raise UserError(f"the image {path} lies in no class: layout folder wants ROOT/CLASS/PICTURE")
             found.add(name.as_posix(), name.parts[0])
     if not found.names:
         wanted = ", ".join(mark[0] for mark in MARKS.values())
-        raise UserError(f"{root} holds no pictures in folders, one a class; nor is there any of {wanted}")
+        raise UserError(f"{root} holds no images in folders, one a class; nor is there any of {wanted}")
     return found
 
 
-READERS: dict[str, Callable[[Path, Path], LabelledPictures]] = {
+READERS: dict[str, Callable[[Path, Path], LabelledImages]] = {
     "cub": _cub,
     "sop": _sop,
     "inshop": _inshop,

@@ -1,4 +1,4 @@
-"""Search for pictures of the same class: exact figures of each query, tile by tile, where ties never help."""
+"""Search for images of the same class: exact figures of each query, tile by tile, where ties never help."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Hits:
 def search_same_class(
     embedding: Tensor, label: Tensor, queries: Tensor | None = None, gallery: Tensor | None = None, tile: int = 2048
 ) -> Hits:
-    """Search with each query for pictures of its class, itself excluded.
+    """Search with each query for images of its class, itself excluded.
 
     With R true matches and hits h_k at rank k: R-P = 1/R sum_{k<=R} h_k, and
-    AP@R = 1/R sum_{k<=R} h_k (1/k sum_{j<=k} h_j) (https://arxiv.org/abs/2003.08505, section 3.3). A picture of another
+    AP@R = 1/R sum_{k<=R} h_k (1/k sum_{j<=k} h_j) (https://arxiv.org/abs/2003.08505, section 3.3). An image of another
     class that scores as high as a true match comes before it. A query without any true match is left out.
 
     Args:
-        embedding: of all pictures, on the device to work on [N, D].
-        label: class of each picture [N], int64.
+        embedding: of all images, on the device to work on [N, D].
+        label: class of each image [N], int64.
         queries: rows that are searched with [Q]; all by default.
         gallery: rows that are searched [G]; all by default.
-        tile: queries and gallery pictures compared at a time; memory grows with its square.
+        tile: queries and gallery images compared at a time; memory grows with its square.
     """
     everything = torch.arange(len(label), device=label.device)
     queries, gallery = (everything if rows is None else rows.to(label.device) for rows in (queries, gallery))
@@ -72,7 +72,7 @@ def search_same_class(
 
 
 def true_matches(label: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
-    """How many gallery pictures of its class each query has, itself excluded [Q]."""
+    """How many gallery images of its class each query has, itself excluded [Q]."""
     in_gallery = torch.zeros(len(label), dtype=torch.int64, device=label.device)
     in_gallery[gallery] = 1
     of_class = torch.bincount(label[gallery], minlength=int(label.max()) + 1)
@@ -82,7 +82,7 @@ def true_matches(label: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
 def _best(
     score: Score, rows: slice, query: Tensor, gallery: Tensor, label: Tensor, depth: tuple[int, int], tile: int
 ) -> tuple[Tensor, Tensor]:
-    """The scores of the best true matches and of the best other pictures, in descending order; -inf where none is."""
+    """The scores of the best true matches and of the best other images, in descending order; -inf where none is."""
     nothing = torch.zeros(len(query), 0, device=query.device)
     own, others = nothing, nothing
     for columns in tiles(len(gallery), tile):

@@ -1,4 +1,4 @@
-"""What a protocol on pictures and captions scores: embeddings from a file, or those a checkpoint gives to shards."""
+"""What a protocol on images and captions scores: embeddings from a file, or those a checkpoint gives to shards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scored:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         data: folder of shards.
         split: which of its splits.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         num_workers: processes that decode.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers; scores are exact whatever it is.

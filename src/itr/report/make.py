@@ -82,10 +82,10 @@ def _entry(run: Run, split: str, data: Path | None, ready: Path | None, shown: i
     root = data or Path(run.setting("data.root", "shards")).expanduser()
     try:
         shards = find_split(root, split)
-        size = f"{plural(shards.images, 'picture')}, {plural(shards.captions, 'caption')}"
+        size = f"{plural(shards.images, 'image')}, {plural(shards.captions, 'caption')}"
         entry.facts["data"] = f"{root}, split {split}: {size}; identity {data_identity(shards)[:16]}"
     except UserError as error:
-        run.notes.append(f"no pictures: {error}. Where the shards have moved, give --data")
+        run.notes.append(f"no images: {error}. Where the shards have moved, give --data")
         shards = None
     try:
         gallery = _gallery(run, root, split, ready, device)
@@ -96,7 +96,7 @@ def _entry(run: Run, split: str, data: Path | None, ready: Path | None, shown: i
         return entry
     if shards and (shards.images, shards.captions) != (len(gallery.image_id), len(gallery.text_id)):
         run.notes.append(
-            f"no pictures and no true matches: the embeddings are of {plural(len(gallery.image_id), 'picture')} and "
+            f"no images and no true matches: the embeddings are of {plural(len(gallery.image_id), 'image')} and "
             f"{plural(len(gallery.text_id), 'caption')}, which are not those of {root}"
         )
         shards = None
@@ -147,11 +147,11 @@ def _add_samples(entry: Entry, measured: Measured, root: Path, split: str) -> No
     try:
         entry.samples = read_samples(root, split, images, captions)
     except UserError as error:
-        entry.run.notes.append(f"no pictures: {error}")
+        entry.run.notes.append(f"no images: {error}")
         return
-    missing = len(images - set(entry.samples.picture))
+    missing = len(images - set(entry.samples.image))
     if missing:
-        entry.run.notes.append(f"{missing} of {len(images)} pictures are not in the shards: other data, or --split")
+        entry.run.notes.append(f"{missing} of {len(images)} images are not in the shards: other data, or --split")
 
 
 def main(arguments: list[str]) -> None:

@@ -65,7 +65,7 @@ class DataWait(pl.Callback):
         workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
         log.info(
             "%.0f%% of the epoch was spent waiting for data: give more --data.num_workers (now %d; there are %d cores) "
-            "or make the pictures small once, by `itr prepare ... --resize 256`",
+            "or make the images small once, by `itr prepare ... --resize 256`",
             100 * share,
             workers,
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

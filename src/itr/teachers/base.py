@@ -1,4 +1,4 @@
-"""A frozen encoder of one modality that runs on a device: pictures or captions in, one vector each out."""
+"""A frozen encoder of one modality that runs on a device: images or captions in, one vector each out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Inputs = Tensor | Tokens | Sequence[str]
 PART = {"cpu": 32, "cuda": 256}  # captions of about the same length that a teacher embeds together
 
 
-class PictureTransform:
+class ImageTransform:
     """The teacher's own preprocessing up to uint8: resize, then crop the centre.
 
     Args:
         spec: what the teacher takes.
-        resize: short side before the crop, where it is larger than the picture that the teacher takes.
+        resize: short side before the crop, where it is larger than the image that the teacher takes.
     """
 
     def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
@@ -47,12 +47,12 @@ class Encoder:
 
     Attributes:
         module: its weights.
-        run: turns normalised pictures [I, 3, H, H] or captions into features [n, D]; captions as tokens on its device
+        run: turns normalised images [I, 3, H, H] or captions into features [n, D]; captions as tokens on its device
             where there is a tokenizer.
-        spec: picture format; None for text.
+        spec: image format; None for text.
         resize: short side before the crop.
         weights: identity of its weights, where it is a checkpoint of ours.
-        tokenizer: of captions, for the workers; None for pictures, and where the module has a way of its own.
+        tokenizer: of captions, for the workers; None for images, and where the module has a way of its own.
     """
 
     module: nn.Module
@@ -69,8 +69,8 @@ class Teacher:
     Attributes:
         width: D of a feature.
         weights: identity of its weights, where it is a checkpoint of ours.
-        transform: preprocessing of a picture, for the workers; None for text.
-        tokenizer: of captions, for the workers; None for pictures, and where the encoder has a way of its own.
+        transform: preprocessing of an image, for the workers; None for text.
+        tokenizer: of captions, for the workers; None for images, and where the encoder has a way of its own.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
@@ -79,21 +79,21 @@ class Teacher:
         self.dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
         encoder.module.to(device).eval().requires_grad_(False)
         spec = encoder.spec
-        self.transform: PictureTransform | None = None
+        self.transform: ImageTransform | None = None
         probe: Tensor | list[str] = ["a word"]
         if spec is not None:
-            self.transform = PictureTransform(spec, encoder.resize)
+            self.transform = ImageTransform(spec, encoder.resize)
             self.mean, self.std = (255 * torch.tensor(v, device=device).view(3, 1, 1) for v in (spec.mean, spec.std))
             probe = torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8)
         try:
             self.width = self.encode(probe).shape[1]
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(
-                f"the teacher can't encode a picture or a caption of its size: {first_line(error)}"
+                f"the teacher can't encode an image or a caption of its size: {first_line(error)}"
             ) from None
 
     def encode(self, inputs: Inputs) -> Tensor:
-        """Features [n, D], float32, on the CPU, of pictures [n, 3, H, H], uint8, or of captions."""
+        """Features [n, D], float32, on the CPU, of images [n, 3, H, H], uint8, or of captions."""
         return self.features(inputs).cpu()
 
     def features(self, inputs: Inputs) -> Tensor:

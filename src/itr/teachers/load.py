@@ -31,11 +31,11 @@ def load_teacher(
     """Find a teacher.
 
     Args:
-        modality: pictures or captions; the teacher of dense captions is `itr.passes.first_stage`'s.
-        name: for text a folder or name of sentence-transformers or transformers; for pictures a folder or name of
+        modality: images or captions; the teacher of dense captions is `itr.passes.first_stage`'s.
+        name: for text a folder or name of sentence-transformers or transformers; for images a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
             `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
-        output: `pooled`, or `tokens` for all tokens of a picture end to end.
+        output: `pooled`, or `tokens` for all tokens of an image end to end.
         device: where it runs.
         precision: of its arithmetic.
 
@@ -44,7 +44,7 @@ def load_teacher(
     """
     if modality == "text":
         if output != "pooled":
-            raise UserError("--output tokens is for pictures: captions differ in length")
+            raise UserError("--output tokens is for images: captions differ in length")
         encoder = _sentence_transformer(name, device) if is_sentence_transformer(name) else _text(name)
         return Teacher(encoder, torch.device(device), precision)
     kind, colon, rest = name.partition(":")

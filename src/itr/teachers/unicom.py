@@ -58,7 +58,7 @@ class Unicom(nn.Module):
     """The model of an official weights file; its parameters bear the names of that file.
 
     Args:
-        image_size: side of the pictures.
+        image_size: side of the images.
         patch: side of a patch.
         width: W of a token.
         depth: number of layers.
@@ -82,13 +82,13 @@ class Unicom(nn.Module):
         )
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """All tokens of normalised pictures [I, 3, H, H], end to end [I, P x W]."""
+        """All tokens of normalised images [I, 3, H, H], end to end [I, P x W]."""
         tokens = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed
         normed: Tensor = self.norm(self.blocks(tokens).float())
         return normed.flatten(1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The pooled embedding [I, D] of normalised pictures [I, 3, H, H]."""
+        """The pooled embedding [I, D] of normalised images [I, 3, H, H]."""
         embedding: Tensor = self.feature(self.forward_features(image))
         return embedding
 

@@ -1,4 +1,4 @@
-"""What goes in: pictures and tokenized captions, on the host or on a device."""
+"""What goes in: images and tokenized captions, on the host or on a device."""
 
 from __future__ import annotations
 

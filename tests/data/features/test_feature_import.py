@@ -17,18 +17,18 @@ from itr.data.shards.schema import data_identity
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from itr.passes.features import make_features
-from raw_trees import picture
+from raw_trees import make_image
 
 
 def shards(folder: Path, splits: dict[str, list[dict]]) -> Path:
     """A shard a split; each sample has these fields beside one caption."""
-    picture(folder / "picture.jpg")
+    make_image(folder / "image.jpg")
     for split, metas in splits.items():
         (folder / split).mkdir()
         with tarfile.open(folder / split / "000000.tar", "w") as tar:
             for at, meta in enumerate(metas):
                 text = {"image_id": at, "captions": ["x"], "caption_ids": [at], "name": f"{at}.jpg", **meta}
-                image = (folder / "picture.jpg").read_bytes()
+                image = (folder / "image.jpg").read_bytes()
                 for ending, data in (("jpg", image), ("json", json.dumps(text).encode())):
                     member = tarfile.TarInfo(f"{at:06d}.{ending}")
                     member.size = len(data)
@@ -123,5 +123,5 @@ def test_a_dictionary_is_found_by_the_id_in_the_source(tmp_path):
     make_features(str(data), "image", str(tmp_path / "out"), from_npy=str(file), **options)
     assert rows(data, tmp_path / "out", "image", "train")[:, 0].tolist() == [2, 0, 1]
     fails(data, file, "add --trust_pickle true")
-    fails(data, file, "pictures of one split", splits="train,val", **options)
+    fails(data, file, "images of one split", splits="train,val", **options)
     fails(data, file, "give --modality image", "text", **options)

@@ -18,7 +18,7 @@ from itr.data.raw.entries import Entry, RawData
 from itr.data.shards.locations import read_positives
 from itr.data.shards.schema import Manifest
 from itr.data.shards.writer import Record, ShardWriter, write_positives
-from raw import make_raw, save_picture
+from raw import make_raw, save_image
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,14 @@ def test_a_wrong_count(shards, capsys, what):
     assert re.fullmatch(rf"val/000001.tar: holds \d whole {what}, and the manifest says 7", fault)
 
 
-def test_a_picture_that_does_not_decode_is_named_by_key(shards, capsys):
+def test_an_image_that_does_not_decode_is_named_by_key(shards, capsys):
     rewrite(shards, lambda samples: samples[1].__setitem__(0, samples[1][0][:-300]))
     (fault,) = faults(shards, capsys)
-    assert fault.startswith("val/000000.tar:000000001: its picture can't be decoded (")
+    assert fault.startswith("val/000000.tar:000000001: its image can't be decoded (")
     assert faults(shards, capsys, "--decode=false") == []
     rewrite(shards, lambda samples: samples[1].__setitem__(0, b"GIF87a"))
     (fault,) = faults(shards, capsys, "--decode=false")
-    assert "000000001: its picture can't be decoded" in fault
+    assert "000000001: its image can't be decoded" in fault
 
 
 def test_repeated_ids(shards, capsys):
@@ -150,7 +150,7 @@ def test_texts_that_are_not_whole(shards, capsys, text, message):
     found = faults(shards, capsys)
     assert found[0].startswith("val/000000.tar:000000000: ")
     assert message in found[0]
-    assert found[1] == "val/000000.tar:000000001: has no picture"
+    assert found[1] == "val/000000.tar:000000001: has no image"
 
 
 def test_matches_of_samples_that_are_not_there(scenes, tmp_path, capsys):
@@ -182,24 +182,24 @@ def test_show_writes_a_page_that_needs_nothing_else(whole, tmp_path):
     assert '<li dir="auto">\u05e9\u05dc\u05d5\u05dd</li>' in text
     assert "a dense one" in text
     assert "<script" not in text
-    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
-    assert len(pictures) == 5
-    for picture in pictures:
-        assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (60, 48)
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    assert len(images) == 5
+    for image in images:
+        assert Image.open(io.BytesIO(base64.b64decode(image))).size == (60, 48)
     assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
 
 
-def test_the_page_shows_every_type_of_picture(tmp_path):
+def test_the_page_shows_every_type_of_image(tmp_path):
     names = [f"a.{kind}" for kind in ("jpg", "png", "gif", "bmp", "webp", "tif")]
     for name in names:
-        save_picture(tmp_path / name, 1, 40, 30)
+        save_image(tmp_path / name, 1, 40, 30)
     raw = RawData("made", tmp_path, {"train": [Entry(name, ["x"]) for name in names]})
     write_shards(raw, Writing(str(tmp_path / "out"), num_workers=1))
     assert main(["data", "show", str(tmp_path / "out")]) == 0
     found = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', (tmp_path / "out" / "sheet.html").read_text())
     assert sorted(kind for kind, _ in found) == ["bmp", "gif", "jpeg", "png", "png", "webp"]
-    for kind, picture in found:
-        assert (Image.open(io.BytesIO(base64.b64decode(picture))).format or "").lower() == kind
+    for kind, image in found:
+        assert (Image.open(io.BytesIO(base64.b64decode(image))).format or "").lower() == kind
 
 
 def test_the_draw_of_the_page_follows_its_seed(whole, tmp_path):

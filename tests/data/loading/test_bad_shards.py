@@ -26,7 +26,7 @@ def backbone() -> VSE:
 
 @pytest.fixture
 def shards(scenes, tmp_path) -> Path:
-    """44 training pictures in five shards."""
+    """44 training images in five shards."""
     shutil.copytree(scenes, tmp_path / "shards")
     return tmp_path / "shards"
 
@@ -42,7 +42,7 @@ def headers_of(tar: Path) -> list[tarfile.TarInfo]:
 
 
 def cut(tar: Path) -> None:
-    """Amid the picture or text with which the fifth sample begins."""
+    """Amid the image or text with which the fifth sample begins."""
     tar.write_bytes(tar.read_bytes()[: headers_of(tar)[8].offset_data + 10])
 
 
@@ -172,15 +172,15 @@ def test_when_no_shard_is_left_the_run_stops(shards, backbone, workers):
 
 
 @pytest.mark.parametrize(
-    ("of_picture", "data", "message"),
+    ("of_image", "data", "message"),
     [(False, None, "has no caption"), (True, None, "has no image"), (False, b"{", "no valid JSON")],
 )
 def test_a_sample_that_lacks_something_is_skipped_in_training_and_refused_in_evaluation(
-    shards, backbone, caplog, of_picture, data, message
+    shards, backbone, caplog, of_image, data, message
 ):
     tar = shards / "train" / "000002.tar"
     members = members_of(tar)
-    name = next(name for name in list(members)[2:] if name.endswith(".json") != of_picture)
+    name = next(name for name in list(members)[2:] if name.endswith(".json") != of_image)
     del members[name]
     write_tar(tar, dict(sorted((members if data is None else {**members, name: data}).items())))
     loader = make_loader(shards, "train", backbone, True, max_skipped=1)

@@ -179,12 +179,12 @@ def test_evaluation_reads_every_image_with_all_its_captions(scenes, backbone, wo
 def bad_record(number: int) -> Record:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "JPEG")
-    return Record(buffer.getvalue()[: None if number % 4 else 100], "jpg", [f"picture {number}"], f"{number}.jpg")
+    return Record(buffer.getvalue()[: None if number % 4 else 100], "jpg", [f"image {number}"], f"{number}.jpg")
 
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """Sixteen pictures of which four are cut off."""
+    """Sixteen images of which four are cut off."""
     write_split((bad_record(i) for i in range(16)), tmp_path, "train", 5)
     return tmp_path
 
@@ -213,8 +213,8 @@ def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):
 
 
 def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):
-    picture = bad_record(1).image
-    members = {"a.jpg": picture, "a.txt": b"one", "b.jpg": picture, "b.json": json.dumps({"caption": "two"}).encode()}
+    image = bad_record(1).image
+    members = {"a.jpg": image, "a.txt": b"one", "b.jpg": image, "b.json": json.dumps({"caption": "two"}).encode()}
     write_tar(tmp_path / "train" / "00000.tar", members)
     (batch,) = make_loader(tmp_path, "train", backbone, False)
     assert len(set(batch.image_id.tolist())) == len(set(batch.text_id.tolist())) == 2
@@ -235,12 +235,10 @@ def test_a_sample_that_lacks_something_is_named(tmp_path, backbone, members, mes
 
 
 def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evaluation(tmp_path, backbone):
-    """Large collections of pictures from the web have some."""
-    picture = bad_record(1).image
+    """Large collections of images from the web have some."""
+    image = bad_record(1).image
     texts = {"a": b'{"caption": "one"}', "b": b'{"caption": null}', "c": b'{"caption": "  "}', "d": b'{"caption": "4"}'}
-    members = {
-        f"{key}.{kind}": data for key, text in texts.items() for kind, data in (("jpg", picture), ("json", text))
-    }
+    members = {f"{key}.{kind}": data for key, text in texts.items() for kind, data in (("jpg", image), ("json", text))}
     write_tar(tmp_path / "train" / "0.tar", members)
     loader = make_loader(tmp_path, "train", backbone, True, batch_items=4)
     (batch,) = loader
@@ -253,8 +251,8 @@ def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evalu
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, caplog, workers):
-    picture, limit = bad_record(1).image, backbone.tokenizer.max_length
-    records = [Record(picture, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
+    image, limit = bad_record(1).image, backbone.tokenizer.max_length
+    records = [Record(image, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
     write_split(iter(records), tmp_path, "train", 8)
     loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
     for _ in range(2):
@@ -269,8 +267,8 @@ def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, c
 
 
 def test_one_to_many_captions_an_image_and_of_six_the_five_that_the_protocol_takes(tmp_path, backbone):
-    picture = bad_record(1).image
-    records = [Record(picture, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
+    image = bad_record(1).image
+    records = [Record(image, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
     records[3].meta["standard"] = 5  # as the shards of COCO say
     write_split(iter(records), tmp_path, "train", 4)
     (batch,) = make_loader(tmp_path, "train", backbone, False)

@@ -1,4 +1,4 @@
-"""`itr prepare` as a command: killed, on a full disk, with more pictures than memory, and with real ones."""
+"""`itr prepare` as a command: killed, on a full disk, with more images than memory, and with real ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from itr.cli import main
 from itr.data.shards.schema import Manifest
 from itr.data.shards.tars import read_tar
-from itr.images.decode import picture_size
+from itr.images.decode import image_size
 from launching import ENOUGH
 from raw import as_table, make_raw, tree
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Tables and pictures that take a while to shrink."""
+    """Tables and images that take a while to shrink."""
     return as_table(make_raw(tmp_path_factory.mktemp("raw"), 30, 10, width=900, height=700))
 
 
@@ -154,7 +154,7 @@ def test_a_limit_of_the_file_size_is_told_like_a_full_disk(root, tmp_path, worke
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_memory_does_not_grow_with_the_pictures(tmp_path, workers):
+def test_memory_does_not_grow_with_the_images(tmp_path, workers):
     peaks = []
     for number in (4, 60):
         root = tmp_path / f"raw{number}"
@@ -173,7 +173,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path, workers):
         run = [sys.executable, "-c", code, *command(root, tmp_path / str(number), *options)[3:]]
         told = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=True)
         peaks.append(int(told.stdout.split()[-1]))
-    assert peaks[1] < peaks[0] + 20_000  # kB; the pictures are 216 MB
+    assert peaks[1] < peaks[0] + 20_000  # kB; the images are 216 MB
 
 
 def test_common_options_stand_beside_the_source_s_own(tmp_path, capsys):
@@ -211,13 +211,13 @@ def test_a_wrong_option_is_told(tmp_path, capsys, options, message):
 
 
 @pytest.mark.slow
-def test_real_pictures_are_brought_to_size(shared, tmp_path):
+def test_real_images_are_brought_to_size(shared, tmp_path):
     root = shared / "data" / "coco-sample"
     assert main(["prepare", "table", f"--root={root}", f"--out={tmp_path}", "--resize=128"]) == 0
     for split in ("train", "val"):
         for shard in Manifest.read(tmp_path).splits[split].shards:
             for sample in read_tar(tmp_path / shard.path):
-                before, after = picture_size((root / sample.name).read_bytes()), picture_size(sample.image)
+                before, after = image_size((root / sample.name).read_bytes()), image_size(sample.image)
                 assert min(after) == 128
                 assert abs(after[0] / after[1] - before[0] / before[1]) < 0.02
     assert main(["data", "verify", str(tmp_path)]) == 0

@@ -10,7 +10,7 @@ import pytest
 from itr.cli import main
 from itr.data.shards.schema import Manifest, Sample
 from itr.data.shards.tars import read_tar
-from raw_trees import ele_fashion, magb, official, picture, squeezed, write_json
+from raw_trees import ele_fashion, magb, make_image, official, squeezed, write_json
 from tiny import TINY_CLIP
 
 FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -38,7 +38,7 @@ def camoit(root: Path) -> Path:
         rows = [{"name": f"{at}.jpg", "caption3": f"a hidden frog {at}"} for at in numbers]
         write_json(root / "CamoIT" / f"{split}.json", rows)
         for at in numbers:
-            picture(root / "CamoIT" / "images" / f"{at}.jpg")
+            make_image(root / "CamoIT" / "images" / f"{at}.jpg")
     return root
 
 
@@ -98,7 +98,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 @pytest.mark.slow
-def test_real_flickr30k_captions_with_the_real_pictures_that_are_here(shared, tmp_path, capsys):
+def test_real_flickr30k_captions_with_the_real_images_that_are_here(shared, tmp_path, capsys):
     captions, sample = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample"
     options = ("--image_root", str(sample), "--bad_images", "skip")
     manifest = prepare("flickr30k", captions, tmp_path / "shards", *options)

@@ -20,9 +20,9 @@ from itr.data.shards.schema import Manifest
 from itr.data.shards.staging import Staging
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError
-from itr.images.decode import decode_pixels, picture_size
+from itr.images.decode import decode_pixels, image_size
 from itr.images.transforms import decode
-from raw import make_raw, save_picture, tree
+from raw import make_raw, save_image, tree
 
 # A family of three joined by U+200D, "shalom" between marks of direction, "marhaba".
 FAMILY = (
@@ -76,11 +76,11 @@ def test_the_number_of_workers_changes_no_byte(raw, tmp_path, resize):
     assert len(tree(tmp_path / "1")) == 4 + 2 + 2  # shards, manifest and plan, and nothing else
 
 
-def test_a_smaller_picture_is_the_large_one_antialiased(tmp_path):
-    save_picture(tmp_path / "large.jpg", 1, 400, 300, quality=95)
+def test_a_smaller_image_is_the_large_one_antialiased(tmp_path):
+    save_image(tmp_path / "large.jpg", 1, 400, 300, quality=95)
     prepare(RawData("made", tmp_path, {"train": [Entry("large.jpg", ["x"])]}), tmp_path / "out", resize=100)
     (sample,) = samples(tmp_path / "out", "train")
-    assert picture_size(sample.image) == (133, 100)
+    assert image_size(sample.image) == (133, 100)
     large = decode((tmp_path / "large.jpg").read_bytes(), 10**9)[None].float()
     wanted = torch.nn.functional.interpolate(large, (100, 133), mode="bicubic", antialias=True)[0]
     error = (decode(sample.image, 10**9).float() - wanted).square().mean()
@@ -89,9 +89,9 @@ def test_a_smaller_picture_is_the_large_one_antialiased(tmp_path):
     assert (manifest.settings["resize"], manifest.settings["quality"]) == (100, 95)
 
 
-def test_no_picture_is_enlarged_or_encoded_without_need(tmp_path):
-    save_picture(tmp_path / "small.jpg", 1, 64, 48)
-    save_picture(tmp_path / "exact.png", 2, 70, 50)
+def test_no_image_is_enlarged_or_encoded_without_need(tmp_path):
+    save_image(tmp_path / "small.jpg", 1, 64, 48)
+    save_image(tmp_path / "exact.png", 2, 70, 50)
     prepare(make_entries(tmp_path, "small.jpg", "exact.png"), tmp_path / "out", resize=50)
     for sample in samples(tmp_path / "out", "train"):
         assert sample.image == (tmp_path / sample.name).read_bytes()
@@ -100,7 +100,7 @@ def test_no_picture_is_enlarged_or_encoded_without_need(tmp_path):
 def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    save_picture(tmp_path / "turned.jpg", 1, 90, 60, exif=exif, comment=b"private")
+    save_image(tmp_path / "turned.jpg", 1, 90, 60, exif=exif, comment=b"private")
     Image.new("RGBA", (60, 90), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((60, 90), 65535, np.uint16)).save(tmp_path / "deep.png")
     Image.new("CMYK", (90, 60)).save(tmp_path / "ink.jpg")
@@ -108,11 +108,11 @@ def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
     names = ["turned.jpg", "clear.png", "deep.png", "ink.jpg", "table.gif"]
     prepare(make_entries(tmp_path, *names), tmp_path / "out", resize=30)
     for sample in samples(tmp_path / "out", "train"):
-        with Image.open(io.BytesIO(sample.image)) as picture, Image.open(tmp_path / sample.name) as before:
-            assert (picture.format, picture.mode, min(picture.size)) == ("JPEG", "RGB", 30)
-            assert (picture.width > picture.height) == (before.width > before.height)
-            assert not picture.getexif()
-            assert "comment" not in picture.info
+        with Image.open(io.BytesIO(sample.image)) as image, Image.open(tmp_path / sample.name) as before:
+            assert (image.format, image.mode, min(image.size)) == ("JPEG", "RGB", 30)
+            assert (image.width > image.height) == (before.width > before.height)
+            assert not image.getexif()
+            assert "comment" not in image.info
         wanted = decode_pixels((tmp_path / sample.name).read_bytes(), 10**9).mean()
         assert abs(decode_pixels(sample.image, 10**9).mean() - wanted) < 2
 
@@ -122,7 +122,7 @@ def make_entries(root, *names) -> RawData:
 
 
 def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
-    save_picture(tmp_path / "a.jpg", 1)
+    save_image(tmp_path / "a.jpg", 1)
     captions = [
         "nul\0 and\x07 bell",
         "lone \ud83d half, pair \ud83d\ude00",
@@ -147,17 +147,17 @@ def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
 
 
 def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
-    save_picture(tmp_path / "raw" / "good.jpg", 1)
+    save_image(tmp_path / "raw" / "good.jpg", 1)
     (tmp_path / "raw" / "empty.jpg").touch()
     (tmp_path / "raw" / "page.jpg").write_text("\n<!DOCTYPE html><p>404")
     (tmp_path / "raw" / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1")
     (tmp_path / "raw" / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "raw" / "pipe.jpg")
-    save_picture(tmp_path / "outside.jpg", 1)
+    save_image(tmp_path / "outside.jpg", 1)
     expected = {
         "empty.jpg": "is empty",
-        "page.jpg": "is no picture (but a web page)",
-        "pointer.jpg": "is no picture (it begins with b'version http')",
+        "page.jpg": "is no image (but a web page)",
+        "pointer.jpg": "is no image (it begins with b'version http')",
         "folder.jpg": "can't be read (Is a directory)",
         "pipe.jpg": "is no file, but a pipe or a device",
         "sub/../../outside.jpg": "leads out of the image folder",
@@ -177,15 +177,15 @@ def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
 
 
 def test_links_inside_the_folder_and_absolute_paths_below_it_are_followed(tmp_path):
-    save_picture(tmp_path / "disk" / "a.jpg", 1)
-    save_picture(tmp_path / "raw" / "b.jpg", 2)
+    save_image(tmp_path / "disk" / "a.jpg", 1)
+    save_image(tmp_path / "raw" / "b.jpg", 2)
     (tmp_path / "raw" / "train2014").symlink_to(tmp_path / "disk")
     raw = make_entries(tmp_path / "raw", "train2014/a.jpg", str(tmp_path / "raw" / "b.jpg"))
     assert prepare(raw, tmp_path / "out").splits["train"].images == 2
 
 
 def test_an_image_that_comes_twice_is_refused(tmp_path):
-    save_picture(tmp_path / "a.jpg", 1)
+    save_image(tmp_path / "a.jpg", 1)
     with pytest.raises(UserError, match=r"image a.jpg stands 2 times in train"):
         prepare(make_entries(tmp_path, "a.jpg", "./a.jpg"), tmp_path / "out")
     names = [f"{i}.jpg" for i in range(9)]
@@ -197,11 +197,11 @@ def test_an_image_that_comes_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_picture_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys, workers):
+def test_an_image_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys, workers):
     out, cut = tmp_path / "out", raw.image_root / "val" / "0003.jpg"
     whole = cut.read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: is no whole picture .*truncated"):
+    with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: is no whole image .*truncated"):
         prepare(raw, out, resize=24, num_workers=workers)
     assert not (out / "manifest.json").exists()
     with pytest.raises(UserError, match="is not finished; give the `itr prepare` command again"):
@@ -217,9 +217,9 @@ def test_a_picture_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys,
     assert tree(out) == tree(tmp_path / "anew")
 
 
-def test_a_header_without_a_picture_is_told_when_bytes_are_copied(raw, tmp_path):
+def test_a_header_without_an_image_is_told_when_bytes_are_copied(raw, tmp_path):
     (raw.image_root / "val" / "0001.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
-    with pytest.raises(UserError, match=r"val/0001.jpg: is no whole picture"):
+    with pytest.raises(UserError, match=r"val/0001.jpg: is no whole image"):
         prepare(raw, tmp_path / "out")
 
 
@@ -245,10 +245,10 @@ def test_earlier_shards_stay_until_the_new_ones_are_whole(raw, tmp_path, capsys)
         prepare(raw, out, shard_size=4)
     assert {name: sha for name, sha in tree(out).items() if not name.startswith(".preparing")} == before
     verify(str(out))
-    save_picture(bad, 77)
+    save_image(bad, 77)
     capsys.readouterr()
     prepare(raw, out, shard_size=5)
-    assert "finished shards of other pictures, captions or options are dropped" in capsys.readouterr().out
+    assert "finished shards of other images, captions or options are dropped" in capsys.readouterr().out
     prepare(raw, other, shard_size=5)
     assert tree(out) == tree(other)
 

@@ -34,7 +34,7 @@ PHRASES = {
     for phrase in phrases
 }
 PATTERN = re.compile("|".join(rf"\b{phrase}\b" for phrase in sorted(PHRASES, key=len, reverse=True)))
-WORDS = "a an and the in on is are there with also together can be seen picture behind objects two three four five"
+WORDS = "a an and the in on is are there with also together can be seen image behind objects two three four five"
 GLUE = {*re.findall(r"\w+", WORDS), *NOUNS}
 
 
@@ -59,7 +59,7 @@ def told(claim: Claim) -> Counter[tuple[str, str]]:
 def noun_phrases(text: str) -> list[Counter[tuple[str, str]]]:
     """The values of size, texture, colour and shape of each noun phrase, in the order of the text."""
     nouns = "|".join(rf"\b{word}\b" for words in VOCABULARY["shape"].values() for word in words)
-    pieces = re.findall(rf"\ban? ((?:\w+ )*?(?:{nouns}|{'|'.join(NOUNS)}))\b", text.replace("a picture with", ""))
+    pieces = re.findall(rf"\ban? ((?:\w+ )*?(?:{nouns}|{'|'.join(NOUNS)}))\b", text.replace("an image with", ""))
     return [mentions(piece) for piece in pieces]
 
 
@@ -108,14 +108,14 @@ def test_dense_caption_tells_everything(samples: list[SceneSample]) -> None:
         assert len(re.findall(r"\w+|[^\w\s]", item.dense)) <= 75  # fits the 77 tokens of CLIP
 
 
-def test_captions_are_true_of_their_own_picture_and_differ(samples: list[SceneSample]) -> None:
+def test_captions_are_true_of_their_own_image_and_differ(samples: list[SceneSample]) -> None:
     for item in samples:
         assert all(holds(claim, item.scene) for claim in item.claims)
         assert len(set(item.captions)) == len(item.captions)
 
 
 @pytest.mark.parametrize("difficulty", sorted(DIFFICULTIES))
-def test_captions_of_a_picture_cover_its_objects(difficulty: str) -> None:
+def test_captions_of_an_image_cover_its_objects(difficulty: str) -> None:
     for item in generate("train", 50, 1, SceneSettings(difficulty, image_size=32)):
         for thing in item.scene.objects:
             assert any(part.matches(thing) for claim in item.claims for part in claim.objects)
@@ -173,7 +173,7 @@ def test_a_sample_depends_on_its_arguments_alone() -> None:
         assert replace(item, image=twin.image) == twin
 
 
-def test_splits_and_seeds_share_no_picture() -> None:
+def test_splits_and_seeds_share_no_image() -> None:
     settings = SceneSettings(image_size=32)
     runs = [("train", 0), ("val", 0), ("test", 0), ("train", 1)]
     scenes = [item.scene for split, seed in runs for item in generate(split, 200, seed, settings)]
@@ -216,8 +216,8 @@ def test_backgrounds_and_values_look_different() -> None:
                 Scene((RED_CIRCLE,), value) if name == "background" else a_scene(changed(RED_CIRCLE, name, value))
                 for value in values
             ]
-            pictures = [np.asarray(render(scene, 64)).astype(float) for scene in scenes]
-            distances = [np.abs(a - b).sum() for k, a in enumerate(pictures) for b in pictures[:k]]
+            images = [np.asarray(render(scene, 64)).astype(float) for scene in scenes]
+            distances = [np.abs(a - b).sum() for k, a in enumerate(images) for b in images[:k]]
             assert min(distances) > 3000, name
 
 

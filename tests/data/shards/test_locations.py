@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from foreign import downloaded, picture, write_tar
+from foreign import downloaded, make_image, write_tar
 from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
@@ -59,7 +59,7 @@ def test_the_tars_of_img2dataset_stream_as_they_are(tmp_path, stats):
         (f"0000{i}.tar", 5, 5) for i in range(3)
     ]
     found = samples(folder, "{00000..00002}.tar")
-    assert found[7].captions == ["picture 4 of shard 1"]
+    assert found[7].captions == ["image 4 of shard 1"]
     assert found[7].name == found[7].meta["key"] == "000010004"
     assert len({sample.image_id for sample in found}) == len({i for s in found for i in s.caption_ids}) == 15
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "train")
@@ -112,7 +112,7 @@ def test_what_is_counted_is_remembered(tmp_path):
     assert find_split(folder, "*.tar").captions == 8  # it was not read again
     record.write_text("{")
     assert find_split(folder, "*.tar").captions == 5
-    write_tar(tar, {"a.jpg": picture(0), "a.json": b'{"captions": ["one", "two", " "]}'})
+    write_tar(tar, {"a.jpg": make_image(0), "a.json": b'{"captions": ["one", "two", " "]}'})
     assert (find_split(folder, "*.tar").images, find_split(folder, "*.tar").captions) == (1, 2)
 
 
@@ -197,8 +197,8 @@ def test_pickles_in_tars_are_passed_over_and_keys_are_no_paths(tmp_path, monkeyp
     bomb = pickle.dumps(Bomb())
     kinds = ("pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "cbor", "sh")
     members = {f"../../escape/x.{kind}": bomb for kind in kinds}
-    members |= {"../../escape/x.jpg": picture(1), "../../escape/x.txt": b"one", "only.pkl": bomb}
-    members |= {f"{tmp_path}/absolute.jpg": picture(2), f"{tmp_path}/absolute.json": b'{"caption": "two"}'}
+    members |= {"../../escape/x.jpg": make_image(1), "../../escape/x.txt": b"one", "only.pkl": bomb}
+    members |= {f"{tmp_path}/absolute.jpg": make_image(2), f"{tmp_path}/absolute.json": b'{"caption": "two"}'}
     members |= {"__meta__/x.jpg": b"no sample"}
     path = write_tar(tmp_path / "in" / "a.tar", members)
     with tarfile.open(path, "a") as tar:
@@ -295,7 +295,7 @@ def test_a_member_that_would_fill_the_memory_is_refused(tmp_path):
         find_split(tmp_path, "0.tar")
 
 
-def test_skipping_reads_no_pictures_and_loses_none(tmp_path):
+def test_skipping_reads_no_images_and_loses_none(tmp_path):
     place = find_split(downloaded(tmp_path, 1), "*.tar").shards[0].place
     whole = [sample.name for sample in read_tar(place)]
     for skip in range(7):
@@ -307,7 +307,7 @@ def test_training_does_not_validate_on_its_own_tars(tmp_path):
     downloaded(tmp_path, 2)
     data = ShardData(f"{tmp_path}/*.tar")
     assert data._find("train").images == data._find("test").images == 10
-    with pytest.raises(UserError, match="training and validation would see the same pictures"):
+    with pytest.raises(UserError, match="training and validation would see the same images"):
         data._find("val")
     own = ShardData(f"{tmp_path}/00000.tar", val_split=f"{tmp_path}/00001.tar")
     assert own._find("val").images == 5
@@ -348,7 +348,7 @@ def test_damage_anywhere_is_told_or_harmless(tmp_path):
 
 def both(tar: str, *keys: str) -> dict[str, bytes]:
     return {
-        f"{key}.{kind}": picture(1) if kind == "jpg" else b"in " + tar.encode()
+        f"{key}.{kind}": make_image(1) if kind == "jpg" else b"in " + tar.encode()
         for key in keys
         for kind in ("jpg", "txt")
     }
@@ -374,7 +374,7 @@ def test_the_same_keys_in_two_tars_are_two_images(tmp_path):
 def test_members_that_make_no_samples_are_refused_by_name(tmp_path, members, message, told):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in members:
-            data = picture(1) if name.endswith("jpg") else b"text"
+            data = make_image(1) if name.endswith("jpg") else b"text"
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

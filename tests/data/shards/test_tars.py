@@ -77,7 +77,7 @@ def test_checksums_that_are_right_are_enough_for_fields_that_nobody_reads():
     assert _Header.frombuf(bytes(block), "utf-8", "strict").name == "a.jpg"
 
 
-def test_a_picture_that_is_cut_off_is_told(tmp_path):
+def test_an_image_that_is_cut_off_is_told(tmp_path):
     whole = write(tmp_path / "0.tar", tarfile.GNU_FORMAT, size=5000).read_bytes()
     (tmp_path / "1.tar").write_bytes(whole[:3000])
     with pytest.raises(UnreadableError, match=r"1.tar can't be read: unexpected end of data"):

@@ -11,7 +11,7 @@ import torch
 from itr.data.sources.camoit import read_camoit
 from itr.data.sources.mag import read_mag
 from itr.errors import UserError
-from raw_trees import captions_of, ele_fashion, magb, picture, write_json, write_rows
+from raw_trees import captions_of, ele_fashion, magb, make_image, write_json, write_rows
 
 
 def camoit(root: Path, train: int = 20, test: int = 5, ending: str = ".jpg") -> Path:
@@ -28,8 +28,8 @@ def camoit(root: Path, train: int = 20, test: int = 5, ending: str = ".jpg") -> 
         ]
         write_json(folder / f"{split}.json", rows)
         for at in numbers:
-            picture(folder / "images" / f"camo_{at}.jpg")
-    picture(folder / "mask_zoomnext" / "camo_0.png")
+            make_image(folder / "images" / f"camo_{at}.jpg")
+    make_image(folder / "mask_zoomnext" / "camo_0.png")
     return root
 
 
@@ -76,7 +76,7 @@ def test_faults_of_camoit(tmp_path, capsys):
     with pytest.raises(UserError, match="no list of rows with `name`"):
         read_camoit(str(tmp_path))
     write_json(tmp_path / "test.json", [{"name": "a", "caption3": "x"}])
-    assert captions_of(read_camoit(str(tmp_path)), "test") == {"a.jpg": ["x"]}  # for the message on a missing picture
+    assert captions_of(read_camoit(str(tmp_path)), "test") == {"a.jpg": ["x"]}  # for the message on a missing image
     rows = [{"name": "a.jpg", "caption3": "x"}, {"name": "b.jpg", "caption3": " "}]
     write_json(tmp_path / "test.json", rows)
     assert captions_of(read_camoit(str(tmp_path)), "test") == {"a.jpg": ["x"]}
@@ -135,13 +135,13 @@ def test_faults_of_magb(tmp_path, capsys):
     with pytest.raises(UserError, match=r"has no Movies.csv"):
         read_mag(str(tmp_path), "movies")
     magb(tmp_path, "Movies", "Movies", 5, without=tuple(range(5)))
-    with pytest.raises(UserError, match=r"holds no picture in MoviesImages, .*--image_root"):
+    with pytest.raises(UserError, match=r"holds no image in MoviesImages, .*--image_root"):
         read_mag(str(tmp_path), "movies")
-    picture(tmp_path / "else" / "3.jpg")
+    make_image(tmp_path / "else" / "3.jpg")
     data = read_mag(str(tmp_path), "movies", split="all", image_root=str(tmp_path / "else"))
     assert captions_of(data, "all") == {"3.jpg": ["Title: title 3; Description: long 3"]}
     assert "nodes without an image, left out: 4 (0, 1, 2, 4)" in capsys.readouterr().out
-    picture(tmp_path / "Movies" / "MoviesImages" / "3.jpg")
+    make_image(tmp_path / "Movies" / "MoviesImages" / "3.jpg")
     with pytest.raises(UserError, match=r"no column 'plot'; it has id, category"):
         read_mag(str(tmp_path), "movies", texts="plot")
     with pytest.raises(UserError, match=r"no .*split.pt, the set's own split; --split random"):
@@ -160,7 +160,7 @@ def test_faults_of_magb(tmp_path, capsys):
 
 
 def test_a_very_long_description_is_read(tmp_path):
-    picture(tmp_path / "MoviesImages" / "0.jpg")
+    make_image(tmp_path / "MoviesImages" / "0.jpg")
     write_rows(tmp_path / "Movies.csv", [{"id": 0, "text": "word " * 100_000}])
     data = read_mag(str(tmp_path), "movies", split="all")
     assert len(data.entries["all"][0].captions[0]) == 499_999
@@ -182,18 +182,18 @@ def test_ele_fashion(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["by node", "list"])
-def test_ele_fashion_with_pictures_and_titles_of_the_users_choice(tmp_path, kind):
+def test_ele_fashion_with_images_and_titles_of_the_users_choice(tmp_path, kind):
     folder = ele_fashion(tmp_path, 6) / "ele-fashion"
     keys = [f"B{number:03d}" for number in range(6)]
     torch.save(keys if kind == "list" else dict(enumerate(keys)), folder / "node_mapping.pt")
-    (folder / "ele-fashion-images").rename(tmp_path / "pictures")
+    (folder / "ele-fashion-images").rename(tmp_path / "images")
     (folder / "ele-fashion-raw-text.jsonl").unlink()
     with pytest.raises(UserError, match=r"ele-fashion-raw-text.jsonl; .*--titles"):
         read_mag(str(folder), "ele-fashion")
     write_rows(tmp_path / "titles.csv", [{"asin": key, "title": f"title of {key}"} for key in keys])
     write_json(tmp_path / "titles.json", {key: [f"title of {key}"] for key in keys})
     for name in ("titles.csv", "titles.json"):
-        options = {"titles": str(tmp_path / name), "image_root": str(tmp_path / "pictures")}
+        options = {"titles": str(tmp_path / name), "image_root": str(tmp_path / "images")}
         data = read_mag(str(folder), "ele-fashion", split="random", **options)
         assert {e.image: e.captions for found in data.entries.values() for e in found} == {
             f"{key}.jpg": [f"title of {key}"] for key in keys

@@ -10,7 +10,7 @@ import pytest
 from itr.data.sources.coco import read_coco
 from itr.data.sources.flickr30k import read_flickr30k
 from itr.errors import UserError
-from raw_trees import ODD, captions_of, karpathy, official, picture, squeezed, text_files, write_json
+from raw_trees import ODD, captions_of, karpathy, make_image, official, squeezed, text_files, write_json
 
 FLICKR = {
     "train": {"1000.jpg": ODD, "1002.jpg": ["one", "two", "three", "four", "five"]},
@@ -30,10 +30,10 @@ COCO = [
 TRAIN, VAL = "train2014/COCO_train2014_", "val2014/COCO_val2014_"
 
 
-def flickr_pictures(root: Path, folder: str = "flickr30k-images") -> None:
+def flickr_images(root: Path, folder: str = "flickr30k-images") -> None:
     for found in FLICKR.values():
         for name in found:
-            picture(root / folder / name)
+            make_image(root / folder / name)
 
 
 def expected(folder: str = "flickr30k-images") -> dict[str, dict[str, list[str]]]:
@@ -83,7 +83,7 @@ def all_captions(data) -> dict[str, dict[str, list[str]]]:
     ("name", "write"), [("karpathy", flickr_karpathy), ("text", flickr_text), ("rows", flickr_rows)]
 )
 def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, write):
-    flickr_pictures(tmp_path)
+    flickr_images(tmp_path)
     write(tmp_path)
     data = read_flickr30k(str(tmp_path))
     assert all_captions(data) == expected()
@@ -97,16 +97,16 @@ def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, writ
 
 
 def test_windows_line_ends_and_a_mark_at_the_start_are_no_text(tmp_path):
-    flickr_pictures(tmp_path)
+    flickr_images(tmp_path)
     flickr_text(tmp_path, "\r\n")
     path = tmp_path / "precomp" / "train_caps.txt"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")  # and an empty line at the end
     assert all_captions(read_flickr30k(str(tmp_path))) == expected()
 
 
-def test_pictures_are_found_in_a_folder_of_the_users_choice(tmp_path):
+def test_images_are_found_in_a_folder_of_the_users_choice(tmp_path):
     flickr_karpathy(tmp_path / "captions")
-    flickr_pictures(tmp_path, "elsewhere")
+    flickr_images(tmp_path, "elsewhere")
     data = read_flickr30k(str(tmp_path / "captions"), image_root=str(tmp_path / "elsewhere"))
     assert set(captions_of(data, "train")) == {"1000.jpg", "1002.jpg"}
     with pytest.raises(UserError, match=r"no folder .*nowhere; --image_root"):
@@ -123,7 +123,7 @@ def test_cusa_rows_keep_uneven_captions_and_ids(tmp_path):
 
 def coco_tree(root: Path) -> None:
     for image in COCO:
-        picture(root / image["filepath"] / image["filename"])
+        make_image(root / image["filepath"] / image["filename"])
 
 
 def official_files(root: Path) -> None:
@@ -183,9 +183,9 @@ def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
     assert read_coco(str(tmp_path), split_file="official").entries.keys() == {"train", "val"}
 
 
-def test_coco_text_files_without_a_mapping_find_pictures_by_number(tmp_path):
+def test_coco_text_files_without_a_mapping_find_images_by_number(tmp_path):
     for image in COCO:
-        picture(tmp_path / "images" / image["filepath"] / image["filename"])
+        make_image(tmp_path / "images" / image["filepath"] / image["filename"])
     text_files(tmp_path, "train", [73, 9], [f"t{i}" for i in range(10)])
     text_files(tmp_path, "dev", [74] * 3, ["x", "y", "z"])
     text_files(tmp_path, "test", [42] * 5, list("vwxyz"))
@@ -216,7 +216,7 @@ def fault(root: Path, match: str, reader=read_flickr30k, **options) -> None:
 
 
 def test_lines_that_do_not_fit_the_ids(tmp_path):
-    flickr_pictures(tmp_path)
+    flickr_images(tmp_path)
     flickr_text(tmp_path)
     path = tmp_path / "precomp" / "train_caps.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -237,7 +237,7 @@ def test_an_empty_caption_line_is_told_and_the_others_keep_their_images(tmp_path
 
 
 def test_half_a_pair_unknown_ids_and_other_encodings(tmp_path):
-    flickr_pictures(tmp_path)
+    flickr_images(tmp_path)
     flickr_text(tmp_path)
     (tmp_path / "precomp" / "test_caps.txt").unlink()
     fault(tmp_path, r"test_ids.txt is there but test_caps.txt is not; .*--splits")
@@ -245,7 +245,7 @@ def test_half_a_pair_unknown_ids_and_other_encodings(tmp_path):
     write_json(tmp_path / "id_mapping.json", {"0": "1000.jpg"})
     fault(tmp_path, r"train_ids.txt: 1 ids are not in id_mapping.json \(first 1\)", splits="train")
     (tmp_path / "id_mapping.json").unlink()
-    fault(tmp_path, r"2 ids have no picture, and there is no id_mapping.json", splits="train")
+    fault(tmp_path, r"2 ids have no image, and there is no id_mapping.json", splits="train")
     (tmp_path / "precomp" / "train_caps.txt").write_bytes(b"good\nna\xefve\n")
     fault(tmp_path, r"train_caps.txt, line 2, is not in UTF-8", splits="train")
 
@@ -327,7 +327,7 @@ def test_a_split_that_is_of_other_images(tmp_path):
 
 
 def test_a_path_that_leads_out_stays_as_it_is(tmp_path):
-    picture(tmp_path / "images" / "a.jpg")
+    make_image(tmp_path / "images" / "a.jpg")
     write_json(tmp_path / "train.json", [{"image": "../x/a.jpg", "caption": "x"}, {"image": "/a.jpg", "caption": "x"}])
     assert set(captions_of(read_flickr30k(str(tmp_path)), "train")) == {"../x/a.jpg", "/a.jpg"}
 

@@ -28,7 +28,7 @@ def prepare_table(root: str, out: str, bad_images: str = "refuse", **options) ->
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with three pictures and no table."""
+    """A folder with three images and no table."""
     folder = tmp_path / "raw"
     for number, row in enumerate(ROWS):
         path = folder / str(row["image"])
@@ -137,7 +137,7 @@ def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
     for part in (
         "4 of 5 images",
         "gone.jpg: is not there",
-        "page.jpg: is no picture",
+        "page.jpg: is no image",
         "passwd: leads out",
         "--bad_images",
     ):

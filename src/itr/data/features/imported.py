@@ -70,12 +70,12 @@ def _vector(value: Any) -> np.ndarray:
 
 @dataclass
 class Item:
-    """A picture or caption of the shards.
+    """An image or caption of the shards.
 
     Attributes:
         id: its image_id or caption_id.
-        name: its picture's name in the source.
-        source_id: its picture's identity in the source, where it has one.
+        name: its image's name in the source.
+        source_id: its image's identity in the source, where it has one.
         node: its node, where the source is a graph.
     """
 
@@ -99,21 +99,21 @@ class Dictionary:
         self.width = widths.pop()
 
     def keys(self, items: list[Item]) -> Sequence[int | str]:
-        """The key of each picture: by the id in its source, by `image_id`, by name, or else by its place."""
+        """The key of each image: by the id in its source, by `image_id`, by name, or else by its place."""
         file, vectors = self.file, self.vectors
         known = {"the id in their source": "source_id", "their image_id": "id", "their name": "name"}
         for what, attribute in known.items():
             found = [getattr(item, attribute) for item in items]
             if all(isinstance(key, (int, str)) for key in found) and vectors.keys() >= set(found):
-                log.info("%s: pictures are found by %s", file, what)
+                log.info("%s: images are found by %s", file, what)
                 return found
         numbers = [key for key in vectors if isinstance(key, int)]
         if len(numbers) == len(vectors) == len(items):
-            log.warning("%s: ids differ, so its n-th smallest id is taken for the n-th picture; check the order", file)
+            log.warning("%s: ids differ, so its n-th smallest id is taken for the n-th image; check the order", file)
             return sorted(numbers)
         raise UserError(
             f"{file} holds {len(vectors)} vectors (ids such as {next(iter(vectors))!r}), and the shards {len(items)} "
-            f"pictures (image_id {items[0].id}, name {items[0].name!r}): they don't belong together. "
+            f"images (image_id {items[0].id}, name {items[0].name!r}): they don't belong together. "
             "Choose other --splits"
         )
 
@@ -170,7 +170,7 @@ def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> Dictiona
         with refusing(f"{file} can't be read as an array"):
             return NodeArray(file, np.load(file, mmap_mode="r", allow_pickle=False))
     if modality != "image":
-        raise UserError(f"{file} is a dictionary of pictures; give --modality image")
+        raise UserError(f"{file} is a dictionary of images; give --modality image")
     return Dictionary(file, trust_pickle)
 
 
@@ -189,18 +189,18 @@ def _half(file: Path, modality: Modality) -> np.ndarray:
 def import_features(
     file: Path, splits: Mapping[str, Split], out: Path, modality: Modality, trust_pickle: bool, overwrite: bool
 ) -> None:
-    """Write the vectors of `file` as features of the pictures or captions of splits, by their names.
+    """Write the vectors of `file` as features of the images or captions of splits, by their names.
 
-    A picture of a dictionary is found by its id in the source, else by its `image_id`, else by its name, else by its
-    place: the authors number pictures in the order of their lists, so the n-th smallest id then goes to the n-th
-    picture of the shards. Rows of an array are found by `node`.
+    An image of a dictionary is found by its id in the source, else by its `image_id`, else by its name, else by its
+    place: the authors number images in the order of their lists, so the n-th smallest id then goes to the n-th
+    image of the shards. Rows of an array are found by `node`.
 
     Raises:
         UserError: the file fits none of these, or its vectors differ in width.
     """
     vectors = open_vectors(file, modality, trust_pickle)
     if isinstance(vectors, Dictionary) and len(splits) != 1:
-        raise UserError(f"{file} is a dictionary, which has the pictures of one split; name that one by --splits")
+        raise UserError(f"{file} is a dictionary, which has the images of one split; name that one by --splits")
     for name, split in splits.items():
         _import_split(vectors, split, FeaturePaths(out, name, modality), overwrite)
 

@@ -208,7 +208,7 @@ class FeatureFile:
             name = "caption_id" if self.paths.modality == "text" else "image_id"
             raise UserError(f"{self.paths.rows} has no row for {name} {wanted[~found][0]}; {self._again()}")
         picked = rows[places]
-        if np.isnan(picked[:, 0]).any():  # `itr features` could not decode the picture
+        if np.isnan(picked[:, 0]).any():  # `itr features` could not decode the image
             missing = wanted[np.isnan(picked[:, 0])][0]
             raise UserError(f"{self.paths.rows}: image {missing} could not be decoded; mend it and {self._again()}")
         return torch.from_numpy(np.ascontiguousarray(picked))

@@ -1,4 +1,4 @@
-"""A page of pictures with their captions, one HTML file that needs nothing else."""
+"""A page of images with their captions, one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ KINDS = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM
 
 @dataclass
 class Card:
-    """One picture on the page.
+    """One image on the page.
 
     Attributes:
-        image: its bytes in a type that browsers show; empty where there is no picture.
+        image: its bytes in a type that browsers show; empty where there is no image.
         heading: a line below it.
         captions: its captions.
         dense: its dense captions.
@@ -56,11 +56,11 @@ def write_sheet(path: Path, title: str, cards: Sequence[Card], summary: str) -> 
 def _figure(card: Card) -> str:
     lines = [f'<li dir="auto">{escape(text)}</li>' for text in card.captions]
     lines += [f'<li dir="auto" class="dense">{escape(text)}</li>' for text in card.dense]
-    picture = "<p>no picture that can be shown</p>"
+    image = "<p>no image that can be shown</p>"
     if card.image:
         kind = KINDS.get(card.image[:2], "jpeg")
-        picture = f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(card.image).decode()}">'
+        image = f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(card.image).decode()}">'
     return (
-        f"<figure>{picture}<figcaption><small>{escape(card.heading)}</small>"
+        f"<figure>{image}<figcaption><small>{escape(card.heading)}</small>"
         f"<ul>{''.join(lines)}</ul></figcaption></figure>"
     )

@@ -1,4 +1,4 @@
-"""`itr data show`: what a shard folder holds, in a table, and a sheet of sample pictures and captions to look at."""
+"""`itr data show`: what a shard folder holds, in a table, and a sheet of sample images and captions to look at."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Summary:
 
     Attributes:
         captions: number of captions of each image [N].
-        sizes: width and height of each picture [N].
+        sizes: width and height of each image [N].
     """
 
     captions: list[int] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Summary:
 
 
 def show(shards: str, split: str = "train", out: str | None = None, number: int = 24, seed: int = 0) -> None:
-    """Print what shards hold, and write a page with some of their pictures and captions.
+    """Print what shards hold, and write a page with some of their images and captions.
 
     Args:
         shards: the shard folder.
         split: where the samples are drawn from.
         out: the page, one HTML file that holds all it shows; by default sheet.html in the shard folder.
-        number: how many pictures.
+        number: how many images.
         seed: of the draw.
     """
     folder = Path(shards).expanduser()
@@ -113,13 +113,13 @@ def read_split(folder: Path, name: str, split: Split, drawn: list[int]) -> tuple
 
 @dataclass
 class Glance:
-    """A sample of which the picture's header alone has been read; the rest of it while its tar is open.
+    """A sample of which the image's header alone has been read; the rest of it while its tar is open.
 
     Attributes:
         key: in its tar.
         meta: its JSON member.
-        size: width and height; None if there is no header of a picture.
-        stream: the picture's bytes.
+        size: width and height; None if there is no header of an image.
+        stream: the image's bytes.
     """
 
     key: str
@@ -148,20 +148,20 @@ def _size(stream: IO[bytes]) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
             return Image.open(stream).size
-    except Exception:  # Pillow raises many kinds on what is no picture
+    except Exception:  # Pillow raises many kinds on what is no image
         return None
 
 
 def _card(sample: Glance) -> Card:
     sample.stream.seek(0)
     data = sample.stream.read()
-    size = "{} x {}".format(*sample.size) if sample.size else "no picture"
+    size = "{} x {}".format(*sample.size) if sample.size else "no image"
     heading = f"{sample.key} · {sample.meta.get('name', '')} · {size}"
     return Card(_thumbnail(data), heading, sample.meta.get("captions", []), sample.meta.get("dense") or [])
 
 
 def _thumbnail(data: bytes) -> bytes:
-    """A small picture of a type that browsers show; nothing where there is no picture."""
+    """A small image of a type that browsers show; nothing where there is no image."""
     try:
         small = shrink(data, THUMBNAIL, quality=85) or data
         if small.startswith(tuple(KINDS)):

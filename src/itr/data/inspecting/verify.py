@@ -17,7 +17,7 @@ from itr.data.shards.locations import read_positives
 from itr.data.shards.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
 from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
-from itr.images.decode import BadImageError, decode_pixels, picture_size
+from itr.images.decode import BadImageError, decode_pixels, image_size
 
 Fault = tuple[str, str]  # where (shard, or shard and key), and what
 
@@ -38,13 +38,13 @@ class Findings:
 
 
 def verify(shards: str, decode: bool = True, num_workers: int = 4, max_pixels: int = 50_000_000) -> None:
-    """Check counts, sizes, checksums, texts and pictures of shards against their manifest, and list every fault.
+    """Check counts, sizes, checksums, texts and images of shards against their manifest, and list every fault.
 
     Args:
         shards: the shard folder.
-        decode: decode every picture, as training does; without, only its header is read.
+        decode: decode every image, as training does; without, only its header is read.
         num_workers: shards that are checked at a time.
-        max_pixels: a picture with more counts as a fault.
+        max_pixels: an image with more counts as a fault.
     """
     folder = Path(shards).expanduser()
     manifest = read_manifest(folder)
@@ -140,7 +140,7 @@ def _check_sample(where: str, members: dict[str, bytes], found: Findings, decode
     image = next((members[kind] for kind in IMAGE_TYPES if kind in members), None)
     try:
         if image is None:
-            raise ValueError("has no picture")
+            raise ValueError("has no image")
         try:
             meta = json.loads(members["json"])
         except (KeyError, ValueError) as error:
@@ -151,9 +151,9 @@ def _check_sample(where: str, members: dict[str, bytes], found: Findings, decode
         if decode:
             decode_pixels(image, max_pixels)
         else:
-            picture_size(image)
+            image_size(image)
     except BadImageError as error:
-        found.faults.append((where, f"its picture can't be decoded ({error})"))
+        found.faults.append((where, f"its image can't be decoded ({error})"))
     except ValueError as error:
         found.faults.append((where, str(error)))
 

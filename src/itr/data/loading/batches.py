@@ -1,4 +1,4 @@
-"""Places to batches: pictures decoded and transformed, captions tokenized, and the further fields read."""
+"""Places to batches: images decoded and transformed, captions tokenized, and the further fields read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BatchMaker:
     Attributes:
         reading: how samples are read.
         training: in evaluation a sample that can't be used is refused.
-        transform: decoded picture [3, H, W] to [3, size, size], uint8.
+        transform: decoded image [3, H, W] to [3, size, size], uint8.
         tokenizer: of the captions.
         fields: what else a batch brings.
         epoch: counts the samples that can't be used.
@@ -52,17 +52,17 @@ class BatchMaker:
         Raises:
             UserError: none of them can be used, or more than the reading allows can't.
         """
-        decoded = self._pictures(places)
-        good = [(place, picture) for place, picture in decoded if picture is not None]
+        decoded = self._images(places)
+        good = [(place, image) for place, image in decoded if image is not None]
         if not good:
-            raise UserError(f"no picture of a whole batch can be used; the first is {places[0].sample.where}")
-        # A picture that failed gives its place to a good one of the same batch: positions, and so a resumed run,
+            raise UserError(f"no image of a whole batch can be used; the first is {places[0].sample.where}")
+        # An image that failed gives its place to a good one of the same batch: positions, and so a resumed run,
         # stay the same, and losses know the two rows for one image.
-        whole = [(place, picture) if picture is not None else good[0] for place, picture in decoded]
+        whole = [(place, image) if image is not None else good[0] for place, image in decoded]
         places = [place for place, _ in whole]
         rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
         return Batch(
-            image=stack([picture for _, picture in whole]),
+            image=stack([image for _, image in whole]),
             image_id=torch.tensor([place.sample.image_id for place in places]),
             text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
             text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
@@ -76,14 +76,14 @@ class BatchMaker:
             keys=[place.sample.where for place in places],
         )
 
-    def _pictures(self, places: list[Item]) -> list[tuple[Item, Tensor | None]]:
+    def _images(self, places: list[Item]) -> list[tuple[Item, Tensor | None]]:
         state = torch.get_rng_state()
         try:
-            return [(place, self._picture(place)) for place in places]
+            return [(place, self._image(place)) for place in places]
         finally:
             torch.set_rng_state(state)
 
-    def _picture(self, place: Item) -> Tensor | None:
+    def _image(self, place: Item) -> Tensor | None:
         sample = place.sample
         if sample.fault or not any(sample.captions):
             self._skip(sample.fault or f"{sample.where} has no caption")

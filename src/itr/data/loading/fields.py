@@ -1,4 +1,4 @@
-"""Fields of a training batch beyond pictures and captions, each read for the methods that need it."""
+"""Fields of a training batch beyond images and captions, each read for the methods that need it."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class CaptionTokens(Field):
         return HostTokens(self.tokenizer(texts))
 
 
-class PictureView(Field):
-    """The pictures once more, as another encoder wants them [I, 3, H, H], uint8.
+class ImageView(Field):
+    """The images once more, as another encoder wants them [I, 3, H, H], uint8.
 
-    NOTE: each picture is decoded a second time, since the view has nothing of the training augmentation.
+    NOTE: each image is decoded a second time, since the view has nothing of the training augmentation.
 
     Args:
         name: its key in the batch.
-        transform: decoded picture [3, H, W] to [3, size, size], uint8.
+        transform: decoded image [3, H, W] to [3, size, size], uint8.
     """
 
     of = "image"

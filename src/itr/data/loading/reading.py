@@ -23,10 +23,10 @@ class Reading:
         batch_items: places in a batch.
         seed: of order, captions and augmentation.
         shuffle_buffer: samples (as bytes) among which a worker shuffles; ignored in evaluation.
-        max_pixels: a picture with more is not decoded.
+        max_pixels: an image with more is not decoded.
         texts: which texts of a sample are its captions.
         dense: dense captions beside the shards.
-        max_skipped: training samples without a picture or caption that can be used, in one epoch of a process.
+        max_skipped: training samples without an image or caption that can be used, in one epoch of a process.
         max_bad_shards: training shards that may be missing or damaged, in one epoch of a process.
     """
 

@@ -1,4 +1,4 @@
-"""`itr prepare SOURCE`: pictures and captions to shards."""
+"""`itr prepare SOURCE`: images and captions to shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCES: dict[str, Callable[..., RawData]] = {
     "camoit": read_camoit,
     "mag": read_mag,
 }
-# These make their pictures, and write them themselves.
+# These make their images, and write them themselves.
 MADE_UP: dict[str, Callable[..., None]] = {"scenes": prepare_scenes}
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     common = dict.fromkeys(SOURCES, Writing)
     functions = {**SOURCES, **MADE_UP}
     name, values = parse_function(
-        arguments, functions, "source", "Turn pictures and captions into shards.", common=common
+        arguments, functions, "source", "Turn images and captions into shards.", common=common
     )
     if name in MADE_UP:
         MADE_UP[name](**values)

@@ -1,4 +1,4 @@
-"""Looking at the files of pictures before anything is written, so that all faults are told at once.
+"""Looking at the files of images before anything is written, so that all faults are told at once.
 
 Of each file a few bytes are read, by many threads, since most of the time goes into waiting for a disk.
 
@@ -70,16 +70,16 @@ def _problem_of_content(path: str, beginning: bytes) -> str:
     if not beginning:
         return "is empty"
     if beginning.lstrip().lower().startswith(WEB_PAGES):
-        return "is no picture (but a web page)"
+        return "is no image (but a web page)"
     try:
         with Image.open(path, formats=FORMATS):  # Pillow knows more kinds, under whatever name
             return ""
     except Exception:
-        return f"is no picture (it begins with {bytes(beginning[:12])!r})"
+        return f"is no image (it begins with {bytes(beginning[:12])!r})"
 
 
 def extension_of(name: str) -> str:
-    """The type of a picture by its name: `a/B.JPG` is a `jpg`."""
+    """The type of an image by its name: `a/B.JPG` is a `jpg`."""
     return os.path.splitext(name)[1].lower().lstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""One shard from its plan: read pictures, copy or shrink them, write the tar. Any process makes the same bytes."""
+"""One shard from its plan: read images, copy or shrink them, write the tar. Any process makes the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itr.data.raw.entries import Entry
 from itr.data.shards.schema import FORMAT, Shard
 from itr.data.shards.staging import has_size, write_whole
 from itr.data.shards.writer import Record, ShardWriter
-from itr.images.decode import BadImageError, picture_size, shrink
+from itr.images.decode import BadImageError, image_size, shrink
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ShardPlan:
 
 @dataclass
 class Made:
-    """What came of a plan: a shard, unless pictures were bad and may not be left out."""
+    """What came of a plan: a shard, unless images were bad and may not be left out."""
 
     shard: Shard | None
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -57,9 +57,9 @@ class ShardMaker:
     Attributes:
         image_root: folder that the entries' paths start from.
         folder: where the shards go.
-        resize: short side of the pictures, or None for a copy of their bytes.
+        resize: short side of the images, or None for a copy of their bytes.
         quality: of the JPEGs that resizing makes.
-        skip: leave out a picture that turns out to be none; its id stays unused.
+        skip: leave out an image that turns out to be none; its id stays unused.
     """
 
     image_root: Path
@@ -106,7 +106,7 @@ class ShardMaker:
                 try:
                     record = self._record(entry)
                 except BadImageError as error:
-                    bad.append((entry.image, f"is no whole picture ({error})"))
+                    bad.append((entry.image, f"is no whole image ({error})"))
                 else:
                     writer.add(record, plan.first_image + place, caption_id)
                 caption_id += len(entry.captions)
@@ -128,7 +128,7 @@ class ShardMaker:
         if small is not None:
             data, extension = small, "jpg"
         elif not self.resize:
-            picture_size(data)
+            image_size(data)
         dense = {"dense": entry.dense} if entry.dense else {}
         return Record(data, extension, entry.captions, entry.image, {**dense, **entry.meta})
 

@@ -68,7 +68,7 @@ def _make_elsewhere(maker: ShardMaker, plans: list[ShardPlan], num_workers: int,
             _follow(futures, board, bar)
             return [future.result() for future in futures]
         finally:
-            board[len(plans)] = STOPPED  # those that still work stop at the next picture
+            board[len(plans)] = STOPPED  # those that still work stop at the next image
             pool.shutdown(cancel_futures=True)
 
 

@@ -57,7 +57,7 @@ def _with_captions(raw: RawData) -> dict[str, list[Entry]]:
 def _check_files(
     root: Path, split: str, entries: list[Entry], bad_images: Literal["refuse", "skip"]
 ) -> list[tuple[Entry, str]]:
-    """Look at the file of every picture; drop or refuse those that are missing or no picture."""
+    """Look at the file of every image; drop or refuse those that are missing or no image."""
     looked: list[tuple[str, str]] = []
     with tqdm(total=len(entries), desc=f"looking at {split}", unit=" images", disable=None) as bar:
         for block in look_at_files(root, [entry.image for entry in entries]):

@@ -31,12 +31,12 @@ class Writing:
 
     Attributes:
         out: folder to write the shards to.
-        resize: bring the short side of larger pictures to so many pixels and encode them as JPEG; by default, and for
-            smaller pictures, their bytes are copied.
+        resize: bring the short side of larger images to so many pixels and encode them as JPEG; by default, and for
+            smaller images, their bytes are copied.
         quality: of those JPEGs, from 1 to 100.
-        shard_size: pictures in a shard.
+        shard_size: images in a shard.
         num_workers: processes that make shards; by default one a core, and at most 8.
-        bad_images: what to do when a picture is missing or no picture.
+        bad_images: what to do when an image is missing or no image.
         seed: of the order of the training images, and of what a source draws.
     """
 
@@ -123,7 +123,7 @@ def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_worke
     known = [maker.finished(plan) for plan in plans]
     dropped = staging.clear({plan.path for plan, made in zip(plans, known, strict=True) if made})
     if dropped:
-        print(f"{dropped} finished shards of other pictures, captions or options are dropped from {staging.path}")
+        print(f"{dropped} finished shards of other images, captions or options are dropped from {staging.path}")
     todo = [plan for plan, made in zip(plans, known, strict=True) if not made]
     total = sum(len(plan.entries) for plan in plans)
     done = total - sum(len(plan.entries) for plan in todo)
@@ -135,7 +135,7 @@ def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_worke
 
 
 def _tell_bad(raw: RawData, plans: list[ShardPlan], made: list[Made], skip: bool) -> None:
-    """Tell the pictures that turned out to be none when they were read whole, or refuse them."""
+    """Tell the images that turned out to be none when they were read whole, or refuse them."""
     for split, entries in raw.entries.items():
         bad = [one for plan, result in zip(plans, made, strict=True) if plan.split == split for one in result.bad]
         if bad and not skip:

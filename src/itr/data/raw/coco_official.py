@@ -29,14 +29,14 @@ def find_official(root: Path) -> dict[str, Path]:
 
 
 def read_official(
-    root: Path, paths: dict[str, Path], pictures: ImageFolders, split_file: str | None, restval: bool
+    root: Path, paths: dict[str, Path], images: ImageFolders, split_file: str | None, restval: bool
 ) -> dict[str, list[Entry]]:
     """The images of each split, those of a split in the order of the file that names it.
 
     Args:
         root: folder of the data set, where the split is looked for.
         paths: captions file of each official part.
-        pictures: where the pictures are.
+        images: where the images are.
         split_file: `dataset_coco.json`, a folder with `train_ids.txt`, `dev_ids.txt` and `testall_ids.txt`, or
             `official` for the parts as they are; by default what is there.
         restval: train on the split `restval` too.
@@ -44,7 +44,7 @@ def read_official(
     Raises:
         UserError: a file can't be read, or the split names none of the images.
     """
-    parts = {part: dict(_read_part(path, part, pictures)) for part, path in paths.items()}
+    parts = {part: dict(_read_part(path, part, images)) for part, path in paths.items()}
     split = find_split_file(root, split_file)
     if split is None:
         files = " and ".join(f"{path.name} is {part}" for part, path in paths.items())
@@ -63,7 +63,7 @@ def read_official(
     return entries
 
 
-def _read_part(path: Path, part: str, pictures: ImageFolders) -> Iterator[tuple[int, Entry]]:
+def _read_part(path: Path, part: str, images: ImageFolders) -> Iterator[tuple[int, Entry]]:
     coco = _open(path)
     blank: list[object] = []
     for number, image in coco.imgs.items():
@@ -73,8 +73,8 @@ def _read_part(path: Path, part: str, pictures: ImageFolders) -> Iterator[tuple[
         blank += [f"annotation {at}" for at, text in texts.items() if not says_something(text)]
         texts = {at: text for at, text in texts.items() if says_something(text)}
         name = image["file_name"]
-        place = pictures.find(name)
-        if place == name and name not in pictures.paths:
+        place = images.find(name)
+        if place == name and name not in images.paths:
             place = f"{part}2014/{name}"
         yield number, Entry(place, list(texts.values()), [], {"source_id": number, "coco_caption_ids": list(texts)})
     tell(f"{path.name}: empty captions left out", blank)

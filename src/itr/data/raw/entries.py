@@ -1,4 +1,4 @@
-"""What a source of raw data finds before anything is written: pictures by path, with their captions, in splits."""
+"""What a source of raw data finds before anything is written: images by path, with their captions, in splits."""
 
 from __future__ import annotations
 

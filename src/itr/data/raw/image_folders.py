@@ -1,4 +1,4 @@
-"""Where the picture of a name lies: folders are listed once, however many names are asked for."""
+"""Where the image of a name lies: folders are listed once, however many names are asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.errors import UserError
 
-# Where the pictures of Flickr30K and COCO are kept below the folder that users name; "" is that folder itself.
+# Where the images of Flickr30K and COCO are kept below the folder that users name; "" is that folder itself.
 USUAL_FOLDERS = (
     "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images", "images", "Images",
     "train2014", "val2014", "images/train2014", "images/val2014",
@@ -19,7 +19,7 @@ USUAL_FOLDERS = (
 
 
 class ImageFolders:
-    """The pictures in some folders below a root, by path, by name and by name without ending.
+    """The images in some folders below a root, by path, by name and by name without ending.
 
     Args:
         root: folder that paths start from.
@@ -36,14 +36,14 @@ class ImageFolders:
 
     @classmethod
     def under(cls, folder: Path, image_root: str | None) -> ImageFolders:
-        """The pictures of a data set: below `image_root` if the user names it, else below the set's folder.
+        """The images of a data set: below `image_root` if the user names it, else below the set's folder.
 
         Raises:
             UserError: the folder that the user names is not there.
         """
         root = Path(image_root).expanduser() if image_root else folder
         if not root.is_dir():
-            raise UserError(f"there is no folder {root}; --image_root is the folder of the pictures")
+            raise UserError(f"there is no folder {root}; --image_root is the folder of the images")
         return cls(root)
 
     @cached_property
@@ -75,7 +75,7 @@ class ImageFolders:
         return {int(match[1]): path for match, path in matches if match}
 
     def find(self, name: str) -> str:
-        """The path of a picture that a list names, with or without its folder; `name` itself where none is there."""
+        """The path of an image that a list names, with or without its folder; `name` itself where none is there."""
         name = name.strip().replace("\\", "/").removeprefix("./")
         if name in self.paths or name.startswith("/") or ".." in name.split("/"):
             return name  # a path that leads out is for the writer to refuse

@@ -15,19 +15,19 @@ from itr.errors import UserError
 SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
-def karpathy_layout(root: Path, name: str, pictures: ImageFolders, restval: bool = True) -> Layout:
+def karpathy_layout(root: Path, name: str, images: ImageFolders, restval: bool = True) -> Layout:
     """The layout whose file is called `name`."""
     return Layout(
-        "Karpathy's JSON", name, lambda: find_file(root, [name]), lambda path: read_karpathy(path, pictures, restval)
+        "Karpathy's JSON", name, lambda: find_file(root, [name]), lambda path: read_karpathy(path, images, restval)
     )
 
 
-def read_karpathy(path: Path, pictures: ImageFolders, restval: bool = True) -> dict[str, list[Entry]]:
+def read_karpathy(path: Path, images: ImageFolders, restval: bool = True) -> dict[str, list[Entry]]:
     """The images of each split, in the order of the file.
 
     Args:
         path: the JSON file.
-        pictures: where the pictures are.
+        images: where the images are.
         restval: train on the split `restval` too.
 
     Raises:
@@ -37,7 +37,7 @@ def read_karpathy(path: Path, pictures: ImageFolders, restval: bool = True) -> d
     blank: list[object] = []
     without: list[object] = []
     for image, split in images_of(path, restval):
-        entry = _entry(image, pictures, path)
+        entry = _entry(image, images, path)
         spoken = [at for at, text in enumerate(entry.captions) if says_something(text)]
         blank += [f"{image['filename']}" for _ in range(len(entry.captions) - len(spoken))]
         entry.captions = [entry.captions[at] for at in spoken]
@@ -77,7 +77,7 @@ def images_of(path: Path, restval: bool) -> Iterator[tuple[dict[str, Any], str]]
             yield image, SPLIT_NAMES[image["split"]]
 
 
-def _entry(image: dict[str, Any], pictures: ImageFolders, path: Path) -> Entry:
+def _entry(image: dict[str, Any], images: ImageFolders, path: Path) -> Entry:
     folder, name = image.get("filepath", ""), image["filename"]
     try:
         captions = [squeeze(sentence["raw"]) for sentence in image["sentences"]]
@@ -87,4 +87,4 @@ def _entry(image: dict[str, Any], pictures: ImageFolders, path: Path) -> Entry:
     if "cocoid" in image:  # then the numbers of its sentences are COCO's, which ECCV Caption and CxC use
         ids = [sentence.get("sentid") for sentence in image["sentences"]]
         meta |= {"coco_caption_ids": ids} if None not in ids else {}
-    return Entry(pictures.find(f"{folder}/{name}" if folder else name), captions, meta=meta)
+    return Entry(images.find(f"{folder}/{name}" if folder else name), captions, meta=meta)

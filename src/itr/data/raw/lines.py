@@ -19,13 +19,13 @@ MAPPING = "id_mapping.json"
 Namer = Callable[[str, str], str | None]  # file name of an id in a split
 
 
-def text_layout(root: Path, looks_for: str, pictures: ImageFolders, namer: Namer, splits: Sequence[str]) -> Layout:
+def text_layout(root: Path, looks_for: str, images: ImageFolders, namer: Namer, splits: Sequence[str]) -> Layout:
     """The layout of which `splits` are read; `namer` says what an id without a mapping stands for."""
     return Layout(
         "text files",
         looks_for,
         lambda: find_lines(root),
-        lambda folder: {split: read_split(folder, root, split, pictures, namer) for split in splits},
+        lambda folder: {split: read_split(folder, root, split, images, namer) for split in splits},
     )
 
 
@@ -39,18 +39,18 @@ def find_lines(root: Path) -> Path | None:
     return None
 
 
-def read_split(folder: Path, root: Path, split: str, pictures: ImageFolders, namer: Namer) -> list[Entry]:
+def read_split(folder: Path, root: Path, split: str, images: ImageFolders, namer: Namer) -> list[Entry]:
     """The images of one split in the order of its ids; none where its files are not there.
 
     Args:
         folder: of the caption files.
         root: of the data set; the mapping from ids to file names may lie there.
         split: train, val or test.
-        pictures: where the pictures are.
+        images: where the images are.
         namer: what an id without a mapping stands for.
 
     Raises:
-        UserError: one of its two files is missing, they don't fit each other, or an id has no picture.
+        UserError: one of its two files is missing, they don't fit each other, or an id has no image.
     """
     paths = _files(folder, split)
     if not paths:
@@ -68,7 +68,7 @@ def read_split(folder: Path, root: Path, split: str, pictures: ImageFolders, nam
             blank.append(f"line {number}")
     tell(f"{captions_path.name}: empty lines left out", blank)
     tell(f"{captions_path.name}: images without a caption left out", [id_ for id_ in texts if not texts[id_]])
-    return [Entry(pictures.find(names[id_]), found, meta=_meta(id_)) for id_, found in texts.items() if found]
+    return [Entry(images.find(names[id_]), found, meta=_meta(id_)) for id_, found in texts.items() if found]
 
 
 def _names(
@@ -78,7 +78,7 @@ def _names(
     names = {id_: mapping.get(id_) or namer(id_) for id_ in ids}
     unknown = [id_ for id_, name in names.items() if name is None]
     if unknown:
-        where = f"are not in {MAPPING}" if mapping else f"have no picture, and there is no {MAPPING} beside it"
+        where = f"are not in {MAPPING}" if mapping else f"have no image, and there is no {MAPPING} beside it"
         raise UserError(f"{path}: {len(unknown):,} ids {where} (first {', '.join(unknown[:3])})")
     return {id_: str(name) for id_, name in names.items()}
 

@@ -21,11 +21,11 @@ TEXTS = ("raw_text", "title", "text")
 
 @dataclass
 class Node:
-    """A node with its picture's name and its text.
+    """A node with its image's name and its text.
 
     Attributes:
         number: its place in the graph, and in arrays of features.
-        key: name of its picture without the ending.
+        key: name of its image without the ending.
         text: its text; empty where there is none.
         dense: dense captions.
         meta: label and category, where known.

@@ -15,13 +15,13 @@ from itr.errors import UserError
 IMAGE_COLUMNS = ("image", "image_path")
 
 
-def rows_layout(root: Path, name: str, pictures: ImageFolders, splits: Sequence[str]) -> Layout:
+def rows_layout(root: Path, name: str, images: ImageFolders, splits: Sequence[str]) -> Layout:
     """The layout of the set `name` (flickr30k or coco), of which `splits` are read."""
     return Layout(
         "JSON rows",
         ", ".join(row_files(name, "{train,val,test}")),
         lambda: find_rows(root, name),
-        lambda paths: {split: read_json_rows(path, pictures) for split, path in paths.items() if split in splits},
+        lambda paths: {split: read_json_rows(path, images) for split, path in paths.items() if split in splits},
     )
 
 
@@ -36,7 +36,7 @@ def find_rows(root: Path, name: str) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path}
 
 
-def read_json_rows(path: Path, pictures: ImageFolders) -> list[Entry]:
+def read_json_rows(path: Path, images: ImageFolders) -> list[Entry]:
     """The images of one file in the order in which they first appear; the rows of an image are joined.
 
     Raises:
@@ -58,7 +58,7 @@ def read_json_rows(path: Path, pictures: ImageFolders) -> list[Entry]:
                 entry.meta.setdefault("source_id", row["image_id"])
     tell(f"{path.name}: empty captions left out", blank)
     for entry in entries.values():
-        entry.image = pictures.find(entry.image)
+        entry.image = images.find(entry.image)
     return list(entries.values())
 
 

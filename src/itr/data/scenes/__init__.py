@@ -1,12 +1,12 @@
-"""Made-up pictures with captions of which the exact truth is known, for tests, demonstrations and studies.
+"""Made-up images with captions of which the exact truth is known, for tests, demonstrations and studies.
 
-A picture shows a few objects; a *sparse* caption tells one view of it (an object, a place, two objects, a relation, or
-the background), so it is also true of other pictures: the false negatives of CUSA. The *dense* caption tells all, as
+An image shows a few objects; a *sparse* caption tells one view of it (an object, a place, two objects, a relation, or
+the background), so it is also true of other images: the false negatives of CUSA. The *dense* caption tells all, as
 the dense texts of D2S-VSE do. Since each caption carries its `Claim`, `truth` gives every true pair.
 
-Measured on 500 test pictures (seed 0) with 5 captions each: density, the mean share of the other pictures of which a
+Measured on 500 test images (seed 0) with 5 captions each: density, the mean share of the other images of which a
 caption is true; R@1 expected of a model that ranks all that is true first, in random order; and the same where true
-captions are ranked rarest first, and true pictures by fewest objects, as a model can learn to do (in percent).
+captions are ranked rarest first, and true images by fewest objects, as a model can learn to do (in percent).
 
 | difficulty | objects | density | R@1 i2t | R@1 t2i | rarest first: i2t | t2i |
 |---|---|---|---|---|---|---|
@@ -59,7 +59,7 @@ class _Difficulty:
     num_objects: tuple[int, int]
     told: tuple[int, int]  # attributes that a sparse caption tells of an object
     varied: bool  # synonyms and several sentence forms
-    jitter: float  # distance of a centre from its cell's, as a fraction of the picture's side
+    jitter: float  # distance of a centre from its cell's, as a fraction of the image's side
     clutter: float
 
 
@@ -74,12 +74,12 @@ _IMAGE_SIZES = (32, 512)
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What the pictures and captions are like.
+    """What the images and captions are like.
 
     Attributes:
         difficulty: "easy", "medium" or "hard".
-        num_captions: sparse captions a picture, or the least and the most of an uneven number.
-        image_size: side of the square pictures in pixels.
+        num_captions: sparse captions an image, or the least and the most of an uneven number.
+        image_size: side of the square images in pixels.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -102,13 +102,13 @@ class SceneSettings:
 
     @property
     def captions_range(self) -> tuple[int, int]:
-        """The least and the most captions of a picture."""
+        """The least and the most captions of an image."""
         return (self.num_captions, self.num_captions) if isinstance(self.num_captions, int) else self.num_captions
 
 
 @dataclass(frozen=True)
 class SceneSample:
-    """One picture with its texts: claim n is what caption n says; `dense` tells the whole scene."""
+    """One image with its texts: claim n is what caption n says; `dense` tells the whole scene."""
 
     index: int
     image: Image.Image

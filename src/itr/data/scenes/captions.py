@@ -59,7 +59,7 @@ NOUNS = ("object", "thing")  # for an object of untold shape
 VIEWS = ("object", "place", "pair", "relation", "background")
 
 _TEMPLATES: dict[str, tuple[str, ...]] = {
-    "object": ("{a}", "there is {a}", "{a} can be seen", "a picture with {a}"),
+    "object": ("{a}", "there is {a}", "{a} can be seen", "an image with {a}"),
     "place": ("{a} in the {place}", "there is {a} in the {place}", "in the {place} there is {a}"),
     "pair": ("{a} and {b}", "there is {a} and also {b}", "{a} together with {b}"),
     "relation": ("{a} {relation} {b}", "{a} is {relation} {b}", "{relation} {b} there is {a}"),

@@ -13,7 +13,7 @@ from itr.data.scenes.world import Scene, SceneObject
 Colour = tuple[int, int, int]
 
 OVERSAMPLING = 3
-RADIUS = {"small": 0.095, "large": 0.145}  # of the picture's side; a cell of the grid is 0.333 wide
+RADIUS = {"small": 0.095, "large": 0.145}  # of the image's side; a cell of the grid is 0.333 wide
 
 _COLOURS: dict[str, Colour] = {
     "red": (220, 30, 35),
@@ -36,16 +36,16 @@ _GROUNDS: dict[str, tuple[Colour, Colour]] = {
 
 
 def render(scene: Scene, image_size: int, clutter: float = 0.0, seed: int = 0) -> Image.Image:
-    """The picture of a scene.
+    """The image of a scene.
 
     Args:
         scene: what to draw.
-        image_size: side of the square picture in pixels.
+        image_size: side of the square image in pixels.
         clutter: strength of distracting specks and of pixel noise, from 0 (none) to 1.
         seed: of the specks and the noise; the objects do not depend on it.
 
     Returns:
-        RGB picture [image_size x image_size].
+        RGB image [image_size x image_size].
     """
     side = image_size * OVERSAMPLING
     canvas = _ground(scene.background, side).copy()
@@ -56,15 +56,15 @@ def render(scene: Scene, image_size: int, clutter: float = 0.0, seed: int = 0) -
         colours, mask = _sprite(item.shape, item.colour, item.size, item.texture, side)
         half = mask.width // 2
         canvas.paste(colours, (round(item.x * side) - half, round(item.y * side) - half), mask)
-    picture = canvas.reduce(OVERSAMPLING)
+    image = canvas.reduce(OVERSAMPLING)
     if clutter > 0:
         noise = rng.standard_normal((image_size, image_size, 3), dtype=np.float32) * (24 * clutter)
-        picture = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
-    return picture
+        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    return image
 
 
 def extent(item: SceneObject) -> float:
-    """Half the side of the square that holds the drawn object and its outline, as a fraction of the picture's side."""
+    """Half the side of the square that holds the drawn object and its outline, as a fraction of the image's side."""
     return RADIUS[item.size] * 1.25
 
 
@@ -83,8 +83,8 @@ def _specks(canvas: Image.Image, num: int, rng: np.random.Generator) -> None:
 def _ground(name: str, side: int) -> Image.Image:
     """The background: one colour with a faint pattern of a second shade, which differs between the kinds."""
     light, dark = _GROUNDS[name]
-    picture = Image.new("RGB", (side, side), light)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), light)
+    draw = ImageDraw.Draw(image)
     step, width = side // 8, max(1, side // 48)
     for start in range(step // 2, side, step):
         if name == "water":
@@ -98,7 +98,7 @@ def _ground(name: str, side: int) -> Image.Image:
             for across in range(step // 2, side, step):
                 height = 3 * width if name == "grass" else width
                 draw.rectangle((across, start, across + width, start + height), fill=dark)
-    return picture
+    return image
 
 
 @lru_cache(maxsize=4096)

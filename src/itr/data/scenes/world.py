@@ -1,4 +1,4 @@
-"""The world of the made-up pictures: what a scene holds, what a caption may claim, and which claims are true.
+"""The world of the made-up images: what a scene holds, what a caption may claim, and which claims are true.
 
 A claim names one object, or two *different* objects, by some of their attributes; it is true of a scene in which such
 objects exist. Two objects may also stand in a relation. Relations compare the cells of the 3 x 3 grid, not pixels:
@@ -43,7 +43,7 @@ def _check(name: str, value: str | None, allowed: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; `x` and `y` are its centre as a fraction of the picture's side, and lie in the cell `place`."""
+    """One object; `x` and `y` are its centre as a fraction of the image's side, and lie in the cell `place`."""
 
     shape: str
     colour: str
@@ -60,7 +60,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of one picture: objects in different cells of the grid, on one background."""
+    """The content of one image: objects in different cells of the grid, on one background."""
 
     objects: tuple[SceneObject, ...]
     background: str

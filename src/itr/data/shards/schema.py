@@ -1,7 +1,7 @@
 """What a shard folder holds: samples in tars, and a manifest that describes them.
 
 SHARDS/manifest.json
-SHARDS/<split>/000000.tar       <key>.jpg  the picture's bytes as they came
+SHARDS/<split>/000000.tar       <key>.jpg  the image's bytes as they came
                                 <key>.json {"image_id", "captions", "caption_ids", "name", ...}
 SHARDS/<split>/positives.npz    optional: every pair that is a true match (image_id [P], caption_id [P])
 """
@@ -148,8 +148,8 @@ class Sample:
 
     Attributes:
         where: shard and key, for messages.
-        name: the picture's name in its source.
-        image: the encoded picture.
+        name: the image's name in its source.
+        image: the encoded image.
         image_id: identity, unique in the split.
         captions: texts.
         caption_ids: identities, unique in the split.

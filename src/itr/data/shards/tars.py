@@ -1,4 +1,4 @@
-"""Samples of one tar, wherever it lies: only pictures, `.json` and `.txt` are read, nothing is unpickled or unpacked.
+"""Samples of one tar, wherever it lies: only images, `.json` and `.txt` are read, nothing is unpickled or unpacked.
 
 A member's name is a key and a kind, parted at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
 is a name among others in its tar and never a path: one that says `../../x` reads like any other.
@@ -27,7 +27,7 @@ PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
 def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterator[Sample]:
-    """The samples of a tar in order, without the first `skip`, whose pictures are not read.
+    """The samples of a tar in order, without the first `skip`, whose images are not read.
 
     Args:
         place: where it is.
@@ -38,7 +38,7 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
         UnreadableError: it is no tar, is cut off, or can't be fetched.
         UserError: a sample lacks something.
     """
-    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, pictures=True):
+    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True):
         try:
             sample = parse_sample(raw)
         except UserError as error:
@@ -55,18 +55,18 @@ def count_tar(place: Place) -> tuple[int, int]:
         UserError: as `read_tar`; also where a header is damaged, the mark is missing that ends a tar, or more than
             zeros follow it: either way samples are lost of which nobody would know.
     """
-    captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, pictures=False)]
+    captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, images=False)]
     return len(captions), sum(captions)
 
 
-def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]:
-    """The members of each sample; pictures are left out where only their number is asked for."""
+def _groups(place: Place, skip: int, images: bool) -> Iterator[dict[str, Any]]:
+    """The members of each sample; images are left out where only their number is asked for."""
     name = shown(place.location)
     start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
     raw: dict[str, Any] = {}
     number = -1
     try:
-        with open_shard(place) as stream, _opened(stream, name, _Header if pictures else _StrictHeader) as tar:
+        with open_shard(place) as stream, _opened(stream, name, _Header if images else _StrictHeader) as tar:
             for member, key, kind in _members(tar):
                 if key != raw.get("__key__"):
                     if number >= skip:
@@ -75,15 +75,15 @@ def _groups(place: Place, skip: int, pictures: bool) -> Iterator[dict[str, Any]]
                 if kind in raw:
                     raise ValueError(f"it holds {member.name} twice")
                 if member.size > LARGEST:
-                    raise ValueError(f"{member.name} has {member.size:,} bytes, more than any picture")
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, more than any image")
                 if number >= skip and kind in KINDS:
-                    wanted = pictures or kind in ("json", "txt")
+                    wanted = images or kind in ("json", "txt")
                     raw[kind] = _content(tar, member) if wanted else b""
-            if not pictures and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
+            if not images and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
                 raise EOFError("the mark at its end is missing, so it was cut off")
             if number >= skip:
                 yield raw
-            if _more_follows(tar) and not pictures:
+            if _more_follows(tar) and not images:
                 raise ValueError("more follows the mark at its end, which no reader would come to")
     except UserError:
         raise

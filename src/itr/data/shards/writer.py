@@ -25,7 +25,7 @@ class Record:
     """One image on its way into a shard.
 
     Attributes:
-        image: the encoded picture.
+        image: the encoded image.
         extension: its type, such as `jpg`.
         captions: one or more texts.
         name: its name in the source.

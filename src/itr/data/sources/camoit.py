@@ -39,7 +39,7 @@ def read_camoit(
         level: which of an image's texts is its caption: 1 a category, 2 the object, 3 the full caption, as published.
         holdout_val: share of the training images drawn for val, so that nothing is chosen on test; 0 keeps all.
         seed: of that draw.
-        image_root: folder of the pictures; by default images beside the two files.
+        image_root: folder of the images; by default images beside the two files.
         dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`, or join.
 
     Raises:
@@ -54,25 +54,25 @@ def read_camoit(
         raise UserError(f"{folder} is no CamoIT: looked there and one folder below for train.json and test.json")
     print(f"CamoIT: {', '.join(map(str, paths.values()))}")
     home = next(iter(paths.values())).parent
-    pictures = ImageFolders(_existing(image_root) if image_root else home, IMAGE_FOLDERS)
+    images = ImageFolders(_existing(image_root) if image_root else home, IMAGE_FOLDERS)
     masks = {path.stem for path in (home / MASKS).glob("*.png")}
-    entries = {split: _read(path, f"caption{level}", pictures, masks) for split, path in paths.items()}
+    entries = {split: _read(path, f"caption{level}", images, masks) for split, path in paths.items()}
     for split, number in KNOWN.items():
         if len(entries.get(split, [])) != number:
             print(f"NOTE: {split} has {len(entries.get(split, [])):,} images here; the published split has {number:,}")
     entries |= _hold_out(entries.get("train", []), holdout_val, seed)
     settings = {"level": level, "holdout_val": holdout_val}
-    return Collection("camoit", pictures.root, entries, settings=settings).finish(None, dense)
+    return Collection("camoit", images.root, entries, settings=settings).finish(None, dense)
 
 
 def _existing(image_root: str) -> Path:
     folder = Path(image_root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; --image_root is the folder of the pictures")
+        raise UserError(f"there is no folder {folder}; --image_root is the folder of the images")
     return folder
 
 
-def _read(path: Path, column: str, pictures: ImageFolders, masks: set[str]) -> list[Entry]:
+def _read(path: Path, column: str, images: ImageFolders, masks: set[str]) -> list[Entry]:
     rows: Any = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.get("name") for row in rows):
         raise UserError(f"{path} is no list of rows with `name`, as CamoIT's are")
@@ -85,10 +85,10 @@ def _read(path: Path, column: str, pictures: ImageFolders, masks: set[str]) -> l
         if not isinstance(text, str) or not text.strip():
             blank.append(name)
             continue
-        image = pictures.find(name)
-        if image == name and name not in pictures.paths:  # a name without its ending
+        image = images.find(name)
+        if image == name and name not in images.paths:  # a name without its ending
             missing = name if name.lower().endswith(ENDINGS) else f"{name}.jpg"
-            image = pictures.by_stem.get(name.rpartition("/")[2], missing)
+            image = images.by_stem.get(name.rpartition("/")[2], missing)
         stem = image.rpartition("/")[2].rpartition(".")[0]
         meta = {"source_id": name} | ({"mask": f"{MASKS}/{stem}.png"} if stem in masks else {})
         entries.append(Entry(image, [squeeze(text)], meta=meta))

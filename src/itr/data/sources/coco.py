@@ -37,7 +37,7 @@ def read_coco(
         layout: official is captions_{train,val}2014.json, divided by Karpathy's split; karpathy is dataset_coco.json
             alone; text is {train,dev,testall}_caps.txt and _ids.txt; rows is coco_{train,val,test}.json,
             coco_karpathy_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; auto recognises it.
-        image_root: folder of the pictures, or of train2014 and val2014; by default root, or images in it.
+        image_root: folder of the images, or of train2014 and val2014; by default root, or images in it.
         splits: splits to read, with commas between them; by default all that are there.
         restval: train on the 30,504 images of Karpathy's `restval` too, as everybody does.
         split_file: for official captions: dataset_coco.json, or a folder with train_ids.txt, dev_ids.txt and
@@ -49,8 +49,8 @@ def read_coco(
         UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
     """
     folder = find_folder(root)
-    pictures = ImageFolders.under(folder, image_root)
-    layouts = _layouts(folder, pictures, split_names(splits) or list(SPLITS), restval, split_file)
+    images = ImageFolders.under(folder, image_root)
+    layouts = _layouts(folder, images, split_names(splits) or list(SPLITS), restval, split_file)
     if layout == "auto" and layouts["official"].find():
         del layouts["karpathy"]  # it then serves as the split of the official captions
     name, entries = read_layout(folder, layouts, layout)
@@ -60,28 +60,28 @@ def read_coco(
     if not divided:
         settings["split"] = OWN_SPLIT
     known = KNOWN if divided else {}
-    return Collection("coco", pictures.root, entries, known, settings, name == "text").finish(splits, dense)
+    return Collection("coco", images.root, entries, known, settings, name == "text").finish(splits, dense)
 
 
 def _layouts(
-    folder: Path, pictures: ImageFolders, wanted: list[str], restval: bool, split_file: str | None
+    folder: Path, images: ImageFolders, wanted: list[str], restval: bool, split_file: str | None
 ) -> dict[str, Layout]:
     def name_of(id_: str, split: str) -> str | None:
         if not id_.isdecimal():
-            return pictures.by_stem.get(id_.rpartition(".")[0] or id_)
-        part = "train" if split == "train" else "val"  # a guess, which the message on a missing picture then names
-        return pictures.by_number.get(int(id_), f"{part}2014/COCO_{part}2014_{int(id_):012d}.jpg")
+            return images.by_stem.get(id_.rpartition(".")[0] or id_)
+        part = "train" if split == "train" else "val"  # a guess, which the message on a missing image then names
+        return images.by_number.get(int(id_), f"{part}2014/COCO_{part}2014_{int(id_):012d}.jpg")
 
     return {
         "official": Layout(
             "COCO's captions files",
             "captions_{train,val}2014.json",
             lambda: find_official(folder),
-            lambda paths: read_official(folder, paths, pictures, split_file, restval),
+            lambda paths: read_official(folder, paths, images, split_file, restval),
         ),
-        "karpathy": karpathy_layout(folder, KARPATHY, pictures, restval),
-        "text": text_layout(folder, "{train,dev,testall}_caps.txt and _ids.txt", pictures, name_of, wanted),
-        "rows": rows_layout(folder, "coco", pictures, wanted),
+        "karpathy": karpathy_layout(folder, KARPATHY, images, restval),
+        "text": text_layout(folder, "{train,dev,testall}_caps.txt and _ids.txt", images, name_of, wanted),
+        "rows": rows_layout(folder, "coco", images, wanted),
     }
 
 

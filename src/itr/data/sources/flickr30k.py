@@ -30,7 +30,7 @@ def read_flickr30k(
         layout: karpathy is dataset_flickr30k.json; text is {train,dev,test}_caps.txt and _ids.txt with id_mapping.json;
             rows is flickr30k_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; auto
             recognises it.
-        image_root: folder of the pictures; by default root, or flickr30k-images or images in it.
+        image_root: folder of the images; by default root, or flickr30k-images or images in it.
         splits: splits to read, with commas between them; by default all that are there.
         dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line a
             training image; or join, which joins an image's own captions.
@@ -39,21 +39,19 @@ def read_flickr30k(
         UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
     """
     folder = find_folder(root)
-    pictures = ImageFolders.under(folder, image_root)
+    images = ImageFolders.under(folder, image_root)
     wanted = split_names(splits) or list(SPLITS)
 
     def name_of(id_: str, split: str) -> str | None:
-        return pictures.by_stem.get(id_.rpartition(".")[0] or id_)
+        return images.by_stem.get(id_.rpartition(".")[0] or id_)
 
     layouts = {
-        "karpathy": karpathy_layout(folder, KARPATHY, pictures),
-        "text": text_layout(
-            folder, "{train,dev,test}_caps.txt, _ids.txt and id_mapping.json", pictures, name_of, wanted
-        ),
-        "rows": rows_layout(folder, "flickr30k", pictures, wanted),
+        "karpathy": karpathy_layout(folder, KARPATHY, images),
+        "text": text_layout(folder, "{train,dev,test}_caps.txt, _ids.txt and id_mapping.json", images, name_of, wanted),
+        "rows": rows_layout(folder, "flickr30k", images, wanted),
     }
     name, entries = read_layout(folder, layouts, layout)
     # The text files number images by the order of their names, so names that ascend are in the order of train_ids.txt.
     ordered = name == "text" or is_ascending([entry.image for entry in entries.get("train", [])])
-    found = Collection("flickr30k", pictures.root, entries, KNOWN, {"layout": name}, ordered)
+    found = Collection("flickr30k", images.root, entries, KNOWN, {"layout": name}, ordered)
     return found.finish(splits, dense)

@@ -1,4 +1,4 @@
-"""`itr prepare mag`: graphs whose nodes are a picture and a text, read as pairs; the edges are left alone.
+"""`itr prepare mag`: graphs whose nodes are an image and a text, read as pairs; the edges are left alone.
 
 MAGB (https://arxiv.org/abs/2410.09132) and the Ele-fashion of MM-Graph (https://arxiv.org/abs/2406.16321).
 """
@@ -36,7 +36,7 @@ def read_mag(
 ) -> RawData:
     """A multimodal attributed graph as pairs: Movies, Toys, Grocery, Reddit-S, Reddit-M, or Ele-fashion.
 
-    A node is one picture and one text. To rank all nodes, as the nearest published protocol does, write them to a
+    A node is one image and one text. To rank all nodes, as the nearest published protocol does, write them to a
     folder of their own with --split all, and test with --data.root THAT --data.test_split all; training nodes are
     among them, so report it under another name than the held-out test.
 
@@ -49,7 +49,7 @@ def read_mag(
         split: random is 60/20/20 of all nodes by a permutation; own is the set's split.pt; all puts every node into
             one split `all`; auto is own for Ele-fashion and random for the others, which come without one.
         split_seed: of the random split; 42 is MAGB's.
-        image_root: folder of the pictures, ID.jpg or for Ele-fashion ASIN.jpg; by default MoviesImages,
+        image_root: folder of the images, ID.jpg or for Ele-fashion ASIN.jpg; by default MoviesImages,
             ele-fashion-images, or the same below MoviesImages_extracted, or images.
         titles: Ele-fashion's texts: a JSON, JSONL, CSV or TSV table with asin and raw_text or title; by default
             ele-fashion-raw-text.jsonl.
@@ -71,12 +71,12 @@ def read_mag(
         print(f"NOTE: {name} has {len(nodes):,} nodes here; the published set has {NODES[name]:,}")
     kind = split if split != "auto" else "own" if name == "ele-fashion" else "random"
     parts = divide(nodes, kind, folder, split_seed)
-    pictures = _pictures(folder, STEMS.get(name, name), image_root)
-    entries = _entries(nodes, parts, pictures)
+    images = _images(folder, STEMS.get(name, name), image_root)
+    entries = _entries(nodes, parts, images)
     settings = {"name": name, "texts": texts or "default", "split": kind, "split_seed": split_seed}
     if dense_column:
         settings["dense"] = f"column {dense_column}"
-    return Collection(f"mag {name}", pictures.root, entries, settings=settings).finish(None, dense)
+    return Collection(f"mag {name}", images.root, entries, settings=settings).finish(None, dense)
 
 
 def divide(nodes: list[Node], kind: str, folder: Path, seed: int) -> dict[str, list[int]]:
@@ -111,23 +111,23 @@ def _own_split(path: Path, places: dict[int, int]) -> dict[str, list[int]]:
     return {split: [places[number] for number in found if number in places] for split, found in numbers.items()}
 
 
-def _pictures(folder: Path, stem: str, image_root: str | None) -> ImageFolders:
+def _images(folder: Path, stem: str, image_root: str | None) -> ImageFolders:
     plain = f"{stem}Images" if stem in STEMS.values() else f"{stem}-images"
     places = [plain, f"{plain}_extracted/{plain}", f"{plain}_extracted", "images"]
     root = Path(image_root).expanduser() if image_root else folder
-    pictures = ImageFolders(root, ["", *places] if image_root else places)
-    if not pictures.paths:
+    images = ImageFolders(root, ["", *places] if image_root else places)
+    if not images.paths:
         where = "" if image_root else f" in {', '.join(places)}"
-        raise UserError(f"{root} holds no picture{where}; give their folder as --image_root")
-    return pictures
+        raise UserError(f"{root} holds no image{where}; give their folder as --image_root")
+    return images
 
 
-def _entries(nodes: list[Node], parts: dict[str, list[int]], pictures: ImageFolders) -> dict[str, list[Entry]]:
+def _entries(nodes: list[Node], parts: dict[str, list[int]], images: ImageFolders) -> dict[str, list[Entry]]:
     entries: dict[str, list[Entry]] = {}
     no_image, no_text = [], []
     for split, places in parts.items():
         for node in map(nodes.__getitem__, places):
-            image = pictures.by_stem.get(node.key)
+            image = images.by_stem.get(node.key)
             if not node.text:
                 no_text.append(node.key)
             elif image is None:

@@ -1,4 +1,4 @@
-"""`itr prepare scenes`: made-up pictures with captions of which the exact truth is known."""
+"""`itr prepare scenes`: made-up images with captions of which the exact truth is known."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def prepare_scenes(
     seed: int = 0,
     shard_size: int = 1000,
 ) -> None:
-    """Make pictures of a few objects, captions that tell one view each, and a dense caption that tells all.
+    """Make images of a few objects, captions that tell one view each, and a dense caption that tells all.
 
     Args:
         out: folder to write the shards to.
-        train: training pictures.
-        val: validation pictures.
-        test: test pictures.
-        difficulty: how many objects a picture has and how much a caption tells of it.
-        captions: sparse captions a picture, or the least and the most of an uneven number.
-        image_size: side of the pictures in pixels.
-        seed: picture i of a split is the same for the same seed, whatever the number of pictures.
-        shard_size: pictures in a shard.
+        train: training images.
+        val: validation images.
+        test: test images.
+        difficulty: how many objects an image has and how much a caption tells of it.
+        captions: sparse captions an image, or the least and the most of an uneven number.
+        image_size: side of the images in pixels.
+        seed: image i of a split is the same for the same seed, whatever the number of images.
+        shard_size: images in a shard.
     """
     try:
         settings = SceneSettings(difficulty, captions, image_size)
@@ -55,7 +55,7 @@ def prepare_scenes(
                 splits[name] = _write(
                     staging.path, name, number, seed, settings, shard_size, with_truth=name != "train"
                 )
-                print(f"{name}: {splits[name].images} pictures, {splits[name].captions} captions")
+                print(f"{name}: {splits[name].images} images, {splits[name].captions} captions")
         manifest = Manifest("scenes", ["image", "captions", "dense"], splits, {"seed": seed, **asdict(settings)})
         staging.publish(manifest)
     print(f"written to {folder}")

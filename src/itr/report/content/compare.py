@@ -25,7 +25,7 @@ def compare(base: Measured, other: Measured, name: str) -> Comparison:
     """Differences of the recalls and of their sum, other minus base."""
     same = (np.array_equal(getattr(base, ids), getattr(other, ids)) for ids in ("image_id", "text_id", "own_image"))
     if not all(same):
-        return Comparison(name, {}, "it was measured on other pictures or captions")
+        return Comparison(name, {}, "it was measured on other images or captions")
     (first, counts), (second, _) = hits(base), hits(other)
     found = paired_bootstrap(first, second, counts, total=True)
     return Comparison(name, dict(zip([*COMPARED, "rsum"], found, strict=True)))

@@ -20,7 +20,7 @@ class Entry:
         published: the paper's figures for its config.
         departures: settings that differ from that config; None where it names none.
         measured: figures of its embeddings; None where there are none.
-        samples: pictures and captions to show; None where the shards are gone.
+        samples: images and captions to show; None where the shards are gone.
     """
 
     run: Run
@@ -37,5 +37,5 @@ class Entry:
 
 
 def plural(number: int, word: str) -> str:
-    """`1 picture`, `2,000 pictures`."""
+    """`1 image`, `2,000 images`."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")

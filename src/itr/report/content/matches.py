@@ -19,7 +19,7 @@ class Matches:
     the image's own captions more than 999 in 1,000 random captions resemble any caption of a random other image: a
     cosine of the model's own embeddings of texts, so this is a guess by the model that is judged.
 
-    NOTE: On the test pictures of scenes, whose truth is known, 71 to 90 % of the first hits that the rule names are
+    NOTE: On the test images of scenes, whose truth is known, 71 to 90 % of the first hits that the rule names are
     true (three models, both directions), and 16 to 24 % of all first hits that are not the annotated ones. Of those
     that the same rule on the likeness of both images names, 6 to 42 % are, about what chance gives: images have no say.
 

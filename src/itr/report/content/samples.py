@@ -1,4 +1,4 @@
-"""Captions and small pictures of the samples that a page shows, in one pass over the shards."""
+"""Captions and small images of the samples that a page shows, in one pass over the shards."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Samples:
     """What is shown of the data.
 
     Attributes:
-        picture: small pictures as data URIs by image_id; empty for one that can't be decoded.
+        image: small images as data URIs by image_id; empty for one that can't be decoded.
         captions: all captions of these images by image_id.
         caption: texts by caption_id.
     """
 
-    picture: dict[int, str] = field(default_factory=dict)
+    image: dict[int, str] = field(default_factory=dict)
     captions: dict[int, list[str]] = field(default_factory=dict)
     caption: dict[int, str] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -
     for shard in find_split(root, split).shards:
         for sample in read_tar(shard.place):
             if sample.image_id in images:
-                samples.picture[sample.image_id] = thumbnail(sample.image)
+                samples.image[sample.image_id] = thumbnail(sample.image)
                 samples.captions[sample.image_id] = sample.captions
             pairs = zip(sample.caption_ids, sample.captions, strict=True)
             samples.caption |= {number: text for number, text in pairs if number in captions}
@@ -51,12 +51,12 @@ def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -
 
 
 def thumbnail(data: bytes) -> str:
-    """A picture as a data URI of a JPEG that fits into a square of SIDE pixels; empty where it can't be decoded."""
+    """An image as a data URI of a JPEG that fits into a square of SIDE pixels; empty where it can't be decoded."""
     try:
-        picture = Image.fromarray(decode(data, MAX_PIXELS).permute(1, 2, 0).numpy())
+        image = Image.fromarray(decode(data, MAX_PIXELS).permute(1, 2, 0).numpy())
     except BadImageError:
         return ""
-    picture.thumbnail((SIDE, SIDE))
+    image.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=QUALITY, optimize=True)
+    image.save(stream, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

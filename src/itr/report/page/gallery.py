@@ -56,24 +56,24 @@ def _of_run(measured: Measured, samples: Samples) -> list[Markup]:
 
 
 def _text_query(query: Query, measured: Measured, samples: Samples) -> Markup:
-    """A caption, its own picture and the first pictures found."""
+    """A caption, its own image and the first images found."""
     own = int(measured.own_image[query.row])
     asked = samples.caption.get(int(measured.text_id[query.row]))
-    hits = [_picture_hit(hit, measured, samples) for hit in query.hits]
-    wanted = tag("li", _picture(own, measured, samples), tag("span", "its own", class_="mark"), class_="asked-for own")
+    hits = [_image_hit(hit, measured, samples) for hit in query.hits]
+    wanted = tag("li", _image(own, measured, samples), tag("span", "its own", class_="mark"), class_="asked-for own")
     return tag(
         "article",
         tag("p", asked or f"caption {measured.text_id[query.row]}", class_="asked", dir="auto"),
-        tag("p", _rank(query, "own picture", len(measured.image_id)), class_="rank"),
+        tag("p", _rank(query, "own image", len(measured.image_id)), class_="rank"),
         tag("ol", wanted, *hits, class_="hits"),
         class_="query",
     )
 
 
 def _image_query(query: Query, measured: Measured, samples: Samples) -> Markup:
-    """A picture and the first captions found."""
+    """An image and the first captions found."""
     hits = [_caption_hit(hit, measured, samples) for hit in query.hits]
-    pair = tag("figure", _picture(query.row, measured, samples)), tag("ol", *hits, class_="texts")
+    pair = tag("figure", _image(query.row, measured, samples)), tag("ol", *hits, class_="texts")
     rank = tag("p", _rank(query, "first own caption", len(measured.text_id)), class_="rank")
     own = samples.captions.get(int(measured.image_id[query.row]), [])
     told = tag("p", "Its own: ", *_joined(own), class_="rank") if own and query.rank else ""
@@ -92,11 +92,11 @@ def _rank(query: Query, what: str, number: int) -> str:
     return f"{what} at rank {query.rank + 1:,} of {number:,}"
 
 
-def _picture_hit(hit: Hit, measured: Measured, samples: Samples) -> Markup:
+def _image_hit(hit: Hit, measured: Measured, samples: Samples) -> Markup:
     mark = tag("span", MARKS[hit.verdict], class_="mark")
     return tag(
         "li",
-        _picture(hit.row, measured, samples),
+        _image(hit.row, measured, samples),
         mark,
         tag("span", f"{hit.score:.2f}", class_="score"),
         class_=hit.verdict,
@@ -111,11 +111,11 @@ def _caption_hit(hit: Hit, measured: Measured, samples: Samples) -> Markup:
     return tag("li", words, " ", score, class_=hit.verdict)
 
 
-def _picture(row: int, measured: Measured, samples: Samples) -> Content:
-    """The picture of a row with a caption of its own as its description; its number where there is none."""
+def _image(row: int, measured: Measured, samples: Samples) -> Content:
+    """The image of a row with a caption of its own as its description; its number where there is none."""
     number = int(measured.image_id[row])
-    source = samples.picture.get(number)
-    words = " / ".join(samples.captions.get(number, [])[:1]) or f"picture {number}"
+    source = samples.image.get(number)
+    words = " / ".join(samples.captions.get(number, [])[:1]) or f"image {number}"
     if not source:
-        return tag("div", f"picture {number}", class_="picture", title=words)
-    return tag("img", src=source, alt=words, title=words, class_="picture")
+        return tag("div", f"image {number}", class_="image", title=words)
+    return tag("img", src=source, alt=words, title=words, class_="image")

@@ -18,12 +18,12 @@ from itr.report.page.markup import Markup, tag, text
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 BOOTSTRAP = (
-    "Paired bootstrap: pictures are drawn anew 1,000 times with all their captions, the same ones for both runs. "
+    "Paired bootstrap: images are drawn anew 1,000 times with all their captions, the same ones for both runs. "
     "Bold where p is below 0.05. It speaks for these two checkpoints on this kind of data; how much a second training "
     "with another seed would differ is not in it. Of many such figures, one in twenty looks sure by chance."
 )
 VIEWS = (
-    "One picture has several captions, each a view of it. Does its one embedding serve them all? A picture counts for "
+    "One image has several captions, each a view of it. Does its one embedding serve them all? An image counts for "
     "its worst caption only if every caption finds it."
 )
 CAPACITY = (
@@ -31,7 +31,7 @@ CAPACITY = (
     "Modality gap: Liang et al., arXiv 2203.02053. Uniformity is taken over at most 5,000 embeddings drawn at random."
 )
 RANKS = (
-    "Ranks count from 1; a wrong candidate that ties with the right one stands before it. For a picture with several "
+    "Ranks count from 1; a wrong candidate that ties with the right one stands before it. For an image with several "
     "captions the best of them counts."
 )
 
@@ -95,7 +95,7 @@ def _tiles(entries: Sequence[Entry]) -> Markup:
         return Markup()
     names = {"rsum": "rsum", "i2t_r1": "image to text R@1", "t2i_r1": "text to image R@1"}
     shown = [(f"{found.figures[key]:.1f}", name) for key, name in names.items()]
-    shown += [(f"{len(found.image_id):,}", "pictures"), (f"{len(found.text_id):,}", "captions")]
+    shown += [(f"{len(found.image_id):,}", "images"), (f"{len(found.text_id):,}", "captions")]
     return tag("ul", *(tag("li", tag("b", value), name) for value, name in shown), class_="tiles")
 
 
@@ -134,7 +134,7 @@ def _paper(entries: Sequence[Entry]) -> Markup:
     words = "The paper's figures are those of the config's name; its authors choose the best epoch on test, we on val."
     if measured and measured != {papers[0].images}:
         sizes = " and ".join(f"{size:,}" for size in sorted(measured))
-        words += f" They are of {papers[0].images:,} pictures, and this page is of {sizes}: not comparable."
+        words += f" They are of {papers[0].images:,} images, and this page is of {sizes}: not comparable."
     return _note(words)
 
 
@@ -142,8 +142,8 @@ def _captions(entries: Sequence[Entry]) -> str:
     numbers = next(entry.measured.views.number for entry in entries if entry.measured)
     low, high = int(numbers.min()), int(numbers.max())
     if low == high:
-        return f"Every picture has {plural(low, 'caption')}."
-    return f"Pictures have {low} to {high} captions, {numbers.double().mean().item():.1f} on average."
+        return f"Every image has {plural(low, 'caption')}."
+    return f"Images have {low} to {high} captions, {numbers.double().mean().item():.1f} on average."
 
 
 def _rules(entries: Sequence[Entry]) -> list[Markup]:
@@ -160,7 +160,7 @@ def _rules(entries: Sequence[Entry]) -> list[Markup]:
 
 GUESS = (
     "These data do not tell which unannotated pairs are true. A hit is marked 'looks true' if the caption resembles "
-    "one of the picture's own captions more than 999 in 1,000 random captions resemble those of another picture "
+    "one of the image's own captions more than 999 in 1,000 random captions resemble those of another image "
     "(cosine {:.3f} or more between embeddings of texts). That is the model's own view, hence a hint: on made-up data "
     "whose truth is known it is right in about four of five cases, and it misses most. False negatives with the "
     "strongest evidence are shown first."
@@ -171,7 +171,7 @@ def _missed(entry: Entry) -> str:
     """How many failures are none."""
     assert entry.measured
     found = entry.measured
-    shares = f"{found.missed['t2i']:.1f} % of the captions that fail and {found.missed['i2t']:.1f} % of the pictures"
+    shares = f"{found.missed['t2i']:.1f} % of the captions that fail and {found.missed['i2t']:.1f} % of the images"
     if not found.known:
         return f"for {shares} the first hit looks true"
     right = f"{_forgiving(found, 't2i'):.1f} from text to image and {_forgiving(found, 'i2t'):.1f} the other way"

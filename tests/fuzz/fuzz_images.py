@@ -1,4 +1,4 @@
-"""Targets that read pictures and captions."""
+"""Targets that read images and captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from itr.data.preparing.writing import Writing, write_shards
 from itr.data.shards.captions import CaptionCleaner
 from itr.data.shards.tars import read_tar
 from itr.data.sources.table import read_table
-from itr.images.decode import BadImageError, picture_size, shrink
+from itr.images.decode import BadImageError, image_size, shrink
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform, decode
 from itr.interop.d2s import made_up_tokenizer
 from itr.report.page.markup import table, tag
@@ -42,28 +42,28 @@ SAVED: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @material
-def pictures() -> list[bytes]:
-    """A small picture of each kind that this Pillow can write."""
+def images() -> list[bytes]:
+    """A small image of each kind that this Pillow can write."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 33, 4), dtype=np.uint8)
     found = []
     for form, mode, options in SAVED:
-        picture = Image.fromarray(noise)
-        picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 200) if mode == "I;16" else picture.convert(mode)
-        more = {"append_images": [picture.rotate(90)]} if options.get("save_all") else {}
+        image = Image.fromarray(noise)
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+        more = {"append_images": [image.rotate(90)]} if options.get("save_all") else {}
         buffer = io.BytesIO()
         try:
-            picture.save(buffer, form, **options, **more)
+            image.save(buffer, form, **options, **more)
         except (OSError, KeyError, ValueError):  # without its library
             continue
         found.append(buffer.getvalue())
     return found
 
 
-def picture(example: Any, folder: Path) -> None:
+def make_image(example: Any, folder: Path) -> None:
     which, changes, side, seed = example
-    data = broken(pictures()[which % len(pictures())], changes)
+    data = broken(images()[which % len(images())], changes)
     errors = []
-    for act in (lambda: picture_size(data), lambda: shrink(data, side, 90), lambda: views(data, seed)):
+    for act in (lambda: image_size(data), lambda: shrink(data, side, 90), lambda: views(data, seed)):
         try:
             act()
         except BadImageError as error:
@@ -156,9 +156,9 @@ def markup(example: list[str], folder: Path) -> None:
 
 TARGETS = [
     Target(
-        "pictures",
+        "images",
         lambda: st.tuples(st.integers(0, 200), edits(), st.integers(1, 40), st.integers(0, 9)),
-        picture,
+        make_image,
         (BadImageError,),
         sound=(0, [], 40, 0),
     ),
