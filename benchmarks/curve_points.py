@@ -20,7 +20,7 @@ from itr.evaluation.cosine import Cosine
 from itr.evaluation.ranks import Matches, rank
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.training.large_batch import score_rows
+from itr.types import score_rows
 from itr.types import Batch, Encoded, Tokens
 from measuring import device, seconds
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from itr.backbones import Backbone
 from itr.methods import CUSA
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
-from itr.training.large_batch import LargeBatch, score_rows
+from itr.training.large_batch import LargeBatch
+from itr.types import score_rows
 from itr.types import Encoded, Pairs
 from measuring import device
 

@@ -58,7 +58,7 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def bare(pooled: Tensor) -> Encoded:
+def pooled_only(pooled: Tensor) -> Encoded:
     """Embeddings without tokens."""
     empty = pooled.new_zeros(len(pooled), 0, pooled.shape[1])
     return Encoded(pooled, empty, empty[..., 0].bool())
@@ -78,7 +78,7 @@ def check_cusa(path: Path) -> Result:
     objective.clamp()  # the authors clamp before each forward pass
     module.clamp()
 
-    image, text = module.embed_image(bare(features["image"])), module.embed_text(bare(features["text"]))
+    image, text = module.embed_image(pooled_only(features["image"])), module.embed_text(pooled_only(features["text"]))
     ids = tensors.get("in.image_index", torch.arange(len(image))).flatten()
     scores = Scores.whole(Backbone.similarity(None, image, text), ids[:, None] == ids[None, :])
     extra = {name: tensors[f"in.{name}"] for name in ("teacher_image", "teacher_text")}
@@ -167,7 +167,7 @@ def cosine(image: Tensor, text: Tensor) -> Tensor:
     """Cosines, whose gradients are those of a dot product where the given rows are of length 1 already."""
     if all(torch.allclose(rows.norm(dim=1), torch.ones(len(rows)).to(rows)) for rows in (image, text)):
         return image @ text.T
-    return Backbone.similarity(None, bare(image), bare(text))
+    return Backbone.similarity(None, pooled_only(image), pooled_only(text))
 
 
 def compare_all(found: dict[str, Tensor], tensors: dict[str, Tensor], tolerance: tuple[float, float]) -> Result:

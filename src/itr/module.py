@@ -16,15 +16,16 @@ from itr.distributed import gather, gather_encoded
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery, GalleryBuilder
 from itr.evaluation.retrieval import evaluate
+from itr.evaluation.scoring import scorer_of
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.state.self_describing import SelfDescribing
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
-from itr.training.large_batch import LargeBatch, score_rows
+from itr.training.large_batch import LargeBatch
 from itr.training.logging_steps import logs_now
 from itr.training.optim import OptimizerSettings, clip_gradients, loss_scale, parameter_groups, scheduled_adamw
-from itr.types import Batch, Encoded, Pairs, Tokens
+from itr.types import Batch, Encoded, Pairs, Tokens, score_rows
 
 log = logging.getLogger(__name__)
 
@@ -70,27 +71,52 @@ class RetrievalModule(SelfDescribing):
         self.loss_weights = {method.name: method.weights for method in methods}
         self.metrics: dict[str, float] = {}
         self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
-        self._builder = GalleryBuilder(self.backbone.needs_tokens)
+        self._builder = GalleryBuilder(self.needs_tokens)
 
-    # Embedding
+    # Embedding and scoring
 
     def encode_image(self, image: Tensor) -> Encoded:
-        """Embed pixels [I, 3, H, W], uint8, through the backbone and every method."""
-        encoded = self.backbone.encode_image(image)
-        for method in self._method_modules():
-            encoded = method.embed_image(encoded)
-        return encoded
+        """Embed pixels [I, 3, H, W], uint8, or the features that the backbone takes [I, ...], with every method."""
+        return self._embed_image(self.backbone.encode_image(image))
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Embed the images of a batch through the backbone and every method."""
+        return self._embed_image(self.backbone.encode_images(batch))
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Embed the captions of a batch through the backbone and every method."""
+        return self._embed_text(self.backbone.encode_texts(batch))
 
     def encode_text(self, captions: Sequence[str]) -> Encoded:
         """Embed captions through the backbone and every method."""
         tokens = self.backbone.tokenizer(list(captions))
-        return self._encode_tokens(Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device)))
+        return self.encode_tokens(Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device)))
 
-    def _encode_tokens(self, tokens: Tokens) -> Encoded:
-        encoded = self.backbone.encode_text(tokens)
+    def encode_tokens(self, tokens: Tokens) -> Encoded:
+        """Embed tokenized captions [C, L] through the backbone and every method."""
+        return self._embed_text(self.backbone.encode_text(tokens))
+
+    def _embed_image(self, encoded: Encoded) -> Encoded:
+        for method in self._method_modules():
+            encoded = method.embed_image(encoded)
+        return encoded
+
+    def _embed_text(self, encoded: Encoded) -> Encoded:
         for method in self._method_modules():
             encoded = method.embed_text(encoded)
         return encoded
+
+    def similarity(self, image: Encoded, text: Encoded) -> Tensor:
+        """Score every image against every caption, as the backbone does and the methods change it [I, C]."""
+        scores = self.backbone.similarity(image, text)
+        for method in self._method_modules():
+            scores = method.change_scores(scores, image, text)
+        return scores
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether scores or losses use token-level features."""
+        return self.backbone.needs_tokens or any(method.needs_tokens for method in self._method_modules())
 
     def _method_modules(self) -> list[MethodModule]:
         return list(self.methods.children())  # type: ignore[arg-type]
@@ -129,15 +155,15 @@ class RetrievalModule(SelfDescribing):
             )
 
         def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-            scores = score_rows(self.backbone.similarity, image, text, image_id, rows)
-            return self._share(Pairs(image, text, image_id, scores, extra), progress)
+            scores = score_rows(self.similarity, image, text, image_id, rows)
+            return self._share(Pairs(image, text, image_id, scores, extra, progress))
 
         return self.large_batch.sum_of_shares(share, image, text, extra, self, loss_scale(self._trainer, self.device))
 
-    def _share(self, pairs: Pairs, progress: float) -> dict[str, Tensor]:
+    def _share(self, pairs: Pairs) -> dict[str, Tensor]:
         """The share of some rows in every weighted term."""
         with torch.autocast(pairs.image_id.device.type, enabled=False):
-            terms: dict[str, Tensor] = {"objective": self.objective(pairs.scores, progress)}
+            terms: dict[str, Tensor] = {"objective": self.objective(pairs.scores, pairs.progress)}
             for name, method in self.methods.items():
                 assert isinstance(method, MethodModule)
                 for term, value in method.losses(pairs).items():
@@ -149,15 +175,14 @@ class RetrievalModule(SelfDescribing):
         parts = batch.parts(self.large_batch.gradient_cache)
         extras = [{k: v for m in self._method_modules() for k, v in m.prepare(part).items()} for part in parts]
         image, text = embed_parts(parts, self._embed_pairs, self)
-        needs_tokens = self.backbone.needs_tokens
         with torch.autocast(image.pooled.device.type, enabled=False):  # on a CPU it can't join features in float16
             extra = {name: gather(torch.cat([found[name] for found in extras])) for name in extras[0]}
-        return gather_encoded(image, needs_tokens), gather_encoded(text, needs_tokens), extra
+        return gather_encoded(image, self.needs_tokens), gather_encoded(text, self.needs_tokens), extra
 
     def _embed_pairs(self, batch: Batch) -> tuple[Encoded, Encoded]:
-        """Images and captions, a row a pair, with token-level features only where the similarity needs them."""
-        image, text = self.encode_image(batch.image), self._encode_tokens(batch.text)
-        if not self.backbone.needs_tokens:
+        """Images and captions, a row a pair, with token-level features only where they are needed."""
+        image, text = self.encode_images(batch), self.encode_texts(batch)
+        if not self.needs_tokens:
             image, text = image.without_tokens(), text.without_tokens()
         return image.rows(batch.image_index), text
 
@@ -190,7 +215,7 @@ class RetrievalModule(SelfDescribing):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the embeddings of a batch: each image once, with all its captions."""
         with self.compilation.suspended(self):
-            self._builder.add(batch, self.encode_image(batch.image), self._encode_tokens(batch.text))
+            self._builder.add(batch, self.encode_images(batch), self.encode_texts(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
@@ -213,8 +238,8 @@ class RetrievalModule(SelfDescribing):
         self._finish_gallery()
 
     def _finish_gallery(self) -> Gallery:
-        self.last_gallery = self._builder.build()
-        self._builder = GalleryBuilder(self.backbone.needs_tokens)
+        self.last_gallery = self._builder.build(scorer_of(self))
+        self._builder = GalleryBuilder(self.needs_tokens)
         return self.last_gallery
 
     def _evaluate(self, stage: str) -> None:
@@ -223,9 +248,7 @@ class RetrievalModule(SelfDescribing):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         positives = data.positives(stage) if data is not None else None
-        own_similarity = type(self.backbone).similarity is not Backbone.similarity
-        score = gallery.scored_by(self.backbone.similarity, self.device) if own_similarity else None
-        found = evaluate(gallery, score, positives, self.device)
+        found = evaluate(gallery, positives, self.device)
         self.metrics = {f"{stage}/{name}": value for name, value in found.items()}
         self.log_dict(self.metrics)  # every process has the whole gallery, hence the same figures
 

@@ -195,7 +195,7 @@ def test_a_caption_without_its_image_is_an_error():
 def test_written_embeddings_are_what_they_were():
     found = gallery(3, 4)
     arrays = found.arrays()
-    assert set(arrays) == {"image", "text", "image_id", "caption_id", "caption_image_id"}
+    assert set(arrays) == {"image", "text", "image_id", "caption_id", "caption_image_id", "scored_by"}
     assert np.array_equal(arrays["text"], found.text.pooled.numpy())
     assert arrays["caption_image_id"].tolist() == found.text_image_id.tolist()
     found.text.unimodal = found.text.pooled + 1

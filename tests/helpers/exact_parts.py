@@ -17,6 +17,7 @@ from itr.training.large_batch import LargeBatch
 from itr.types import Batch, Tokens
 from late_interaction import LateInteraction
 from tiny import copy_of
+from wide import Uncertain
 
 BATCH = 12
 SMALL_D2S = {"num_prompts": 2, "depth": 1, "heads": 2}
@@ -38,6 +39,7 @@ MODELS: dict[str, Callable[[], Parts]] = {
     },
     "d2s_cached": lambda: (InfoNCE(), [D2S(**SMALL_D2S, cached=True)], VSE),
     "both": lambda: (InfoNCE(), [CUSA(targets="dot"), D2S(**SMALL_D2S)], VSE),
+    "uncertain": lambda: (InfoNCE(), [Uncertain()], VSE),
     "tokens": lambda: (Triplet(hardest_after=1), [], LateInteraction),
     "tokens_both": lambda: (InfoNCE(), [CUSA(cross_head=False), D2S(**SMALL_D2S)], LateInteraction),
 }
@@ -51,7 +53,7 @@ VARIANTS = {
 }
 GRID = [(model, variant) for model in MODELS for variant in VARIANTS]
 OFTEN = [(model, "gathered") for model in ("info_nce", "triplet_all", "sigmoid", "both")]
-OFTEN += [(model, "everything") for model in ("info_nce", "triplet_hardest", "sigmoid", "both", "tokens")]
+OFTEN += [(model, "everything") for model in ("info_nce", "triplet_hardest", "sigmoid", "both", "tokens", "uncertain")]
 
 
 class Loss(nn.Module):

@@ -116,7 +116,7 @@ def embeddings(module: RetrievalModule) -> list[torch.Tensor]:
     image = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ids = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 3, 0, 0]])
     with torch.no_grad():
-        found = [module.encode_image(image).pooled, module._encode_tokens(Tokens(ids, ids != 0)).pooled]
+        found = [module.encode_image(image).pooled, module.encode_tokens(Tokens(ids, ids != 0)).pooled]
         teacher = getattr(module.methods["d2s"], "teacher", None) if "d2s" in module.methods else None
         return found if teacher is None else [*found, teacher(Tokens(ids, ids != 0))]
 

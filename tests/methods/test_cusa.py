@@ -56,7 +56,7 @@ def batch(model: RetrievalModule) -> Batch:
     )
 
 
-def bare(pooled: torch.Tensor, unimodal: torch.Tensor | None = None) -> Encoded:
+def pooled_only(pooled: torch.Tensor, unimodal: torch.Tensor | None = None) -> Encoded:
     empty = pooled.new_zeros(len(pooled), 0, pooled.shape[1])
     return Encoded(pooled, empty, empty[..., 0].bool(), unimodal)
 
@@ -65,8 +65,8 @@ def pairs(size: int = 6, seed: int = 0) -> Pairs:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
     return Pairs(
-        image=bare(draw(size, 8), draw(size, 8)),
-        text=bare(draw(size, 8), draw(size, 8)),
+        image=pooled_only(draw(size, 8), draw(size, 8)),
+        text=pooled_only(draw(size, 8), draw(size, 8)),
         image_id=torch.arange(size),
         scores=Scores.whole(draw(size, size).tanh(), torch.eye(size, dtype=torch.bool)),
         extra={"teacher_image": draw(size, 5), "teacher_text": draw(size, 3)},
@@ -231,8 +231,8 @@ def test_heads_make_both_embeddings_and_leave_tokens():
 def test_heads_that_start_at_the_identity_keep_what_the_layer_norm_leaves():
     rows = torch.randn(3, 8, dtype=torch.float64)
     expected = torch.nn.functional.layer_norm(rows, (8,))
-    assert torch.equal(build(head_init="identity").embed_image(bare(rows)).pooled, expected)
-    assert not torch.allclose(build().embed_image(bare(rows)).pooled, expected)
+    assert torch.equal(build(head_init="identity").embed_image(pooled_only(rows)).pooled, expected)
+    assert not torch.allclose(build().embed_image(pooled_only(rows)).pooled, expected)
 
 
 def test_temperatures_stay_in_their_bounds():

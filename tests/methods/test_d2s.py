@@ -72,7 +72,7 @@ def test_the_loss_is_the_distance_of_the_searched_text_to_the_dense_one():
     module = build(vse(word_mask=0.0, visual_token_drop=0.0)).eval()
     own = batch(module)
     own.image_index = torch.tensor([2, 0, 1, 3])
-    text = module._encode_tokens(own.text).pooled
+    text = module.encode_tokens(own.text).pooled
     dense = module.methods["d2s"].teacher.encoder.encode_text(own.image_extra["dense"]).pooled[own.image_index]
     expected = 1 - nn.functional.cosine_similarity(text, dense).mean()
     found = module.loss_terms(own, 0.0)["d2s/distillation"]

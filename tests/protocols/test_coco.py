@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from itr.embedding.files import bare
+from itr.embedding.files import pooled_only
 from itr.errors import UserError
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
@@ -29,7 +29,7 @@ def planted(kind: str) -> Gallery:
     text = image[own] + (0.7 if kind != "random" else 1e6) * torch.randn(len(text_id), WIDTH, generator=generator)
     if kind == "coarse":
         image, text = image.sign(), text.sign()
-    return Gallery(bare(image), image_id, bare(text), text_id, text_image_id)
+    return Gallery(pooled_only(image), image_id, pooled_only(text), text_id, text_image_id)
 
 
 def rankings(gallery: Gallery, judge: str, way: str, within_fold: bool = False) -> dict[int, list[int]]:
@@ -86,7 +86,7 @@ def test_only_the_captions_of_the_protocol_count():
     more = Gallery(
         gallery.image,
         gallery.image_id,
-        bare(torch.cat([gallery.text.pooled[:1], gallery.text.pooled])),
+        pooled_only(torch.cat([gallery.text.pooled[:1], gallery.text.pooled])),
         torch.cat([torch.tensor([1]), gallery.text_id]),
         torch.cat([gallery.text_image_id[:1], gallery.text_image_id]),
     )

@@ -13,7 +13,7 @@ import torch
 
 from itr.cli import main
 from itr.data.shards.schema import Sample
-from itr.embedding.files import bare
+from itr.embedding.files import pooled_only
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation
 from itr.evaluation.gallery import Gallery
@@ -116,7 +116,9 @@ def sample(image_id: int, source: int, ids: list[int], numbers: list[int] | None
 
 
 def test_shards_tell_cocos_own_ids():
-    gallery = Gallery(bare(torch.eye(2)), torch.arange(2), bare(torch.eye(3)), torch.arange(3), torch.tensor([0, 0, 1]))
+    gallery = Gallery(
+        pooled_only(torch.eye(2)), torch.arange(2), pooled_only(torch.eye(3)), torch.arange(3), torch.tensor([0, 0, 1])
+    )
     samples = [sample(0, 391895, [0, 1], [771687, 770337]), sample(1, 60623, [2], [7])]
     found = by_coco_ids(gallery, iter(samples))
     assert found.image_id.tolist() == [60623, 391895]
@@ -133,8 +135,8 @@ def test_plain_lines_in_the_order_of_the_list_have_its_ids():
     images = [owner[int(i)][0] for i in ids[::5]]
     samples = [sample(n, image, list(range(5 * n, 5 * n + 5)), None) for n, image in enumerate(images)]
     gallery = Gallery(
-        bare(torch.ones(5000, 1)), torch.arange(5000), bare(torch.arange(25000.0)[:, None] + 1), torch.arange(25000),
-        torch.arange(25000) // 5,
+        pooled_only(torch.ones(5000, 1)), torch.arange(5000),
+        pooled_only(torch.arange(25000.0)[:, None] + 1), torch.arange(25000), torch.arange(25000) // 5,
     )  # fmt: skip
     found = by_coco_ids(gallery, iter(samples))
     place = {int(number): row for row, number in enumerate(ids)}

@@ -19,7 +19,7 @@ from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.ranks import Matches as TrueMatches
 from itr.evaluation.ranks import rank
-from itr.evaluation.retrieval import mean_cosines
+from itr.evaluation.scoring import mean_scores
 from itr.report.content.choose import KINDS
 from itr.report.content.compare import hits
 from itr.report.content.matches import Matches
@@ -138,12 +138,14 @@ def test_recall_by_k_and_distribution_against_loops(gallery):
     assert [y for _, y in outline] == pytest.approx([share for share in shares for _ in range(2)])
 
 
-def test_mean_cosines_against_a_loop(gallery):
+def test_mean_scores_against_a_loop(gallery):
     own = gallery.own_image().tolist()
     cosines = Cosine(gallery.image.pooled, gallery.text.pooled)(slice(0, 30), slice(0, 70))
     matched = [float(cosines[i, c]) for c in range(70) for i in range(30) if own[c] == i]
     others = [float(cosines[i, c]) for c in range(70) for i in range(30) if own[c] != i]
-    assert mean_cosines(gallery) == pytest.approx((sum(matched) / 70, sum(others) / len(others)), abs=1e-6)
+    assert mean_scores(gallery.score(), gallery.own_image()) == pytest.approx(
+        (sum(matched) / 70, sum(others) / len(others)), abs=1e-6
+    )
 
 
 def test_plots_hold_their_points_and_escape_names():

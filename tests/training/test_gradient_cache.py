@@ -11,8 +11,8 @@ from torch import nn
 
 from exact_parts import BATCH, MODELS, assert_equal, expected, gradients, make_batch, make_module
 from itr.training.gradient_cache import replayed
-from itr.training.large_batch import LargeBatch, score_rows
-from itr.types import Batch, Encoded, Pairs, Tokens
+from itr.training.large_batch import LargeBatch
+from itr.types import Batch, Encoded, Pairs, Tokens, score_rows
 from peak_memory import measure
 
 COUNTS = (1, 3, 1, 2, 4, 1)  # captions of each image
@@ -81,7 +81,7 @@ def by_hand(model: str, size: int) -> tuple[dict[str, torch.Tensor], torch.Tenso
     image, text = Encoded.concatenate(list(images)), Encoded.concatenate(list(texts))
     scores = score_rows(module.backbone.similarity, image, text, batch.text_image_id, slice(0, BATCH))
     extra = {name: torch.cat([found[name] for found in extras]) for name in extras[0]}
-    terms = module._share(Pairs(image, text, batch.text_image_id, scores, extra), 0.0)
+    terms = module._share(Pairs(image, text, batch.text_image_id, scores, extra))
     torch.stack(list(terms.values())).sum().backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}, torch.get_rng_state()
 

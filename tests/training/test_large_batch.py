@@ -105,7 +105,8 @@ def test_batch_normalisation_in_training_is_named(caplog):
 PREPARE = """
 from itr.backbones import Backbone
 from itr.objectives import InfoNCE
-from itr.training.large_batch import LargeBatch, score_rows
+from itr.training.large_batch import LargeBatch
+from itr.types import score_rows
 from itr.types import Encoded
 
 objective, ids, empty = InfoNCE(), torch.arange(4096), torch.empty(4096, 0, 256)

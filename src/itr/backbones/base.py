@@ -1,22 +1,22 @@
-"""The contract of a backbone: pixels and token ids in, embeddings and token-level features out."""
+"""The contract of a backbone: images and token ids in, embeddings and token-level features out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from itr.component import Component
-from itr.types import Encoded, Tokens
+from itr.types import Batch, Encoded, Tokens
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a backbone wants its images.
+    """The image format that a backbone expects.
 
     Attributes:
         size: side of the square input in pixels.
@@ -74,23 +74,35 @@ class Tokenizer(Protocol):
 class Backbone(Component, nn.Module, ABC):
     """A pair of towers with a shared space.
 
-    A subclass sets the attributes and defines `encode_image`, `encode_text` and `is_tower`. A backbone that scores
-    pairs (cross-attention between patches and words, say) overrides `similarity` and sets `needs_tokens = True`, so
-    that token-level features are gathered and kept too.
+    A subclass sets the attributes and defines `encode_image`, `encode_text` and `is_tower`.
+
+    - A backbone that scores pairs (cross-attention between patches and words, say) overrides `similarity` and sets
+      `needs_tokens = True`, so that token-level features are gathered and kept too.
+    - A backbone that takes features instead of pixels (region features, the stored output of a tower) names their field
+      in `image_field`; `encode_image` is then given that.
+    - A backbone that needs further fields of a batch names them in `needs` and overrides `encode_images`.
+    - A backbone with a second, costlier stage sets `rescored` and overrides `rescore`.
 
     Attributes:
         dim: width D of the embeddings.
         image_spec: size and normalisation of the images.
         tokenizer: captions to ids.
-        untrained: what starts with random weights, told when training begins.
-        lengths: numbers of tokens, ascending; text towers are given captions padded to the next of them, so that a
-            compiled one meets few shapes. None of them: as they come.
+        needs_tokens: whether `similarity` or `rescore` uses token-level features.
+        image_field: the field of a batch that takes the place of pixels; None for pixels.
+        needs: further fields of every batch, in training and in evaluation (see `itr.data.model_fields`).
+        rescored: how many candidates of each query the second stage scores again; 0 for no second stage.
+        untrained: what starts with random weights; it is named when training begins.
+        lengths: numbers of tokens, ascending; captions are padded to the next of them, so that a compiled text tower
+            meets few shapes. Empty: captions keep their length.
     """
 
     dim: int
     image_spec: ImageSpec
     tokenizer: Tokenizer
     needs_tokens: bool = False
+    image_field: str | None = None
+    needs: tuple[str, ...] = ()
+    rescored: int = 0
     untrained: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
 
@@ -98,7 +110,7 @@ class Backbone(Component, nn.Module, ABC):
     pixel_std: Tensor
 
     def set_image_spec(self, spec: ImageSpec) -> None:
-        """Keep the image format and its normalisation constants (as buffers outside the checkpoint)."""
+        """Keep the image format and its normalisation constants (as buffers that checkpoints leave out)."""
         self.image_spec = spec
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             buffer = 255 * torch.tensor(values).view(1, 3, 1, 1)
@@ -112,17 +124,33 @@ class Backbone(Component, nn.Module, ABC):
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Encoded:
-        """Embed pixels [I, 3, H, W], uint8."""
+        """Embed pixels [I, 3, H, W], uint8, or the features of `image_field` [I, ...]."""
 
     @abstractmethod
     def encode_text(self, text: Tokens) -> Encoded:
         """Embed captions [C, L]."""
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Embed the images of a batch; override it to use more than `batch.image`."""
+        return self.encode_image(batch.image)
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Embed the captions of a batch; override it to use more than `batch.text`."""
+        return self.encode_text(batch.text)
+
+    def fields(self) -> Sequence[Any]:
+        """Fields of its own (`itr.data.loading.fields.Field`) that the loader's workers read for it in every split."""
+        return ()
 
     def similarity(self, image: Encoded, text: Encoded) -> Tensor:
         """Score every image against every caption: the cosine of the pooled embeddings [I, C]."""
         if len(image) > len(text):  # so that each caption's scores lie together in memory, for those who look at them
             return (text.unit @ image.unit.T).T
         return image.unit @ text.unit.T
+
+    def rescore(self, image: Encoded, text: Encoded) -> Tensor:
+        """Score image p with caption p by the second stage [P]; only the order of one query's candidates counts."""
+        raise AssertionError("a backbone with `rescored` above 0 defines `rescore`")
 
     def compilable(self) -> list[nn.Module]:
         """The parts, called as modules, that `torch.compile` is worth while for; none by default."""

@@ -12,7 +12,7 @@ import torch
 from itr.backbones.base import Backbone
 from itr.data.loading.pipeline import ShardLoader, ShardStream
 from itr.data.loading.reading import Captions, Reading, Texts
-from itr.data.method_fields import MethodFields
+from itr.data.model_fields import ModelFields
 from itr.data.shards.locations import find_split, locate, names_tars, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.remote import is_url, shown
@@ -199,7 +199,7 @@ class ShardData(pl.LightningDataModule):
         split = self.found[stage] = self._find(stage)
         if "train" in self.found and "val" in self.found:  # Lightning asks for either first
             check_apart(self.found["train"], self.found["val"], self.splits["val"])
-        needed = self._needed(split) if training else None
+        needed = self._needed(split, stage)
         reading = Reading(
             split=split,
             captions=self.captions,
@@ -210,17 +210,19 @@ class ShardData(pl.LightningDataModule):
             max_skipped=self.max_skipped,
             max_bad_shards=self.max_bad_shards,
             texts=self.texts if training else "captions",
-            dense=needed.dense_texts if needed else None,
+            dense=needed.dense_texts if training else None,
         )
         spec = backbone.image_spec
         transform = TrainingTransform(spec, self.augmentation) if training else EvaluationTransform(spec)
         tokenizer, rank, world = backbone.tokenizer, trainer.global_rank, trainer.world_size
-        fields = needed.open() if needed else []
-        return ShardStream(reading, training, transform, tokenizer, rank, world, fields)
+        fields = needed.open()
+        features = next((field for field in fields if field.name == backbone.image_field), None)
+        others = [field for field in fields if field is not features]
+        return ShardStream(reading, training, transform, tokenizer, rank, world, others, features)
 
-    def _needed(self, split: Split) -> MethodFields:
-        module, name = self._trainer.lightning_module, self.splits["train"]
-        return MethodFields(module, split, self.root, name, self.texts, self.features)
+    def _needed(self, split: Split, stage: Stage) -> ModelFields:
+        module = self._trainer.lightning_module
+        return ModelFields(module, split, self.root, self.splits[stage], self.texts, self.features, stage)
 
     def _loader(self, stream: ShardStream, position: Any) -> ShardLoader:
         workers = min(self.num_workers, len(stream))

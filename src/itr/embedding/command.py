@@ -15,6 +15,7 @@ from itr.data.datamodule import ShardData
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.distributed import choose_device
 from itr.embedding.encoder import Embedder, of_module
+from itr.embedding.files import SCORED_BY
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
 from itr.files.writing import file_to_write, whole_file
@@ -33,12 +34,15 @@ def embed(
     device: str = "auto",
     precision: Literal["32", "bf16-mixed"] = "32",
     cache: str | None = None,
+    features: str | None = None,
 ) -> None:
     """Embed shards, a folder of images, or lines of text.
 
     The file holds `image` [N, D] with `image_id`, and `text` [M, D] with `caption_id` and, for shards,
     `caption_image_id`; for a folder also `image_name`, for lines of text `caption`. Where a method gives embeddings of
-    their own for search within a modality, they are `image_unimodal` and `text_unimodal`. Nothing is normalised.
+    their own for search within a modality, they are `image_unimodal` and `text_unimodal`. `scored_by` says how pairs
+    are scored; a model that scores pairs by token-level features also writes `image_tokens`, `image_mask` and the same
+    of `text`. Embeddings are not normalised.
 
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
@@ -52,6 +56,7 @@ def embed(
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers.
         cache: folder that keeps shards which come from a URL.
+        features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
     """
     target = file_to_write(out, ".npz")
     if (data is None) == (images is None and texts is None):
@@ -59,7 +64,14 @@ def embed(
     module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
     if data is not None:
-        shards = ShardData(data, eval_batch_size=batch_size, num_workers=num_workers, predict_split=split, cache=cache)
+        shards = ShardData(
+            data,
+            eval_batch_size=batch_size,
+            num_workers=num_workers,
+            predict_split=split,
+            cache=cache,
+            features=features,
+        )
         arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
@@ -68,6 +80,7 @@ def embed(
             arrays |= embed_folder(embedder, Path(images).expanduser())
         if texts is not None:
             arrays |= embed_lines(embedder, Path(texts).expanduser())
+        arrays[SCORED_BY] = np.array(embedder.scorer.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         np.savez(file, allow_pickle=False, **arrays)

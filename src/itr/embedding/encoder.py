@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from itr.checkpoints import open_checkpoint
 from itr.distributed import choose_device
-from itr.embedding.files import bare
+from itr.embedding.files import pooled_only
 from itr.errors import UserError
 from itr.evaluation.provenance import checkpoint_identity, encoder_name
+from itr.evaluation.scoring import CosineScorer, Scorer, scorer_of
 from itr.files.digests import weights_identity
 from itr.images.transforms import BadImageError, EvaluationTransform, decode
 from itr.module import RetrievalModule
@@ -86,6 +87,7 @@ class Embedder:
         encode_image: transformed pixels [I, 3, H, H], uint8, to embeddings; None for an encoder of texts alone.
         transform: what an image goes through before.
         model: what identifies the model, for the files that hold its figures.
+        scorer: how its images and captions are scored; token-level features are kept if it needs them.
         precision: of the towers.
         batch_size: texts or images at a time.
         num_workers: processes that read and decode images.
@@ -96,6 +98,7 @@ class Embedder:
     encode_image: Callable[[Tensor], Encoded] | None = None
     transform: Callable[[Tensor], Tensor] | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    scorer: Scorer = field(default_factory=CosineScorer)
     precision: Precision = "32"
     batch_size: int = 64
     num_workers: int = 2
@@ -140,15 +143,25 @@ class Embedder:
         dtype = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[self.precision]
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             encoded: Encoded = encode(batch.to(self.device) if isinstance(batch, Tensor) else batch)
-        return encoded.without_tokens().map(lambda rows: rows.float().cpu() if rows.is_floating_point() else rows.cpu())
+        kept = encoded if self.scorer.needs_tokens else encoded.without_tokens()
+        return kept.map(lambda rows: rows.float().cpu() if rows.is_floating_point() else rows.cpu())
 
 
 def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
-    """What embeds by a model of ours; `settings` are further attributes of `Embedder`."""
+    """What embeds by a model of ours; `settings` are further attributes of `Embedder`.
+
+    Raises:
+        UserError: the model takes features of images, which image files do not have.
+    """
+    if module.backbone.image_field is not None:
+        raise UserError(
+            f"this model takes the field {module.backbone.image_field!r} instead of pixels, so it cannot embed image "
+            "files; give shards by --data, and their features by --features"
+        )
     where = torch.device(choose_device(device))
     module.to(where).eval()
     transform = EvaluationTransform(module.backbone.image_spec)
-    return Embedder(where, module.encode_text, module.encode_image, transform, **settings)
+    return Embedder(where, module.encode_text, module.encode_image, transform, scorer=scorer_of(module), **settings)
 
 
 def of_teacher(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
@@ -157,7 +170,7 @@ def of_teacher(modality: Literal["image", "text"], name: str, device: str = "aut
     teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
 
     def encode(inputs: Tensor | Sequence[str]) -> Encoded:
-        return bare(teacher.features(inputs))
+        return pooled_only(teacher.features(inputs))
 
     model = {"encoder": encoder_name(name), "weights": weights_identity(teacher.encoder.module.state_dict())}
     if modality == "text":

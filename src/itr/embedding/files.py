@@ -1,8 +1,10 @@
-"""Embeddings in files, ours or anybody's, checked before they are scored."""
+"""Files of embeddings, written by itr or by others, checked before they are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +13,66 @@ from torch import Tensor
 
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
+from itr.evaluation.scoring import COSINE, CosineScorer, Scorer
 from itr.types import Encoded
 
 KEYS = ("image", "text", "image_id", "caption_id", "caption_image_id")
+PARTS = ("id", "name", "tokens", "mask", "unimodal")  # of the keys image_... and text_... that are no further vectors
+SCORED_BY = "scored_by"
 
 
-def load_embeddings(path: Path) -> Gallery:
+@dataclass
+class StoredEmbeddings:
+    """What a file of embeddings holds.
+
+    Attributes:
+        arrays: its arrays by key, see `load_embeddings`.
+        scored_by: the name of the scorer that its pairs need; of a file that says nothing, the cosine.
+        where: the file, for messages.
+    """
+
+    arrays: Mapping[str, Tensor]
+    scored_by: str
+    where: str
+
+    def gallery(self, scorer: Scorer | None = None) -> Gallery:
+        """The gallery, scored as the file says.
+
+        Args:
+            scorer: of the model at hand; None where there is none.
+
+        Raises:
+            UserError: the embeddings need another scorer, or what the scorer needs is missing; or as `load_embeddings`.
+        """
+        scorer = scorer or CosineScorer()
+        if scorer.name != self.scored_by:
+            raise UserError(
+                f"the embeddings in {self.where} are scored by {self.scored_by}, not by {scorer.name}: figures by "
+                "another score would be wrong. Give the checkpoint that made them by --ckpt_path, or embed again"
+            )
+        if scorer.needs_tokens and not {"image_tokens", "image_mask", "text_tokens", "text_mask"} <= set(self.arrays):
+            raise UserError(
+                f"{self.where} has no token-level features (image_tokens, text_tokens and their masks), and its model "
+                "scores pairs by them; embed again with `itr embed`"
+            )
+        return gallery_of(self.arrays, self.where, scorer)
+
+
+def load_embeddings(path: Path, scorer: Scorer | None = None) -> Gallery:
     """The gallery of an `.npz` or `.safetensors` with `image` [N, D], `text` [M, D] and the ids of their rows.
 
-    `image_id` [N] and `caption_id` [M] are whole numbers, `caption_image_id` [M] the image of each caption.
+    `image_id` [N] and `caption_id` [M] are integers, `caption_image_id` [M] the image of each caption. `scored_by` is
+    the name of the scorer; without it pairs are scored by cosine. A safetensors file has it in its metadata.
 
     Raises:
-        UserError: a key is missing, shapes or ids don't fit, or an embedding is not finite or has no length.
+        UserError: a key is missing, shapes or ids don't fit, an embedding is not finite or has no length, or the file
+            needs another scorer.
     """
-    return gallery_of(_read(path), str(path))
+    return read_embeddings(path).gallery(scorer)
 
 
-def gallery_of(arrays: Mapping[str, Tensor], where: str) -> Gallery:
-    """The gallery of arrays as `load_embeddings` takes them; `where` they are from is told in messages.
+def gallery_of(arrays: Mapping[str, Tensor], where: str, scorer: Scorer | None = None) -> Gallery:
+    """The gallery of arrays as `load_embeddings` takes them; `where` they come from is named in messages.
 
     Raises:
         UserError: as `load_embeddings`.
@@ -46,11 +90,12 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str) -> Gallery:
         raise UserError(f"{where}: caption_image_id must be {len(text_id)} whole numbers, one a caption")
     rows, columns = torch.argsort(image_id), torch.argsort(text_id)
     gallery = Gallery(
-        bare(image[rows], _further(where, arrays, "image_unimodal", rows)),
+        _encoded(where, arrays, "image", rows),
         image_id[rows],
-        bare(text[columns], _further(where, arrays, "text_unimodal", columns)),
+        _encoded(where, arrays, "text", columns),
         text_id[columns],
         owner.long()[columns],
+        scorer or CosineScorer(),
     )
     try:
         gallery.own_image()
@@ -59,34 +104,61 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str) -> Gallery:
     return gallery
 
 
-def bare(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
+def pooled_only(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
     """Embeddings [N, D] without token-level features."""
     tokens = rows.new_zeros(len(rows), 0, rows.shape[1])
     return Encoded(rows, tokens, tokens[..., 0].bool(), unimodal)
 
 
-def _further(where: str, arrays: Mapping[str, Tensor], name: str, order: Tensor) -> Tensor | None:
+def _encoded(where: str, arrays: Mapping[str, Tensor], side: str, order: Tensor) -> Encoded:
+    """One side with all its vectors, in the order of its ids."""
+    found = pooled_only(arrays[side][order], _further(where, arrays, f"{side}_unimodal", order, "[{}, width]"))
+    prefix = f"{side}_"
+    for key in arrays:
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and name not in PARTS and arrays[key].is_floating_point():
+            vectors = _further(where, arrays, key, order, "[{}, ...]")
+            found.extra |= {} if vectors is None else {name: vectors}
+    tokens = _further(where, arrays, f"{side}_tokens", order, "[{}, tokens, width]")
+    if tokens is None:
+        return found
+    mask = arrays.get(f"{side}_mask")
+    if mask is None or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+        raise UserError(f"{where}: {side}_mask must be bool with shape {list(tokens.shape[:2])}, by {side}_tokens")
+    return found.replace(tokens=tokens, mask=mask[order])
+
+
+def _further(where: str, arrays: Mapping[str, Tensor], name: str, order: Tensor, shape: str) -> Tensor | None:
     if name not in arrays:
         return None
-    rows = arrays[name]
-    if rows.ndim != 2 or len(rows) != len(order) or not rows.is_floating_point():
+    rows, ndim = arrays[name], shape.count(",") + 1
+    fits = rows.ndim >= ndim if "..." in shape else rows.ndim == ndim
+    if not fits or len(rows) != len(order) or not rows.is_floating_point():
         found = f"{list(rows.shape)} and type {rows.dtype}"
-        raise UserError(f"{where}: {name} has shape {found}; [{len(order)}, width] is needed, or leave it out")
+        raise UserError(f"{where}: {name} has shape {found}; {shape.format(len(order))} is needed, or remove {name}")
     return rows[order]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_embeddings(path: Path) -> StoredEmbeddings:
+    """What an `.npz` or `.safetensors` file of embeddings holds, not yet checked.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"the file {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind in "fiu"}
+            with safe_open(path, "pt") as stored:
+                arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is no dictionary
+                return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = {key: torch.from_numpy(kept[key]) for key in kept if kept[key].dtype.kind in "fiub"}
+            return StoredEmbeddings(arrays, str(kept[SCORED_BY]) if SCORED_BY in kept else COSINE, str(path))
     except Exception as error:  # safetensors and zipfile have error types of their own
-        raise UserError(f"{path} can't be read as .npz or .safetensors: {error}") from None
+        raise UserError(f"could not read {path} as .npz or .safetensors: {error}") from None
 
 
 def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:
@@ -102,6 +174,23 @@ def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) ->
         twice = unique[counts > 1]
         raise UserError(f"{where}: {ids_name} {int(twice[0])} stands twice ({len(twice)} such ids); ids must be unique")
     return rows, ids
+
+
+def check_gallery(gallery: Gallery, where: str) -> None:
+    """Refuse a gallery in which an embedding has no direction, as a faulty model gives.
+
+    Raises:
+        UserError: some are not finite, or have length 0.
+    """
+    for name, encoded, ids in (
+        ("image", gallery.image, gallery.image_id),
+        ("caption", gallery.text, gallery.text_id),
+    ):
+        check_embeddings(encoded.pooled, partial(_named_row, where, name, ids))
+
+
+def _named_row(where: str, name: str, ids: Tensor, row: int) -> str:
+    return f"{where}: the embedding of the {name} of id {int(ids[row])}"
 
 
 def check_embeddings(rows: Tensor, name: Callable[[int], str]) -> None:

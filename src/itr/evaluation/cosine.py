@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from itr.evaluation.score import Score
+
 CHUNK = 8192  # pairs at a time
 SAMPLE = 128  # embeddings of each side on which the error of the fast product is measured
 
 
-class Cosine:
+class Cosine(Score):
     """Cosines between embeddings of images [N, D] and of captions [M, D], of any precision.
 
     Called with two slices it gives a tile [I, C], float32: products are taken in float64 and rounded to float32, so
@@ -21,6 +23,7 @@ class Cosine:
 
     def __init__(self, image: Tensor, text: Tensor) -> None:
         self.image, self.text = image, text
+        self.num_images, self.num_texts = len(image), len(text)
         self._norms = _norms(image), _norms(text)
 
     @cached_property
@@ -40,6 +43,16 @@ class Cosine:
             products = self.image[rows[some]].double().mul_(self.text[columns[some]]).sum(dim=-1)
             found[some] = (products / self._norms[0][rows[some]] / self._norms[1][columns[some]]).float()
         return found
+
+    def mean(self, tile: int = CHUNK) -> float:
+        """The mean cosine of all pairs, without a matrix of them."""
+        image, text = (
+            sum(F.normalize(some.double(), dim=-1).sum(dim=0) for some in side.split(tile))
+            for side in (self.image, self.text)
+        )
+        assert isinstance(image, Tensor)
+        assert isinstance(text, Tensor)
+        return float((image * text).sum()) / (self.num_images * self.num_texts)
 
     def nearly(self, rows: slice, columns: slice) -> Tensor:
         """The cosines of a tile [I, C] by a product in float32, `slack` away from the exact ones at most."""

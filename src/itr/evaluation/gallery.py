@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from itr.data.shards.positives import locate
 from itr.distributed import gather_uneven, largest
-from itr.evaluation.ranks import Score
+from itr.evaluation.score import Score
+from itr.evaluation.scoring import CosineScorer, Scorer
 from itr.types import Batch, Encoded, Tokens
 
 MIXING = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # the factors of splitmix64
@@ -28,6 +28,7 @@ class Gallery:
         text: the captions [M].
         text_id: their ids, ascending [M].
         text_image_id: the image that each caption belongs to [M].
+        scorer: how its pairs are scored.
     """
 
     image: Encoded
@@ -35,6 +36,7 @@ class Gallery:
     text: Encoded
     text_id: Tensor
     text_image_id: Tensor
+    scorer: Scorer = field(default_factory=CosineScorer)
 
     def own_image(self) -> Tensor:
         """The row in `image` of each caption's image [M].
@@ -47,25 +49,33 @@ class Gallery:
             raise ValueError(f"{int((~known).sum())} captions belong to images that are not in the gallery")
         return rows
 
-    def scored_by(self, similarity: Callable[[Encoded, Encoded], Tensor], device: torch.device) -> Score:
-        """The scores of a similarity that is more than the cosine of the pooled embeddings.
+    def score(self, device: torch.device | str = "cpu") -> Score:
+        """The scores of all pairs, computed on `device`: what every figure is made of."""
+        return self.scorer.score(self.image, self.text, torch.device(device))
 
-        Args:
-            similarity: embeddings of I images and C captions, with their tokens, to [I, C].
-            device: where to score.
-        """
-        image, text = (side.map(lambda tensor: tensor.to(device)) for side in (self.image, self.text))
-
-        def score(rows: slice, columns: slice) -> Tensor:
-            with torch.no_grad():
-                return similarity(image.rows(rows), text.rows(columns)).float()
-
-        return score
+    def rows(self, images: Tensor | slice, captions: Tensor | slice) -> Gallery:
+        """Some images and some captions."""
+        return Gallery(
+            self.image.rows(images),
+            self.image_id[images],
+            self.text.rows(captions),
+            self.text_id[captions],
+            self.text_image_id[captions],
+            self.scorer,
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is written to files: `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`."""
+        """What is written to files: `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`.
+
+        `scored_by` says how they are scored; see `Encoded.arrays` for the further vectors.
+        """
         ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
-        return {**self.image.arrays("image"), **self.text.arrays("text"), **{n: i.numpy() for n, i in ids.items()}}
+        return {
+            **self.image.arrays("image"),
+            **self.text.arrays("text"),
+            **{name: value.numpy() for name, value in ids.items()},
+            "scored_by": np.array(self.scorer.name),
+        }
 
 
 @dataclass
@@ -91,7 +101,7 @@ class GalleryBuilder:
         marks = _marks_of_images(batch.image), _marks_of_texts(batch.text)
         self.ids.append((batch.image_id, batch.text_id, batch.text_image_id, *marks))
 
-    def build(self) -> Gallery:
+    def build(self, scorer: Scorer | None = None) -> Gallery:
         """All processes' embeddings, each sample once, ordered by id. Every process must call this."""
         image_id, text_id, text_image_id, image_mark, text_mark = (
             gather_uneven(torch.cat(parts)).cpu() for parts in zip(*self.ids, strict=True)
@@ -104,6 +114,7 @@ class GalleryBuilder:
             texts.rows(_first_of_equals(text_mark, first_text)),
             text_id[first_text],
             text_image_id[first_text],
+            scorer or CosineScorer(),
         )
 
     def _keep(self, encoded: Encoded) -> Encoded:
@@ -133,8 +144,8 @@ def _first_of_equals(marks: Tensor, rows: Tensor) -> Tensor:
 
 
 def _marks_of_images(image: Tensor) -> Tensor:
-    """A number for each image [I, 3, H, W], uint8, the same for equal ones alone [I], int64."""
-    pixels = image.flatten(1)
+    """A number for each image [I, ...], of pixels or of features, the same for equal ones alone [I], int64."""
+    pixels = image.flatten(1).contiguous().view(torch.uint8)
     return _marks(F.pad(pixels, (0, -pixels.shape[1] % 8)).view(torch.int64))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from itr.evaluation.cosine import Cosine
+from itr.evaluation.score import Score, Way
 
 IN_CACHE = 1024  # side of a tile that is still in the processor's cache when it is compared
-Score = Callable[[slice, slice], Tensor]
-"""Scores of some images (rows) against some captions (columns): [I, C], float32."""
+TileScore = Callable[[slice, slice], Tensor]
+"""Scores of some images (rows) against some captions (columns) [I, C]: what `rank` needs of a `Score`."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ def tiles(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def rank(score: Score, matches: Matches, tile: int = 4096) -> Ranks:
+def rank(score: Score | TileScore, matches: Matches, tile: int = 4096, ways: Sequence[Way] = ("i2t", "t2i")) -> Ranks:
     """Ranks of both directions.
 
     A wrong candidate that ties with the right one is counted before it. Scores that are NaN count as the worst for the
@@ -71,7 +72,12 @@ def rank(score: Score, matches: Matches, tile: int = 4096) -> Ranks:
             closer to the right one than its error is looked at exactly: the ranks are the same.
         matches: the true matches, on the device that `score` works on.
         tile: images and captions of a tile; memory grows with its square.
+        ways: directions that are wanted; of a score that depends on the query the others are left empty.
     """
+    if isinstance(score, Score) and score.by_query:
+        by_way = {way: _rank_queries(score, matches, way) for way in ways}
+        none = torch.zeros(0, dtype=torch.int64)
+        return Ranks(by_way.get("i2t", none), by_way.get("t2i", none))
     slack = score.slack() if isinstance(score, Cosine) and matches.image.device.type == "cpu" else None
     if slack is None:
         own = _scores_of_pairs(score, matches, tile)
@@ -89,6 +95,20 @@ def rank(score: Score, matches: Matches, tile: int = 4096) -> Ranks:
     return Ranks(*found)
 
 
+def _rank_queries(score: Score, matches: Matches, way: Way, size: int = 256) -> Tensor:
+    """Ranks in one direction, from all candidates of some queries at a time [Q]."""
+    queries, candidates = (matches.image, matches.text) if way == "i2t" else (matches.text, matches.image)
+    found = []
+    for some in tiles(score.num_queries(way), size):
+        scores = score.candidates(way, some)
+        here = (queries >= some.start) & (queries < some.stop)
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        right[queries[here] - some.start, candidates[here]] = True
+        best = scores.nan_to_num(nan=-torch.inf).masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        found.append(((scores.nan_to_num(nan=torch.inf) >= best) & ~right).sum(dim=1)[right.any(dim=1)])
+    return torch.cat(found)
+
+
 def _has_any(queries: Tensor, number: int) -> Tensor:
     return torch.bincount(queries, minlength=number) > 0
 
@@ -102,7 +122,7 @@ def _best(own: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _scores_of_pairs(score: Score, matches: Matches, tile: int) -> Tensor:
+def _scores_of_pairs(score: TileScore, matches: Matches, tile: int) -> Tensor:
     """The score of each true match [P]."""
     own = torch.full((len(matches.image),), torch.nan, device=matches.image.device)
     for rows in tiles(matches.num_images, tile):
@@ -115,7 +135,7 @@ def _scores_of_pairs(score: Score, matches: Matches, tile: int) -> Tensor:
     return own
 
 
-def _count(score: Score, best: tuple[Tensor, Tensor], matches: Matches, tile: int) -> tuple[Tensor, Tensor]:
+def _count(score: TileScore, best: tuple[Tensor, Tensor], matches: Matches, tile: int) -> tuple[Tensor, Tensor]:
     """How many captions score at least `best` of each image [N], and images of each caption [M]."""
     found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
     for rows in tiles(matches.num_images, tile):

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from itr.data.shards.positives import Positives
-from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.ranks import Matches, Score, precision_over_all, rank, tiles
+from itr.evaluation.ranks import Matches, precision_over_all, rank, tiles
+from itr.evaluation.score import Score, Way
 
-DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+DIRECTIONS: dict[Way, str] = {"i2t": "image to text", "t2i": "text to image"}
 
 
 def evaluate(
     gallery: Gallery,
-    score: Score | None = None,
     positives: Positives | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """All figures of a gallery: recalls and mAP in percent, ranks counted from 1.
 
     Args:
-        gallery: embeddings keyed by id.
-        score: the similarity, on `device`; cosine of the pooled embeddings by default.
+        gallery: embeddings keyed by id, with their scorer.
         positives: every true match, where known; adds `all/...` figures.
         device: where to score.
     """
-    score = score or Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    score = gallery.score(device)
     ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
     metrics = with_rsum({"i2t": recalls(ranks.image_to_text), "t2i": recalls(ranks.text_to_image)})
     if positives is not None:
@@ -57,31 +52,22 @@ def with_rsum(ways: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def over_all_positives(gallery: Gallery, score: Score, positives: Positives, tile: int = 512) -> dict[str, float]:
     """mAP@R, R-Precision (percent) and the mean number of true matches a query, both ways."""
-    everything = {"i2t": slice(0, len(gallery.text_id)), "t2i": slice(0, len(gallery.image_id))}
     found: dict[str, float] = {}
-    for way, candidates in everything.items():
+    for way in DIRECTIONS:
         precisions, counts = [], []
-        for queries in tiles(len(gallery.image_id if way == "i2t" else gallery.text_id), tile):
-            rows, columns = (queries, candidates) if way == "i2t" else (candidates, queries)
-            scores = score(rows, columns).cpu()
-            truth = positives.mask(gallery.image_id[rows], gallery.text_id[columns])
-            if way == "t2i":
-                scores, truth = scores.T, truth.T
+        for queries in tiles(score.num_queries(way), tile):
+            scores = score.candidates(way, queries).cpu()
+            truth = (
+                positives.mask(gallery.image_id[queries], gallery.text_id)
+                if way == "i2t"
+                else positives.mask(gallery.image_id, gallery.text_id[queries]).T
+            )
             precisions.append(torch.stack(precision_over_all(scores, truth)))
             counts.append(truth.sum(dim=1))
         average, r_precision = torch.cat(precisions, dim=1).mean(dim=1).tolist()
         matches = torch.cat(counts).double().mean().item()
         found |= _named(way, {"map_at_r": 100 * average, "r_precision": 100 * r_precision, "matches": matches})
     return found
-
-
-def mean_cosines(gallery: Gallery) -> tuple[float, float]:
-    """Mean cosine of the captions with their own images, and with all other images (NaN where there is no other)."""
-    image, text = (F.normalize(side.pooled.double(), dim=-1) for side in (gallery.image, gallery.text))
-    own = (image[gallery.own_image()] * text).sum(dim=1)
-    others = len(image) * len(text) - len(own)
-    everything = (image.sum(dim=0) * text.sum(dim=0)).sum()  # of all pairs, without a matrix of them
-    return own.mean().item(), ((everything - own.sum()) / others).item() if others else math.nan
 
 
 def _named(way: str, values: dict[str, float]) -> dict[str, float]:

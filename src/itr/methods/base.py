@@ -15,7 +15,13 @@ from itr.types import Batch, Encoded, Pairs
 
 
 class MethodModule(nn.Module):
-    """What a method adds to the model. Its parameters are trained, saved and restored with the backbone's."""
+    """What a method adds to the model. Its parameters are trained, saved and restored with the backbone's.
+
+    Attributes:
+        needs_tokens: whether `change_scores` or `losses` uses token-level features, as in `Backbone`.
+    """
+
+    needs_tokens: bool = False
 
     def embed_image(self, encoded: Encoded) -> Encoded:
         """Change the embeddings of images, in training and in evaluation; as they are by default."""
@@ -24,6 +30,16 @@ class MethodModule(nn.Module):
     def embed_text(self, encoded: Encoded) -> Encoded:
         """Change the embeddings of captions, in training and in evaluation; as they are by default."""
         return encoded
+
+    def change_scores(self, scores: Tensor, image: Encoded, text: Encoded) -> Tensor:
+        """Change the scores of I images against C captions [I, C], in training, evaluation and search alike.
+
+        Args:
+            scores: those of the backbone, after the methods before this one.
+            image: the images, after all methods' `embed_image`.
+            text: the captions, after all methods' `embed_text`.
+        """
+        return scores
 
     def expect(self, fields: Mapping[str, Field]) -> None:
         """Look at what is read for training, by name, before the first batch; refuse what does not belong to the model.
@@ -45,7 +61,8 @@ class MethodModule(nn.Module):
 
         A term of the batch is the sum of the shares of blocks of rows, whatever the blocks. Compare the embeddings of
         these rows with those of all B, sum over rows and divide by B; multiply a term that is not made of rows, such
-        as a regulariser, by `pairs.share`.
+        as a regulariser, by `pairs.share`. `pairs.score` gives rows and columns of another similarity, and
+        `pairs.progress` how far training has come.
         """
         return {}
 

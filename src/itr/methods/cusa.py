@@ -200,7 +200,7 @@ class CUSAModule(MethodModule):
             unimodal = self.heads[f"uni_{side}"](unimodal)
         if f"cross_{side}" in self.heads:
             pooled = self.heads[f"cross_{side}"](pooled)
-        return Encoded(pooled, encoded.tokens, encoded.mask, unimodal)
+        return encoded.replace(pooled=pooled, unimodal=unimodal)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """`teacher_image` and `teacher_text`, the teachers' features of each caption and its image [C, D].

@@ -206,7 +206,7 @@ class D2SModule(MethodModule):
             # embedding than the trained one. Here both are the trained one, unless a checkpoint of theirs asks for it.
             prompt = F.normalize(prompt, dim=-1)
         pooled = encoded.pooled + prompt if self.residual else prompt
-        return Encoded(pooled, encoded.tokens, encoded.mask, encoded.unimodal)
+        return encoded.replace(pooled=pooled)
 
     def expect(self, fields: Mapping[str, Field]) -> None:
         """Refuse dense embeddings that another first stage made.

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from itr.data.shards.positives import locate
 from itr.errors import UserError
-from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.ranks import Matches, precision_over_all, rank, tiles
 from itr.evaluation.retrieval import DIRECTIONS, recalls, with_rsum
+from itr.evaluation.score import Score, Way
 
 FOLDS = 5
 Judge = Literal["original", "cxc", "eccv"]
@@ -61,13 +61,7 @@ def standard(gallery: Gallery) -> Gallery:
     wanted = torch.from_numpy(np.sort(caption_ids()))
     rows = _rows(gallery.text_id, wanted, "captions", "annotation ids as caption_id")
     images = torch.tensor(sorted(judged("original", "i2t")))
-    return Gallery(
-        gallery.image.rows(_rows(gallery.image_id, images, "images", "image ids as image_id")),
-        images,
-        gallery.text.rows(rows),
-        wanted,
-        gallery.text_image_id[rows],
-    )
+    return gallery.rows(_rows(gallery.image_id, images, "images", "image ids as image_id"), rows)
 
 
 def _rows(ids: Tensor, wanted: Tensor, what: str, hint: str) -> Tensor:
@@ -91,8 +85,7 @@ def coco_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[s
 
 
 def _recalls(gallery: Gallery, device: torch.device | str) -> dict[str, float]:
-    score = Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
-    ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
+    ranks = rank(gallery.score(device), Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
     return with_rsum({"i2t": recalls(ranks.image_to_text), "t2i": recalls(ranks.text_to_image)})
 
 
@@ -102,15 +95,7 @@ def _folds(gallery: Gallery) -> list[Gallery]:
     for ids in np.split(caption_ids(), FOLDS):
         texts = torch.searchsorted(gallery.text_id, torch.from_numpy(np.sort(ids)))
         images = torch.searchsorted(gallery.image_id, gallery.text_image_id[texts].unique())
-        found.append(
-            Gallery(
-                gallery.image.rows(images),
-                gallery.image_id[images],
-                gallery.text.rows(texts),
-                gallery.text_id[texts],
-                gallery.text_image_id[texts],
-            )
-        )
+        found.append(gallery.rows(images, texts))
     return found
 
 
@@ -128,22 +113,18 @@ def judged_recalls(gallery: Gallery, truth: Truth, device: torch.device | str = 
     return with_rsum({way: recalls(_judged_ranks(gallery, truth[way], way, device)) for way in DIRECTIONS})
 
 
-def _judged_ranks(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str) -> Tensor:
-    image, text = _sides(gallery, truth, way, device)
-    pairs = _pairs(gallery, truth, way)
-    ranks = rank(Cosine(image, text), Matches(pairs[0].to(device), pairs[1].to(device), len(image), len(text)))
+def _judged_ranks(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: Way, device: torch.device | str) -> Tensor:
+    score, pairs = _judged_score(gallery, truth, way, device), _pairs(gallery, truth, way).to(device)
+    ranks = rank(score, Matches(pairs[0], pairs[1], score.num_images, score.num_texts), ways=(way,))
     return ranks.image_to_text if way == "i2t" else ranks.text_to_image
 
 
-def _sides(
-    gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Embeddings of both sides, the queries being those that were judged."""
-    queries = torch.tensor(sorted(truth))
-    image, text = gallery.image.pooled.to(device), gallery.text.pooled.to(device)
+def _judged_score(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: Way, device: torch.device | str) -> Score:
+    """The scores of the queries that were judged against all candidates."""
+    queries, everything = torch.tensor(sorted(truth)), slice(None)
     if way == "i2t":
-        return image[torch.searchsorted(gallery.image_id, queries).to(device)], text
-    return image, text[torch.searchsorted(gallery.text_id, queries).to(device)]
+        return gallery.rows(torch.searchsorted(gallery.image_id, queries), everything).score(device)
+    return gallery.rows(everything, torch.searchsorted(gallery.text_id, queries)).score(device)
 
 
 def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Tensor:
@@ -166,18 +147,14 @@ def judged_precisions(
     """
     metrics: dict[str, float] = {}
     for way in DIRECTIONS:
-        image, text = _sides(gallery, truth[way], way, device)
-        score, pairs = Cosine(image, text), _pairs(gallery, truth[way], way)
-        true = torch.zeros(len(image), len(text), dtype=torch.bool)
+        score, pairs = _judged_score(gallery, truth[way], way, device), _pairs(gallery, truth[way], way)
+        true = torch.zeros(score.num_images, score.num_texts, dtype=torch.bool)
         true[pairs[0], pairs[1]] = True
         totals = torch.tensor([len(set(matches)) for _, matches in sorted(truth[way].items())])
         found = []
         for queries in tiles(len(totals), tile):
-            rows, columns = (queries, slice(None)) if way == "i2t" else (slice(None), queries)
-            scores, right = score(rows, columns).cpu(), true[rows, columns]
-            if way == "t2i":
-                scores, right = scores.T, right.T
-            found.append(torch.stack(precision_over_all(scores, right, totals[queries])))
+            right = true[queries] if way == "i2t" else true[:, queries].T
+            found.append(torch.stack(precision_over_all(score.candidates(way, queries).cpu(), right, totals[queries])))
         average, r_precision = torch.cat(found, dim=1).mean(dim=1).tolist()
         metrics |= {f"{way}_map_at_r": 100 * average, f"{way}_r_precision": 100 * r_precision}
     return metrics

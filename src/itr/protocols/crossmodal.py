@@ -20,6 +20,7 @@ from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import about, figures_file, table, write_figures
 from itr.evaluation.retrieval import evaluate
+from itr.evaluation.scoring import scorer_of
 from itr.protocols.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
 from itr.protocols.scored import Scored
 
@@ -71,7 +72,8 @@ def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
     def measure(gallery: Gallery) -> dict[str, float]:
         figures = cxc_recalls(gallery, scored.where)
         for name, rows in files.items():
-            figures |= {f"cxc/{key}": value for key, value in cxc_correlation(gallery, name, rows).items()}
+            found = cxc_correlation(gallery, name, rows, scored.where)
+            figures |= {f"cxc/{key}": value for key, value in found.items()}
         return figures
 
     _run(scored, CXC, measure)
@@ -85,13 +87,14 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
         further: folders of further shards.
     """
     if scored.ckpt_path is None or scored.data is None:
-        raise UserError("transfer embeds with a model: give --ckpt_path and --data")
+        raise UserError("transfer embeds with a model: give --ckpt_path CKPT and --data SHARDS instead of --embeddings")
     target, module = figures_file(scored.out), open_checkpoint(scored.ckpt_path)
     folders = [scored.data, *(further or [])]
     names = [Path(folder).expanduser().absolute().name for folder in folders]
     if len(set(names)) < len(names):
         raise UserError(f"two of the folders have the same name ({', '.join(names)}), which their figures would share")
     figures: dict[str, float] = {}
+    scored_by = scorer_of(module).name
     for name, folder in zip(names, folders, strict=True):
         found = evaluate(scored.of_shards(module, folder), device=scored.where)
         figures |= {f"transfer/{name}/{key}": value for key, value in found.items()}
@@ -99,15 +102,18 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
         name: split_identity(find_split(folder, scored.split), scored.split)
         for name, folder in zip(names, folders, strict=True)
     }
-    write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, precision=scored.precision))
+    settings = {"precision": scored.precision, "scored_by": scored_by}
+    write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, **settings))
     print(f"{table(figures)}\nwrote {target}")
 
 
 def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, float]]) -> None:
     target = figures_file(scored.out)
-    figures = measure(scored.coco_gallery())
+    gallery = scored.coco_gallery()
+    figures = measure(gallery)
     model, data = scored.identity()
-    write_figures(target, figures, about(protocol, model, data, precision=scored.precision))
+    settings = {"precision": scored.precision, "scored_by": gallery.scorer.name}
+    write_figures(target, figures, about(protocol, model, data, **settings))
     print(f"{table(figures)}\nwrote {target}")
 
 
@@ -143,16 +149,20 @@ def _number(name: str) -> int:
 
 
 def cxc_correlation(
-    gallery: Gallery, name: str, rows: tuple[Sequence[int], Sequence[int], np.ndarray]
+    gallery: Gallery,
+    name: str,
+    rows: tuple[Sequence[int], Sequence[int], np.ndarray],
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """`sts`, `sis` or `sits` of a gallery keyed by COCO's ids, its spread over draws, and over all pairs."""
     sides = {"caption": (gallery.text, gallery.text_id), "image": (gallery.image, gallery.image_id)}
-    within = name != "sits"
-    picked = []
-    for ids, column in zip(rows[:2], PAIRS[name], strict=True):
-        encoded, known = sides[column.rstrip("12")]
-        picked.append((encoded.within if within else encoded.pooled)[_places(known, torch.tensor(ids), name)])
-    similarity = pair_cosines(*picked)
+    columns = [sides[column.rstrip("12")] for column in PAIRS[name]]
+    places = [_places(known, torch.tensor(ids), name) for (_, known), ids in zip(columns, rows[:2], strict=True)]
+    if name == "sits":  # captions and images
+        caption, image = (place.to(device) for place in places)
+        similarity = gallery.score(device).pairs(image, caption).cpu().numpy()
+    else:
+        similarity = pair_cosines(*(encoded.within[at] for (encoded, _), at in zip(columns, places, strict=True)))
     mean, spread = bootstrap_correlation(similarity, rows[2], np.array(rows[0]))
     return {name: 100 * mean, f"{name}_std": 100 * spread, f"{name}_all": 100 * correlation(similarity, rows[2])}
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from itr.evaluation.cosine import Cosine
-from itr.evaluation.ranks import Score, tiles
+from itr.evaluation.ranks import tiles
+from itr.evaluation.score import Score
 
 DEPTH = 10  # the largest K of R@K
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, split_identity
 from itr.data.shards.tars import read_tar
 from itr.distributed import choose_device
-from itr.embedding.files import check_embeddings, load_embeddings
+from itr.embedding.files import check_gallery, load_embeddings
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import checkpoint_identity
+from itr.evaluation.scoring import scorer_of
 from itr.files.digests import file_digest
 from itr.module import RetrievalModule
 from itr.protocols.coco import caption_ids, judged
@@ -33,14 +34,16 @@ class Scored:
     Attributes:
         out: file to write, FILE.json.
         embeddings: an .npz or .safetensors with image, text, image_id, caption_id and caption_image_id, made by
-            `itr embed` or by anybody; give this, or a checkpoint and shards.
-        ckpt_path: a checkpoint of `itr fit` or `itr convert`.
+            `itr embed` or another program; give this, or a checkpoint and shards.
+        ckpt_path: a checkpoint of `itr fit` or `itr convert`. Beside --embeddings, the one that made them: it is needed
+            if its model scores pairs by more than the cosine.
         data: folder of shards.
         split: which of its splits.
         batch_size: images at a time.
         num_workers: processes that decode.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         precision: of the towers; scores are exact whatever it is.
+        features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
     """
 
     out: str
@@ -52,9 +55,10 @@ class Scored:
     num_workers: int = 2
     device: str = "auto"
     precision: Literal["32", "bf16-mixed"] = "32"
+    features: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.embeddings is None) == (self.ckpt_path is None) or (self.ckpt_path is None) != (self.data is None):
+        if (self.embeddings is None) == (self.data is None) or (self.data is not None and self.ckpt_path is None):
             raise UserError("give --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
 
     @property
@@ -65,7 +69,8 @@ class Scored:
     def gallery(self) -> Gallery:
         """The embeddings, keyed by the ids of the file or of the shards."""
         if self.embeddings is not None:
-            return load_embeddings(Path(self.embeddings).expanduser())
+            scorer = None if self.ckpt_path is None else scorer_of(open_checkpoint(self.ckpt_path))
+            return load_embeddings(Path(self.embeddings).expanduser(), scorer)
         assert self.ckpt_path is not None
         assert self.data is not None
         return self.of_shards(open_checkpoint(self.ckpt_path), self.data)
@@ -73,13 +78,15 @@ class Scored:
     def of_shards(self, module: RetrievalModule, folder: str) -> Gallery:
         """What a model gives to the split of a folder of shards."""
         shards = ShardData(
-            folder, eval_batch_size=self.batch_size, num_workers=self.num_workers, predict_split=self.split
+            folder,
+            eval_batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            predict_split=self.split,
+            features=self.features,
         )
         embed_shards(module, shards, self.where, self.precision)
-        found = module.last_gallery
-        check_embeddings(found.image.pooled, lambda row: f"the embedding of the image of id {int(found.image_id[row])}")
-        check_embeddings(found.text.pooled, lambda row: f"the embedding of the caption of id {int(found.text_id[row])}")
-        return found
+        check_gallery(module.last_gallery, self.ckpt_path or "the model")
+        return module.last_gallery
 
     def coco_gallery(self) -> Gallery:
         """The embeddings, keyed by COCO's ids of images and annotations."""
@@ -90,7 +97,10 @@ class Scored:
         """What says which model and which data were measured."""
         if self.embeddings is not None:
             path = Path(self.embeddings).expanduser()
-            return {"embeddings": path.name, "blake2b": file_digest(path)}, {}
+            model: dict[str, Any] = {"embeddings": path.name, "blake2b": file_digest(path)}
+            if self.ckpt_path is not None:
+                model["made_by"] = checkpoint_identity(Path(self.ckpt_path).expanduser())
+            return model, {}
         assert self.ckpt_path is not None
         assert self.data is not None
         return checkpoint_identity(Path(self.ckpt_path).expanduser()), split_identity(
@@ -131,9 +141,7 @@ def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:
         for table, ids in ((images, gallery.image_id), (captions, gallery.text_id), (images, gallery.text_image_id))
     )
     rows, columns = image_id.argsort(), text_id.argsort()
-    return Gallery(
-        gallery.image.rows(rows), image_id[rows], gallery.text.rows(columns), text_id[columns], owner[columns]
-    )
+    return replace(gallery, image_id=image_id, text_id=text_id, text_image_id=owner).rows(rows, columns)
 
 
 def _by_place(captions: list[tuple[int, int]]) -> dict[int, int]:

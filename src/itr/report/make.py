@@ -14,12 +14,11 @@ from itr.data.shards.locations import find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import data_identity
 from itr.distributed import choose_device
-from itr.embedding.files import load_embeddings
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.files.digests import file_digest
 from itr.files.writing import file_to_write
-from itr.report.content.embeddings import checkpoint_embeddings
+from itr.report.content.embeddings import checkpoint_embeddings, ready_embeddings
 from itr.report.content.entry import Entry, plural
 from itr.report.content.measure import Measured, measure
 from itr.report.content.published import departures, published
@@ -127,7 +126,7 @@ def _versions() -> list[str]:
 
 def _gallery(run: Run, root: Path, split: str, ready: Path | None, device: str) -> Gallery:
     if ready is not None:
-        return load_embeddings(ready)
+        return ready_embeddings(ready, run.checkpoint)
     if run.checkpoint is None:
         raise UserError("there is no checkpoint in checkpoints/")
     cache = run.folder / "report" / f"embeddings-{split}.npz"

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from itr.commands.parsing import MADE_WITH, made_with
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
-from itr.evaluation.retrieval import DIRECTIONS, mean_cosines, table
+from itr.evaluation.retrieval import DIRECTIONS, table
+from itr.evaluation.scoring import mean_scores
 from itr.files.writing import whole_file
 from itr.module import RetrievalModule
 from itr.runs.watch import Watch
@@ -67,10 +68,11 @@ class History(pl.Callback):
             pl_module.log("train/grad_norm", norm)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The mean cosine of a caption with its own image, and with the others."""
+        """The mean score of a caption with its own image, and with the others."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             assert isinstance(pl_module, RetrievalModule)
-            matched, unmatched = mean_cosines(pl_module.last_gallery)
+            gallery = pl_module.last_gallery
+            matched, unmatched = mean_scores(gallery.score(), gallery.own_image())
             figures = {"val/similarity_matched": matched, "val/similarity_unmatched": unmatched}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step - 1)
@@ -154,6 +156,7 @@ class Results(pl.Callback):
             seed=None if seed is None else int(seed),
             precision=str(trainer.precision),
             config=shortened(self._module(pl_module).describe()),
+            scored_by=self._module(pl_module).last_gallery.scorer.name,
         )
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -15,7 +14,7 @@ from itr.distributed import mean_of_processes, process_number, world_size
 from itr.errors import UserError
 from itr.training.gradient_cache import running_statistics
 from itr.training.loss_blocks import Share, Terms, sum_of_blocks
-from itr.types import Encoded, Scores
+from itr.types import Encoded
 
 log = logging.getLogger(__name__)
 
@@ -114,35 +113,6 @@ class LargeBatch:
                 self.gradient_cache,
                 ", ".join(layers),
             )
-
-
-def score_rows(
-    similarity: Callable[[Encoded, Encoded], Tensor], image: Encoded, text: Encoded, image_id: Tensor, rows: slice
-) -> Scores:
-    """Some rows of the similarity matrix of B pairs, both ways, in float32 or wider.
-
-    Args:
-        similarity: scores every image against every caption.
-        image: images of all pairs [B].
-        text: captions of all pairs [B].
-        image_id: identity of each pair's image [B].
-        rows: which pairs.
-    """
-    image_to_text, positives = _wide(similarity(image.rows(rows), text)), image_id[rows, None] == image_id[None, :]
-    if len(image_to_text) == len(image_id):
-        return Scores.whole(image_to_text, positives)
-    device = image_id.device.type
-    mixed, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-    def score_texts() -> Tensor:
-        with torch.autocast(device, kind, mixed):  # as now, whatever the loss that asks works in
-            return _wide(similarity(image, text.rows(rows))).T
-
-    return Scores(rows, image_to_text, score_texts, positives)
-
-
-def _wide(similarity: Tensor) -> Tensor:
-    return similarity if similarity.dtype == torch.float64 else similarity.float()
 
 
 def _accumulated(trainer: pl.Trainer) -> int:

@@ -163,7 +163,7 @@ class Cut(Encoded):
     def of(encoded: Encoded, cut: Callable[[Tensor], Tensor], inputs: Inputs) -> Cut:
         """Apply `cut` to every tensor."""
         parts = encoded.map(cut)
-        return Cut(parts.pooled, parts.tokens, parts.mask, parts.unimodal, inputs=inputs)
+        return Cut(parts.pooled, parts.tokens, parts.mask, parts.unimodal, parts.extra, inputs=inputs)
 
     def normalised(self, value: Tensor, wide: bool = False) -> Tensor:
         """One of the embeddings at length 1."""

@@ -8,6 +8,6 @@ D  width of the shared embedding space
 """
 
 from itr.types.batch import Batch, Extra, HostTokens, Tokens
-from itr.types.encoded import Encoded, Pairs, Scores
+from itr.types.encoded import Encoded, Pairs, Scores, Similarity, score_rows
 
-__all__ = ["Batch", "Encoded", "Extra", "HostTokens", "Pairs", "Scores", "Tokens"]
+__all__ = ["Batch", "Encoded", "Extra", "HostTokens", "Pairs", "Scores", "Similarity", "Tokens", "score_rows"]

@@ -1,10 +1,11 @@
-"""What comes out: embeddings, their similarities, and the pairs that a loss is asked for."""
+"""What comes out: embeddings, their scores, and the pairs that a loss is computed on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,22 @@ from torch import Tensor
 class Encoded:
     """One modality after a backbone (and, later, after each method's `embed`).
 
+    Change a part with `replace`, which keeps the others.
+
     Attributes:
         pooled: one embedding a sample, not normalised [N, D].
         tokens: features of patches or words, in the same width [N, T, D].
         mask: True at a patch or word, False at padding [N, T], bool.
         unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
+        extra: further vectors of each sample by name, each [N, ...]: log-variances, several embeddings a sample. They
+            are gathered, cached, cut into blocks and written to files with the rest.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
     unimodal: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -39,7 +45,12 @@ class Encoded:
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
         """Apply `change` to every tensor."""
         unimodal = None if self.unimodal is None else change(self.unimodal)
-        return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal)
+        extra = {name: change(value) for name, value in self.extra.items()}
+        return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal, extra)
+
+    def replace(self, **parts: Any) -> Encoded:
+        """The same with other values for some attributes."""
+        return replace(self, **parts)
 
     @property
     def unit(self) -> Tensor:
@@ -62,24 +73,31 @@ class Encoded:
     def without_tokens(self) -> Encoded:
         """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
         count, _, width = self.tokens.shape
-        return Encoded(
-            self.pooled, self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0), self.unimodal
-        )
+        tokens, mask = self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0)
+        return Encoded(self.pooled, tokens, mask, self.unimodal, self.extra)
 
     def shortened(self, length: int) -> Encoded:
         """The same with the first `length` token-level features alone."""
-        return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal)
+        return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal, self.extra)
 
     def padded(self, length: int) -> Encoded:
         """The same with token-level features padded to `length`."""
         extra = length - self.tokens.shape[1]
         tokens, mask = F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra))
-        return Encoded(self.pooled, tokens, mask, self.unimodal)
+        return Encoded(self.pooled, tokens, mask, self.unimodal, self.extra)
 
     def arrays(self, side: str) -> dict[str, np.ndarray]:
-        """The embeddings as they are written to files: SIDE, and SIDE_unimodal where there is one [N, D], float32."""
+        """The embeddings as they are written to files, float32.
+
+        SIDE holds `pooled`, SIDE_unimodal and SIDE_<name> the further vectors, SIDE_tokens and SIDE_mask the
+        token-level features if there are any.
+        """
         kept = {side: self.pooled, f"{side}_unimodal": self.unimodal}
-        return {name: value.float().cpu().numpy() for name, value in kept.items() if value is not None}
+        kept |= {f"{side}_{name}": value for name, value in self.extra.items()}
+        if self.tokens.shape[1]:
+            kept[f"{side}_tokens"] = self.tokens
+        arrays = {name: value.float().cpu().numpy() for name, value in kept.items() if value is not None}
+        return arrays | ({f"{side}_mask": self.mask.cpu().numpy()} if self.tokens.shape[1] else {})
 
     @staticmethod
     def concatenate(parts: list[Encoded]) -> Encoded:
@@ -92,6 +110,7 @@ class Encoded:
             torch.cat([part.tokens for part in parts]),
             torch.cat([part.mask for part in parts]),
             torch.cat(unimodal) if unimodal else None,
+            {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra},
         )
 
 
@@ -99,6 +118,10 @@ def normalised(value: Tensor, wide: bool) -> Tensor:
     """Embeddings [N, D] at length 1; a row of zeros stays."""
     narrow = wide and value.dtype != torch.float64
     return F.normalize(value.float() if narrow else value, dim=-1)
+
+
+Similarity = Callable[[Encoded, Encoded], Tensor]
+"""Scores every one of I images against every one of C captions [I, C]."""
 
 
 @dataclass
@@ -152,6 +175,7 @@ class Pairs:
         scores: the rows of the similarity matrix whose share of the loss is wanted; all of them, unless told otherwise
             by `itr.training.large_batch`.
         extra: what methods prepared, by name, each [B, ...].
+        progress: epochs done so far, with the fraction of the current one.
     """
 
     image: Encoded
@@ -159,6 +183,7 @@ class Pairs:
     image_id: Tensor
     scores: Scores
     extra: dict[str, Tensor]
+    progress: float = 0.0
 
     @property
     def rows(self) -> slice:
@@ -170,5 +195,39 @@ class Pairs:
         """R / B, the share of a term that is not made of rows."""
         return self.scores.share
 
+    def score(self, similarity: Similarity) -> Scores:
+        """The same rows of another similarity, both ways, from the embeddings at hand.
+
+        A term with a similarity of its own takes rows and columns from this, whatever the blocks of rows.
+        """
+        return score_rows(similarity, self.image, self.text, self.image_id, self.rows)
+
     def __len__(self) -> int:
         return len(self.image_id)
+
+
+def score_rows(similarity: Similarity, image: Encoded, text: Encoded, image_id: Tensor, rows: slice) -> Scores:
+    """Some rows of the similarity matrix of B pairs, both ways, in float32 or wider.
+
+    Args:
+        similarity: scores every image against every caption.
+        image: images of all pairs [B].
+        text: captions of all pairs [B].
+        image_id: identity of each pair's image [B].
+        rows: which pairs.
+    """
+    image_to_text, positives = _wide(similarity(image.rows(rows), text)), image_id[rows, None] == image_id[None, :]
+    if len(image_to_text) == len(image_id):
+        return Scores.whole(image_to_text, positives)
+    device = image_id.device.type
+    mixed, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def score_texts() -> Tensor:
+        with torch.autocast(device, kind, mixed):  # as now, whatever the loss that asks works in
+            return _wide(similarity(image, text.rows(rows))).T
+
+    return Scores(rows, image_to_text, score_texts, positives)
+
+
+def _wide(similarity: Tensor) -> Tensor:
+    return similarity if similarity.dtype == torch.float64 else similarity.float()

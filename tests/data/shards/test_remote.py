@@ -18,7 +18,7 @@ import torch
 
 from foreign import downloaded
 from itr.cli import main
-from itr.data.method_fields import MethodFields
+from itr.data.model_fields import ModelFields
 from itr.data.shards import remote, streams
 from itr.data.shards.counts import count_shards
 from itr.data.shards.locations import find_split, read_positives
@@ -295,7 +295,7 @@ def test_features_of_tars_by_url_fit_the_same_tars_on_disk(tmp_path, capsys):
     split = find_split(tmp_path, tars)
     method = SimpleNamespace(needs=("teacher_image",), fields=lambda: [])
     model = SimpleNamespace(method_callbacks=[method], methods={})
-    fields = MethodFields(model, split, str(tmp_path), tars, "captions", tmp_path / "f")
+    fields = ModelFields(model, split, str(tmp_path), tars, "captions", tmp_path / "f")
     file = fields.open()[0].file
     assert file.rows([s.image_id for shard in split.shards for s in read_tar(shard.place)]).shape[0] == 10
     shutil.rmtree(tmp_path / "f")

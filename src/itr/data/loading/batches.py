@@ -37,6 +37,7 @@ class BatchMaker:
         tokenizer: of the captions.
         fields: what else a batch brings.
         epoch: counts the samples that can't be used.
+        features: gives the images where the backbone takes features instead of pixels; then none is decoded.
     """
 
     reading: Reading
@@ -45,6 +46,7 @@ class BatchMaker:
     tokenizer: Tokenizer
     fields: Sequence[Field]
     epoch: SharedEpoch
+    features: Field | None = None
 
     def batch(self, places: list[Item]) -> Batch:
         """The batch of some places.
@@ -62,7 +64,7 @@ class BatchMaker:
         places = [place for place, _ in whole]
         rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
         return Batch(
-            image=stack([image for _, image in whole]),
+            image=self._features(places) if self.features else stack([image for _, image in whole]),
             image_id=torch.tensor([place.sample.image_id for place in places]),
             text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
             text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
@@ -83,11 +85,19 @@ class BatchMaker:
         finally:
             torch.set_rng_state(state)
 
+    def _features(self, places: list[Item]) -> Tensor:
+        assert self.features is not None
+        found = self.features.read([place.sample for place in places], [])
+        assert isinstance(found, Tensor), f"the field {self.features.name} gives no tensor, which images must be"
+        return found
+
     def _image(self, place: Item) -> Tensor | None:
         sample = place.sample
         if sample.fault or not any(sample.captions):
             self._skip(sample.fault or f"{sample.where} has no caption")
             return None
+        if self.features is not None:
+            return torch.empty(0)
         try:
             pixels = decode(sample.image, self.reading.max_pixels)
         except BadImageError as error:

@@ -38,6 +38,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         rank: int,
         world: int,
         fields: Sequence[Field] = (),
+        features: Field | None = None,
     ) -> None:
         self.fields, self.rank = list(fields), rank
         self.reading, self.training, self.tokenizer = reading, training, tokenizer
@@ -48,7 +49,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         share = plan.training_share if training else plan.evaluation_share
         self.share = share(self.total, reading.batch_items, rank, world)
         self._shared = SharedEpoch(len(shards), reading.max_skipped, reading.max_bad_shards)
-        self._maker = BatchMaker(reading, training, transform, tokenizer, self.fields, self._shared)
+        self._maker = BatchMaker(reading, training, transform, tokenizer, self.fields, self._shared, features)
 
     def __len__(self) -> int:
         return self.share.batches

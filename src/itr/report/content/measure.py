@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from itr.data.shards.positives import Positives
-from itr.evaluation.capacity import alignment, effective_rank, modality_gap, uniformity
-from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.ranks import Matches as TrueMatches
-from itr.evaluation.ranks import Score, rank, tiles
+from itr.evaluation.ranks import rank, tiles
 from itr.evaluation.retrieval import DIRECTIONS, over_all_positives, recalls
-from itr.evaluation.views import Views, per_view
+from itr.evaluation.score import Score, Way
+from itr.report.content.capacity import alignment, effective_rank, modality_gap, uniformity
 from itr.report.content.choose import Query, choose
 from itr.report.content.matches import Matches
+from itr.report.content.views import Views, per_view
 
 HITS = 5
 MOST_ROWS = 5000  # of which uniformity is taken: it looks at all pairs
@@ -64,13 +64,14 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
         device: where to score.
     """
     own_image = gallery.own_image()
-    score = Cosine(gallery.image.pooled.to(device), gallery.text.pooled.to(device))
+    score = gallery.score(device)
     found = rank(score, TrueMatches.own(own_image.to(device), len(gallery.image_id)))
     ranks = {"i2t": found.image_to_text.cpu(), "t2i": found.text_to_image.cpu()}
     matches = Matches(gallery, positives)
-    queries, missed = [], {}
+    queries: list[Query] = []
+    missed: dict[str, float] = {}
     for way in DIRECTIONS:
-        hits, scores = top_hits(score, way, len(gallery.image_id), len(gallery.text_id))
+        hits, scores = top_hits(score, way)
         chosen, missed[way] = choose(way, ranks[way], hits, scores, matches, shown)
         queries += chosen
     return Measured(
@@ -94,14 +95,12 @@ def figures(ranks: dict[str, Tensor]) -> dict[str, float]:
     return found | {"rsum": sum(found[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
 
 
-def top_hits(score: Score, way: str, num_images: int, num_texts: int, tile: int = 512) -> tuple[Tensor, Tensor]:
+def top_hits(score: Score, way: Way, tile: int = 512) -> tuple[Tensor, Tensor]:
     """The rows and scores of each query's first candidates, best first [Q, HITS], on the CPU."""
-    queries, candidates = (num_images, num_texts) if way == "i2t" else (num_texts, num_images)
     rows, scores = [], []
-    for part in tiles(queries, tile):
-        everything = slice(0, candidates)
-        found = score(part, everything) if way == "i2t" else score(everything, part).T
-        best = found.topk(min(HITS, candidates), dim=1)
+    for part in tiles(score.num_queries(way), tile):
+        found = score.candidates(way, part)
+        best = found.topk(min(HITS, found.shape[1]), dim=1)
         rows.append(best.indices.cpu())
         scores.append(best.values.cpu())
     return torch.cat(rows), torch.cat(scores)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from itr.evaluation.capacity import alignment, effective_rank, modality_gap, uniformity
+from itr.report.content.capacity import alignment, effective_rank, modality_gap, uniformity
 
 
 def unit(row: torch.Tensor) -> list[float]:

@@ -1,4 +1,4 @@
-"""What methods need of a training batch beyond images and captions: opened, or the command that makes it told."""
+"""What backbone and methods need of a batch beyond images and captions, or the command that makes it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from itr.teachers.base import MODALITIES, Modality
 
 
 @dataclass
-class MethodFields:
-    """The fields that the methods of a model need of a training split.
+class ModelFields:
+    """The fields that a model needs of a split: its backbone of any, its methods of the one that is trained on.
 
     Attributes:
         module: the model, an `itr.module.RetrievalModule`.
-        split: the training shards.
+        split: the shards.
         root: where they are, see `itr.data.shards.locations.find_split`.
         name: which split they are, or a list of tars.
         texts: which texts of a sample are its captions.
         features: folder that `itr features` wrote.
+        stage: what the split is read for.
     """
 
     module: Any
@@ -37,11 +38,18 @@ class MethodFields:
     name: str
     texts: Texts
     features: Path | None
+    stage: str = "train"
 
     @property
     def needs(self) -> list[str]:
         """The fields, each as often as it is needed."""
-        return [need for method in self.module.method_callbacks for need in method.needs]
+        backbone = self.module.backbone
+        images = [] if backbone.image_field is None else [backbone.image_field]
+        return images + [need for part in (backbone, *self._methods) for need in part.needs]
+
+    @property
+    def _methods(self) -> list[Any]:
+        return list(self.module.method_callbacks) if self.stage == "train" else []
 
     @cached_property
     def dense_texts(self) -> DenseTexts | None:
@@ -51,7 +59,7 @@ class MethodFields:
         return DenseTexts.open(self.root, self.name, data_identity(self.split))
 
     def open(self) -> list[Field]:
-        """The fields, which the methods have looked at.
+        """The fields, which the methods have looked at; that of `image_field` comes first.
 
         Raises:
             UserError: one is not there, or belongs to other data or another model.
@@ -61,24 +69,31 @@ class MethodFields:
             CAPTIONS: CaptionTexts,
             **{f"teacher_{m}": partial(self._teacher, m) for m in MODALITIES},
         }
+        own = {field.name: field for part in (self.module.backbone, *self._methods) for field in part.fields()}
+        fields: dict[str, Field] = {}
         for need in self.needs:
-            if need not in makers:
-                raise UserError(f"a method needs the field {need!r}, and the data module knows {', '.join(makers)}")
-        fields = [makers[need]() for need in dict.fromkeys(self.needs)]
-        fields += [field for method in self.module.method_callbacks for field in method.fields()]
-        for method in self.module.methods.values():
-            method.expect({field.name: field for field in fields})
-        return fields
+            if need not in own and need not in makers:
+                raise UserError(
+                    f"the model needs the field {need!r}. Its backbone and methods do not define it in `fields()`, and "
+                    f"the data module knows {', '.join(makers)}"
+                )
+            if need not in fields:
+                fields[need] = own[need] if need in own else makers[need]()
+        fields |= own
+        if self.stage == "train":
+            for method in self.module.methods.values():
+                method.expect(fields)
+        return list(fields.values())
 
     def _teacher(self, modality: Modality) -> Field:
-        root, name = resolve(self.root, self.name, "train")
+        root, name = resolve(self.root, self.name, self.stage)
         if modality == "text" and self.texts == "dense":
             raise UserError("features of a text teacher are those of sparse captions; leave data.texts = dense away")
         if self.features is None:
             modalities: list[Modality] = [m for m in MODALITIES if f"teacher_{m}" in self.needs]
             commands = [features_command(root, name, m, "features") for m in modalities]
             raise UserError(
-                "a method needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
+                "the model needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
                 "and give --data.features features. `itr features --help` tells which teachers there are"
             )
         return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(self.split), root))

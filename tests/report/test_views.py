@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from itr.evaluation.views import per_view
+from itr.report.content.views import per_view
 
 
 def test_uneven_numbers_of_captions_against_a_loop():

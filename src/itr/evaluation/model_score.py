@@ -1,0 +1,67 @@
+"""Scores that a model computes from pairs of embeddings, in blocks that fit into memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from itr.evaluation.score import Score
+from itr.types import Encoded
+
+IN_MEMORY = 2**26  # numbers that a block may take if a model compares every token with every other
+PAIRS = 16  # pairs that are scored as one block, whose diagonal is kept
+
+
+class PairModel(Protocol):
+    """What scores pairs: an `itr.module.RetrievalModule`."""
+
+    def similarity(self, image: Encoded, text: Encoded) -> Tensor:
+        """Score every image against every caption [I, C]."""
+        ...
+
+
+class ModelScore(Score):
+    """The similarity of a model between images [N] and captions [M], float32.
+
+    Args:
+        model: what scores, on the device of the embeddings.
+        image: the images.
+        text: the captions.
+    """
+
+    def __init__(self, model: PairModel, image: Encoded, text: Encoded) -> None:
+        self.model, self.image, self.text = model, image, text
+        self.num_images, self.num_texts = len(image), len(text)
+        tokens = max(1, image.tokens.shape[1]) * max(1, text.tokens.shape[1])
+        self.block = max(1, int((IN_MEMORY / tokens) ** 0.5))
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """Some images against some captions [I, C]."""
+        return torch.cat(
+            [
+                torch.cat([self._block(some, others) for others in _blocks(columns, self.num_texts, self.block)], dim=1)
+                for some in _blocks(rows, self.num_images, self.block)
+            ]
+        )
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Images `rows` [P] with captions `columns` [P], pair by pair [P]."""
+        parts = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
+        return torch.cat([self._block(some, others).diagonal() for some, others in parts])
+
+    def _block(self, rows: slice | Tensor, columns: slice | Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(self.image.pooled.device.type, enabled=False):
+            return self.model.similarity(self.image.rows(rows), self.text.rows(columns)).float()
+
+
+def on_model(encoded: Encoded, model: nn.Module, device: torch.device) -> Encoded:
+    """Embeddings on a device, in the type of the model's parameters."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return encoded.map(lambda value: value.to(device, dtype if value.is_floating_point() else None))
+
+
+def _blocks(wanted: slice, length: int, size: int) -> list[slice]:
+    start, stop, _ = wanted.indices(length)
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
