@@ -1,15 +1,15 @@
-"""How time and memory grow with batch, gallery, caption length, shards, workers and processes, and what epochs cost.
+"""Measures how time and memory grow with batch, gallery, caption length, shards, workers and processes.
 
     python benchmarks/cost_curves.py
 
-Every point is measured, every curve fitted to its points, and the epochs at the end are calculated (see costs.py).
+Every point is measured and every curve is fitted to its points. The cost of epochs is calculated (see costs.py).
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `itr` does: threads that spin take cores from others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `itr`: spinning threads take cores from others
 
 import tempfile
 from collections.abc import Callable
@@ -36,17 +36,17 @@ class Sizes:
     """The points of each curve.
 
     Attributes:
-        batch: pairs of a training step.
-        loss: pairs of a loss alone.
-        gallery: images, of five captions each.
+        batch: pairs in a training step.
+        loss: pairs for the loss alone.
+        gallery: images, with five captions each.
         words: length of captions.
-        shards: of a split.
-        workers: that decode.
-        processes: that train together, on CPUs.
-        images: that the workers read.
+        shards: shards in a split.
+        workers: decoding workers.
+        processes: processes that train together on CPUs.
+        images: images that the workers read.
         words_of_step: length of captions in a training step.
-        joined: pairs of each of the processes.
-        captions: in a batch of captions of one length.
+        joined: pairs per process.
+        captions: captions in a batch of equal length.
         product: side of the bare matrix product.
     """
 
@@ -80,7 +80,7 @@ LARGE = Sizes(
 
 @dataclass
 class Curve:
-    """Points over one size, what was fitted to them, and the operations a second of a bare product beside them."""
+    """Points over one size, the curve fitted to them, and the rate of a bare matrix product measured with them."""
 
     x: list[int]
     found: list[Point]
@@ -89,16 +89,16 @@ class Curve:
 
     @property
     def time(self) -> Fit:
-        """Fit of the seconds."""
+        """Return the fit of the seconds."""
         return fitted([*map(float, self.x)], [point.seconds for point in self.found], self.powers)
 
     @property
     def memory(self) -> Fit:
-        """Fit of the memory, in MiB."""
+        """Return the fit of the memory in MiB."""
         return fitted([*map(float, self.x)], [max(point.mebibytes, 0.01) for point in self.found], self.powers)
 
     def rows(self, name: str) -> Rows:
-        """The points as rows of a table, beside the fitted values."""
+        """Return the points and the fitted values as table rows."""
         time = self.time
         return [
             {
@@ -114,7 +114,7 @@ class Curve:
 def curve(
     make: Callable[[int], Callable[[], object]], x: list[int], powers: tuple[int, ...], rounds: int, bare: partial[Any]
 ) -> Curve:
-    """Measure a curve, and a bare matrix product before and after it."""
+    """Measure a curve, with a bare matrix product before and after it."""
     before = measured(bare, max(5, rounds)).seconds
     found = [measured(partial(make, size), rounds) for size in x]
     taken = (before + measured(bare, max(5, rounds)).seconds) / 2
@@ -122,27 +122,28 @@ def curve(
 
 
 def line(what: str, found: Curve, per: int, operations: float, letter: str) -> Line:
-    """The time of what is added with x, beside a bare product of as many operations."""
+    """Compare the time added per unit of x with a bare matrix product of as many operations."""
     power = max(found.powers)
     own, bare = per * found.time.coefficients[power], operations / found.rate
-    told = Line(what, "ms", 1e3 * own, "bare product of as many operations", 1e3 * bare, 1e3 * bare)
-    told.limit_by = f"{operations:.3g} operations at the {found.rate / 1e9:,.0f} GFLOP/s of a bare product around it"
-    told.ratio, told.remark = own / bare, found.time.told("ms", letter, 1e3)
+    result = Line(what, "ms", 1e3 * own, "bare product with as many operations", 1e3 * bare, 1e3 * bare)
+    rate = f"{found.rate / 1e9:,.0f} GFLOP/s"
+    result.limit_by = f"{operations:.3g} operations at the {rate} of a bare product, measured before and after"
+    result.ratio, result.remark = own / bare, found.time.summary("ms", letter, 1e3)
     if power > 1:
         straight = replace(found, powers=(0, 1)).time.residual
-        told.remark += f" A straight line would leave {100 * straight:.0f} %."
-    return told
+        result.remark += f" A straight line has a largest residual of {100 * straight:.0f} %."
+    return result
 
 
 def memory_line(what: str, found: Curve, per: int, letter: str) -> Line:
-    """The memory of what is added with x."""
-    told = Line(what, "MiB", per * found.memory.coefficients[max(found.powers)])
-    told.remark = found.memory.told("MiB", letter)
-    return told
+    """Return the memory added per unit of x."""
+    result = Line(what, "MiB", per * found.memory.coefficients[max(found.powers)])
+    result.remark = found.memory.summary("MiB", letter)
+    return result
 
 
 def computing(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
-    """Curves of batch, loss, caption length and gallery."""
+    """Measure the curves of batch, loss, caption length and gallery."""
     words, width, cuda = sizes.words_of_step, 512, device() == "cuda"
     towers = partial(points.product, sizes.product, torch.bfloat16 if cuda else torch.float32)
     plain = partial(points.product, sizes.product, torch.float32)
@@ -154,17 +155,17 @@ def computing(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
     low, high = sizes.words[0], sizes.words[-1]
     of_words = alone(partial(points.text_operations, high)) - alone(partial(points.text_operations, low))
     of_word = sizes.captions * of_words / (high - low)
-    straight = replace(ranks, powers=(0, 1))  # the memory of a tile doesn't grow, that of embeddings does
+    straight = replace(ranks, powers=(0, 1))  # only the memory of embeddings grows, that of a tile does not
     million = "a million scores (N images by 5N captions)"
     lines = [
-        line("Training step: each further pair", step, 1, of_pair, "B"),
-        memory_line("Training step: memory of each further pair", step, 1, "B"),
+        line("Training step: each additional pair", step, 1, of_pair, "B"),
+        memory_line("Training step: memory of each additional pair", step, 1, "B"),
         line("Loss (InfoNCE, width 512): a million scores (B²)", loss, 10**6, 6e6 * width, "B"),
-        memory_line("Loss: memory of a million scores, of which one matrix is 3.8 MiB", loss, 10**6, "B"),
-        line(f"Text tower, {sizes.captions} captions: each further word", text, 1, of_word, "L"),
-        memory_line(f"Text tower, {sizes.captions} captions: memory of each further word", text, 1, "L"),
+        memory_line("Loss: memory per million scores (one matrix is 3.8 MiB)", loss, 10**6, "B"),
+        line(f"Text tower, {sizes.captions} captions: each additional word", text, 1, of_word, "L"),
+        memory_line(f"Text tower, {sizes.captions} captions: memory of each additional word", text, 1, "L"),
         line(f"Exact ranks, width {width}: {million}", ranks, 200_000, 2e6 * width, "N"),
-        memory_line(f"Exact ranks, width {width}: memory of each further 1,000 images", straight, 1000, "N"),
+        memory_line(f"Exact ranks, width {width}: memory of each additional 1,000 images", straight, 1000, "N"),
     ]
     return lines, {
         "Training step by batch": step.rows("pairs"),
@@ -175,34 +176,34 @@ def computing(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
 
 
 def shards(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
-    """The curve of the number of shards: from `find_split` to the first batch of an epoch."""
+    """Measure the curve of the number of shards, from `find_split` to the first batch of an epoch."""
     found = []
     for number in sizes.shards:
         with curve_data.shards(number) as root:
             found.append(measured(partial(curve_data.opening, root), rounds))
     curve = Curve(sizes.shards, found)
-    time = Line("Beginning an epoch: each further 1,000 shards", "ms", 1e6 * curve.time.coefficients[1])
-    time.remark = curve.time.told("ms", "shards", 1e3)
-    memory = memory_line("Beginning an epoch: memory of each further 1,000 shards", curve, 1000, "shards")
-    return [time, memory], {"Beginning an epoch by shards": curve.rows("shards")}
+    time = Line("Starting an epoch: each additional 1,000 shards", "ms", 1e6 * curve.time.coefficients[1])
+    time.remark = curve.time.summary("ms", "shards", 1e3)
+    memory = memory_line("Starting an epoch: memory of each additional 1,000 shards", curve, 1000, "shards")
+    return [time, memory], {"Starting an epoch by shards": curve.rows("shards")}
 
 
 def workers(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows], float]:
-    """The curve of the number of workers, and the images a second of a process that decodes itself."""
+    """Measure the curve of the number of workers; also return the images per second without workers."""
     with tempfile.TemporaryDirectory() as folder:
         curve_data.photographs(Path(folder), sizes.images)
         rates = {number: alone(partial(curve_data.input_rate, folder, number, rounds)) for number in sizes.workers}
     cores = len(os.sched_getaffinity(0))
     most = max(number for number in rates if number <= max(1, cores))
-    told = Line(f"Images a second, {most} workers", "images/s", rates[most], "one worker", rates[1])
-    told.ratio, told.limit = rates[most] / rates[1], most * rates[1]
-    told.limit_by = f"{most} times one worker; the machine has {cores} cores, and the process that reads wants a part"
-    rows = [{"workers": n, "images/s": rate, "of one worker": rate / rates[1]} for n, rate in rates.items()]
-    return [told], {"Input by workers (JPEG of 341 by 256 to 224)": rows}, rates[0]
+    result = Line(f"Images per second, {most} workers", "images/s", rates[most], "one worker", rates[1])
+    result.ratio, result.limit = rates[most] / rates[1], most * rates[1]
+    result.limit_by = f"{most} times one worker; the workers share the machine's {cores} cores with the main process"
+    rows = [{"workers": n, "images/s": rate, "relative to one worker": rate / rates[1]} for n, rate in rates.items()]
+    return [result], {"Input by workers (JPEG of 341 by 256 to 224)": rows}, rates[0]
 
 
 def processes(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
-    """The curve of the number of processes that train together on CPUs over gloo."""
+    """Measure the curve of the number of processes that train together on CPUs over gloo."""
     rows, width = [], 128
     for number in sizes.processes:
         apart, joined = points.together(number, sizes.joined, sizes.words_of_step, rounds)
@@ -210,34 +211,36 @@ def processes(sizes: Sizes, rounds: int) -> tuple[list[Line], dict[str, Rows]]:
         rows.append(
             {
                 "processes": number,
-                "step each for itself, s": apart,
-                "step of DDP, s": joined,
+                "step without communication, s": apart,
+                "DDP step, s": joined,
                 "gathered, bytes": gathered,
             }
         )
-    joined, apart = rows[1]["step of DDP, s"], rows[1]["step each for itself, s"]
-    told = Line("Step of 2 processes (gloo, CPU)", "s", joined, "2 that don't talk", apart, ratio=joined / apart)
-    told.remark = (
-        f"One process alone: {rows[0]['step of DDP, s']:.3g} s. Processes share the machine's "
-        f"{len(os.sched_getaffinity(0))} cores, one thread each: beyond them they wait for each other, which the "
-        "column of those that don't talk shows."
+    joined, apart = rows[1]["DDP step, s"], rows[1]["step without communication, s"]
+    result = Line(
+        "Step of 2 processes (gloo, CPU)", "s", joined, "2 without communication", apart, ratio=joined / apart
     )
-    return [told], {f"Step by processes, {sizes.joined} pairs each": rows}
+    result.remark = (
+        f"One process alone: {rows[0]['DDP step, s']:.3g} s. The processes share the machine's "
+        f"{len(os.sched_getaffinity(0))} cores, with one thread each. With more processes than cores they wait for "
+        "each other, as the column without communication shows."
+    )
+    return [result], {f"Step by processes, {sizes.joined} pairs each": rows}
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run all measurements, print and write the results."""
     options = arguments(__doc__, rounds=5).parse_args()
     sizes = QUICK if options.quick else LARGE if device() == "cuda" else SMALL
     torch.set_float32_matmul_precision("high")  # as training does
-    # Those that fork come first: a process that has used a GPU can't.
+    # Measurements that fork come first, because a process that has used a GPU cannot fork.
     of_processes, joined = processes(sizes, options.rounds)
     of_shards, opened = shards(sizes, options.rounds)
     of_workers, read, rate = workers(sizes, options.rounds)
     lines, computed = computing(sizes, options.rounds)
-    figures = {**computed, **opened, **read, **joined, **costs.tables(options.out.parent / "cuda", rate)}
+    figures = {**computed, **opened, **read, **joined, **costs.epoch_tables(options.out.parent / "cuda", rate)}
     settings = {"rounds": options.rounds, "model": "ViT-B/32" if device() == "cuda" else "4 layers of 128 on 64 px"}
-    settings["threads"] = "torch's own" if device() == "cuda" else "1 a process"
+    settings["threads"] = "torch's own" if device() == "cuda" else "1 per process"
     write(options.out, "cost_curves", [*lines, *of_shards, *of_workers, *of_processes], settings, figures)
 
 

@@ -1,7 +1,7 @@
-"""What an epoch costs by calculation: operations, bytes of the network, and the processor cores that must decode.
+"""Calculates the cost of an epoch: operations, network traffic, and the CPU cores needed for decoding.
 
-Nothing here is measured but the share of a card's rate, where there is a result of it, and the images that a core
-decodes a second.
+Only two inputs are measured: the share of a card's rate, if there is a result, and the images that a core decodes per
+second.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from measuring import read
 
-CARD, RATE, BANDWIDTH = "H200", 989e12, 4.8e12  # dense bf16 operations and bytes of memory a second
+CARD, RATE, BANDWIDTH = "H200", 989e12, 4.8e12  # dense bf16 operations per second, bytes of memory per second
 TF32 = RATE / 2
-ASSUMED_SHARE = 0.4  # of the rate, where no result tells
-LINK = 400e9 / 8  # bytes a second of each GPU
-PASSES = 48  # times that InfoNCE reads or writes each of its scores, forward and backward, by `loss_counts.py`
-MOST_EACH, MOST_ALL = 1024, 32_768  # pairs of a GPU and of all in a step
+ASSUMED_SHARE = 0.4  # of the rate, if it has not been measured
+LINK = 400e9 / 8  # bytes per second of each GPU
+PASSES = 48  # InfoNCE's reads and writes of each score, forward and backward, counted by `loss_counts.py`
+MAX_PER_GPU, MAX_TOTAL = 1024, 32_768  # pairs in a step
 GPUS = (1, 8, 64, 512)
 
 
@@ -26,11 +26,11 @@ class Model:
     """A CLIP of open_clip.
 
     Attributes:
-        name: as in tables.
-        image: operations of an image's forward pass.
-        text: operations of a caption's, of 77 tokens.
-        parameters: of both towers.
-        width: of the embeddings.
+        name: name in tables.
+        image: operations of the forward pass of an image.
+        text: operations of the forward pass of a caption with 77 tokens.
+        parameters: number of parameters in both towers.
+        width: width of the embeddings.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Model:
     width: int
 
 
-# Operations by open_clip's docs/model_profile.csv.
+# Operations are from open_clip's docs/model_profile.csv.
 MODELS = (
     Model("ViT-B/32", 8.82e9, 5.96e9, 151.3e6, 512),
     Model("ViT-B/16", 35.1e9, 5.96e9, 149.6e6, 512),
@@ -50,12 +50,12 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is gone through once.
+    """The data of one epoch.
 
     Attributes:
-        name: as in tables.
-        pairs: of an image and a caption.
-        captions: pairs for one encoding of their image.
+        name: name in tables.
+        pairs: number of image-caption pairs.
+        captions: pairs per encoded image.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Epoch:
 
 
 EPOCHS = (
-    Epoch("COCO, each caption a pair", 566_435),
-    Epoch("COCO, an image with 5 captions", 566_435, 5),
+    Epoch("COCO, one pair per caption", 566_435),
+    Epoch("COCO, one image with 5 captions", 566_435, 5),
     Epoch("400 million pairs", 400_000_000),
 )
 
@@ -75,10 +75,10 @@ class Step:
     """Seconds of a step on each GPU.
 
     Attributes:
-        pairs: of each GPU.
-        towers: forward and backward.
-        loss: of the own rows against all.
-        network: gathered embeddings and their gradients, and the mean of all gradients; hidden behind nothing.
+        pairs: number of pairs per GPU.
+        towers: forward and backward pass.
+        loss: loss of the GPU's own rows against all.
+        network: gathering embeddings, returning their gradients and averaging all gradients, without overlap.
     """
 
     pairs: int
@@ -88,51 +88,51 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Return the seconds of the whole step."""
         return self.towers + self.loss + self.network
 
 
 def step(model: Model, captions: int, gpus: int, share: float) -> Step:
-    """Calculate a step.
+    """Calculate the time of a step.
 
     Args:
-        model: what is trained.
-        captions: pairs for one encoding of their image.
-        gpus: that train together.
-        share: of the card's rate that the towers reach.
+        model: the model to train.
+        captions: pairs per encoded image.
+        gpus: number of GPUs.
+        share: share of the card's rate that the towers reach.
     """
-    pairs = min(MOST_EACH, MOST_ALL // gpus)
+    pairs = min(MAX_PER_GPU, MAX_TOTAL // gpus)
     towers = pairs * 3 * (model.image / captions + model.text) / (RATE * share)
-    scores = pairs * pairs * gpus * (2 if gpus > 1 else 1)  # one matrix serves both ways where all rows are one's own
+    scores = pairs * pairs * gpus * (2 if gpus > 1 else 1)  # a single GPU uses one matrix for both directions
     loss = 3 * 2 * scores * model.width / (TF32 * ASSUMED_SHARE) + PASSES * 4 * scores / BANDWIDTH
     embeddings = 2 * 4 * pairs * model.width  # bytes, images and captions
     gradients = 2 * (gpus - 1) / gpus * 4 * model.parameters
-    network = (3 * (gpus - 1) * embeddings + gradients) / LINK  # there once, and back by a sum, which is twice
+    network = (3 * (gpus - 1) * embeddings + gradients) / LINK  # gathered once; the sum on the way back counts twice
     return Step(pairs, towers, loss, network)
 
 
 def row(model: Model, epoch: Epoch, gpus: int, share: float, images: float) -> dict[str, Any]:
-    """An epoch as a row of the table; `images` is what a core decodes a second."""
+    """Return an epoch as a row of the table; `images` is the number that a core decodes per second."""
     one = step(model, epoch.captions, gpus, share)
     seconds = epoch.pairs / (one.pairs * gpus) * one.seconds
     return {
         "epoch": epoch.name,
         "model": model.name,
         "GPUs": gpus,
-        "pairs of each in a step": one.pairs,
+        "pairs per GPU and step": one.pairs,
         "hours": seconds / 3600,
         "GPU-hours": gpus * seconds / 3600,
         "towers, %": 100 * one.towers / one.seconds,
         "loss, %": 100 * one.loss / one.seconds,
         "network, %": 100 * one.network / one.seconds,
-        "cores a GPU": one.pairs / epoch.captions / one.seconds / images,
+        "cores per GPU": one.pairs / epoch.captions / one.seconds / images,
     }
 
 
 def shares(results: Path) -> dict[str, float]:
-    """The share of the card's bf16 rate by model, where `training_step.py` has measured it on a GPU.
+    """Return the share of the card's bf16 rate by model, for models that `training_step.py` measured on a GPU.
 
-    It is taken from lines that name the model and bf16 and have to reach `ASSUMED_SHARE`.
+    It is read from lines that name the model and bf16 and have the target `ASSUMED_SHARE`.
     """
     path = results / "training_step.json"
     lines = read(path)[1] if path.exists() else []
@@ -146,26 +146,27 @@ def shares(results: Path) -> dict[str, float]:
     return found
 
 
-def tables(results: Path, images: float) -> dict[str, Any]:
-    """The assumptions in words, and the table of calculated epochs.
+def epoch_tables(results: Path, images: float) -> dict[str, Any]:
+    """Return the assumptions as text, and the table of calculated epochs.
 
     Args:
-        results: folder with what was measured on a GPU.
-        images: that a core decodes a second.
+        results: folder with the results measured on a GPU.
+        images: number of images that a core decodes per second.
     """
     known = shares(results)
     measured = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
-    reached = f"measured on a GPU: {measured}; else " if known else "no result of a GPU tells, so it is assumed: "
-    said = (
-        f"one {CARD} makes {RATE / 1e12:.0f} TFLOP/s of dense bf16 and {BANDWIDTH / 1e12:.1f} TB/s; of that rate the "
-        f"towers reach ({reached}{100 * ASSUMED_SHARE:.0f} %). Training is three forward passes of 8.82, 35.1 or 162 "
-        "GFLOP an image and 5.96, 5.96 or 13.3 GFLOP a caption of 77 tokens (open_clip's profiles). A step has "
-        f"{MOST_EACH:,} pairs on each GPU and at most {MOST_ALL:,} on all. The loss is that of a process's own rows "
-        f"(`model.large_batch.local_loss`), in TF32 at {100 * ASSUMED_SHARE:.0f} % of its rate, and passes {PASSES} "
-        f"times over its scores. Every GPU has a link of {8 * LINK / 1e9:.0f} Gbit/s, and what it sends (float32 "
-        "gradients of all weights, embeddings there and their gradients back, around a ring) hides behind nothing. A "
-        f"core decodes and crops {images:,.0f} images a second of shards with a short side of 256, as measured in "
-        "this run; a whole number of steps, evaluation and start-up are left out"
+    reached = f"measured on a GPU: {measured}; otherwise " if known else "assumed, since no GPU result is available: "
+    assumptions = (
+        f"one {CARD} performs {RATE / 1e12:.0f} TFLOP/s in dense bf16 and has {BANDWIDTH / 1e12:.1f} TB/s. The share "
+        f"of that rate that the towers reach is {reached}{100 * ASSUMED_SHARE:.0f} %. Training costs three forward "
+        "passes of 8.82, 35.1 or 162 GFLOP per image and 5.96, 5.96 or 13.3 GFLOP per caption of 77 tokens "
+        f"(open_clip's profiles). A step has {MAX_PER_GPU:,} pairs on each GPU and at most {MAX_TOTAL:,} on all. The "
+        "loss uses each process's own rows (`model.large_batch.local_loss`), in TF32 at "
+        f"{100 * ASSUMED_SHARE:.0f} % of its rate, and passes {PASSES} times over its scores. Every GPU has a link of "
+        f"{8 * LINK / 1e9:.0f} Gbit/s. Its traffic (float32 gradients of all weights, embeddings and the gradients "
+        "returned for them, around a ring) does not overlap with anything. A core decodes and crops "
+        f"{images:,.0f} images per second from shards with a short side of 256, as measured in this run. Rounding to "
+        "whole steps, evaluation and start-up are ignored"
     )
     rows = [
         row(model, epoch, gpus, known.get(model.name, ASSUMED_SHARE), images)
@@ -173,4 +174,4 @@ def tables(results: Path, images: float) -> dict[str, Any]:
         for model in MODELS
         for gpus in GPUS
     ]
-    return {"Assumptions of the calculated epochs": said + ".", "Cost of an epoch, calculated": rows}
+    return {"Assumptions of the calculated epochs": assumptions + ".", "Cost of an epoch, calculated": rows}

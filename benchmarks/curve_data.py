@@ -1,4 +1,4 @@
-"""What `cost_curves.py` measures of shards and of the input."""
+"""Shards and input measurements for `cost_curves.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 
 @contextmanager
 def shards(number: int) -> Iterator[str]:
-    """A folder with a training split of so many shards, all of them one tar of four images under many names."""
+    """Provide a folder whose training split has this many shards, all hard links to one tar of four images."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "shards"
         with redirect_stdout(io.StringIO()):
@@ -40,7 +40,7 @@ def shards(number: int) -> Iterator[str]:
 
 
 def multiply(root: Path, number: int) -> None:
-    """Name the only training shard of a folder that many times, as so many shards."""
+    """Link the only training shard of a folder under this many names, as separate shards."""
     manifest = json.loads((root / MANIFEST).read_text())
     train = manifest["splits"]["train"]
     first = train["shards"][0]
@@ -53,7 +53,7 @@ def multiply(root: Path, number: int) -> None:
 
 
 def data(root: str, **settings: Any) -> ShardData:
-    """The data module of a run on shards, with a model for its image size and tokenizer."""
+    """Return the data module of a run on shards, with a model for its image size and tokenizer."""
     vision = "{model_type: vit, image_size: 224, patch_size: 32, hidden_size: 8, num_hidden_layers: 1, "
     vision += "num_attention_heads: 1, intermediate_size: 8}"
     text = "{model_type: bert, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 8}"
@@ -68,13 +68,13 @@ def data(root: str, **settings: Any) -> ShardData:
 
 
 def opening(root: str) -> Callable[[], object]:
-    """Find a split, plan an epoch and make its first batch."""
+    """Return a call that finds a split, plans an epoch and makes its first batch."""
     module = data(root, num_workers=0, batch_size=4, shuffle_buffer=4)
     return lambda: next(iter(module.train_dataloader().dataset))
 
 
 def photographs(root: Path, number: int) -> None:
-    """A shard of made-up images of COCO's size after `--resize 256`, about 30 KB each."""
+    """Write shards of synthetic images with COCO's size after `--resize 256`, about 30 KB each."""
     draw = np.random.default_rng(0)
 
     def make_image(seed: int) -> bytes:
@@ -87,13 +87,14 @@ def photographs(root: Path, number: int) -> None:
 
     images = [make_image(n) for n in range(32)]
     records = (
-        Record(images[n % 32], "jpg", ["a made-up image of many colours and no meaning"], str(n)) for n in range(number)
+        Record(images[n % 32], "jpg", ["a synthetic image of many colours and no meaning"], str(n))
+        for n in range(number)
     )
     write_split(records, root, "train", max(1, number // 8))
 
 
 def input_rate(root: str, workers: int, rounds: int) -> float:
-    """Images a second through the data module, workers already running."""
+    """Return images per second through the data module, with workers already running."""
     loader = data(root, num_workers=workers, batch_size=32).train_dataloader()
 
     def epoch() -> int:

@@ -1,4 +1,4 @@
-"""What `cost_curves.py` measures of models: each function makes the call that a point times."""
+"""Model measurements for `cost_curves.py`: each function returns the call that a point times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from curves import forked, starting
+from curves import forked, start_method
 from itr.backbones import CLIP
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.ranks import Matches, rank
@@ -33,14 +33,14 @@ Call = Callable[[], object]
 
 
 def model(where: str) -> RetrievalModule:
-    """CLIP with random weights: ViT-B/32 on a GPU, a small one elsewhere."""
+    """Return a CLIP with random weights: ViT-B/32 on a GPU, a small one elsewhere."""
     torch.manual_seed(0)
     backbone = CLIP("ViT-B-32") if where == "cuda" else CLIP(config=SMALL)
     return RetrievalModule(backbone, InfoNCE()).to(where).train()
 
 
 def batch(module: RetrievalModule, size: int, words: int, where: str) -> Batch:
-    """Made-up images, and captions of `words` tokens, of which the last ends the caption."""
+    """Return random images, and captions of `words` tokens that end with the end token."""
     side = module.backbone.image_spec.size
     ids = torch.randint(1, 49000, (size, words))
     ids[:, -1] = 49407
@@ -51,12 +51,12 @@ def batch(module: RetrievalModule, size: int, words: int, where: str) -> Batch:
 
 
 def autocast(where: str) -> Any:
-    """bf16 on a GPU."""
+    """Return bf16 autocast on a GPU, and no autocast elsewhere."""
     return torch.autocast(where, torch.bfloat16, enabled=where == "cuda")
 
 
 def step(size: int, words: int) -> Call:
-    """A training step: forward, loss, backward, AdamW."""
+    """Return a training step: forward, loss, backward, AdamW."""
     where = device()
     module = model(where)
     pairs, optimizer = batch(module, size, words, where), torch.optim.AdamW(module.parameters(), fused=True)
@@ -72,7 +72,7 @@ def step(size: int, words: int) -> Call:
 
 
 def step_operations(words: int) -> float:
-    """Floating-point operations of a step, of one further pair."""
+    """Count the floating-point operations that one additional pair adds to a step."""
     counts = []
     for size in (2, 4):
         with FlopCounterMode(display=False) as counter:
@@ -82,7 +82,7 @@ def step_operations(words: int) -> float:
 
 
 def text_tower(size: int, words: int) -> Call:
-    """Forward and backward of the text tower on captions of so many tokens."""
+    """Return a forward and backward pass of the text tower on captions of this many tokens."""
     where = device()
     module = model(where)
     text = batch(module, size, words, where).text
@@ -96,19 +96,19 @@ def text_tower(size: int, words: int) -> Call:
 
 
 def text_operations(words: int) -> float:
-    """Operations of a caption in `text_tower`."""
+    """Count the operations per caption in `text_tower`."""
     with FlopCounterMode(display=False) as counter:
         text_tower(2, words)()
     return counter.get_total_flops() / 2
 
 
 def unit_rows(number: int, width: int) -> Tensor:
-    """Random embeddings [number, width]."""
+    """Return random embeddings [number, width]."""
     return nn.functional.normalize(torch.randn(number, width, device=device()), dim=-1)
 
 
 def loss(size: int, width: int) -> Call:
-    """Forward and backward of InfoNCE on ready embeddings, from the similarity on."""
+    """Return a forward and backward pass of InfoNCE, from given embeddings on."""
     module, rows = model(device()), torch.arange(size, device=device())
     image, text = (_encoded(unit_rows(size, width).requires_grad_()) for _ in range(2))
 
@@ -124,21 +124,21 @@ def _encoded(rows: Tensor) -> Encoded:
 
 
 def ranks(images: int, width: int) -> Call:
-    """Exact ranks of so many images and five captions each, both ways."""
+    """Return the exact ranking of this many images with five captions each, in both directions."""
     image, text = unit_rows(images, width), unit_rows(5 * images, width)
     own = torch.arange(5 * images, device=device()) // 5
     return lambda: rank(Cosine(image, text), Matches.own(own, images))
 
 
 def product(side: int, dtype: torch.dtype) -> Call:
-    """A bare matrix product of `2 · side³` operations."""
+    """Return a bare matrix product of `2 · side³` operations."""
     one, two = (torch.randn(side, side, device=device(), dtype=dtype) for _ in range(2))
     return lambda: one @ two
 
 
 def together(processes: int, size: int, words: int, rounds: int) -> tuple[float, float]:
-    """Seconds of a step of so many processes on CPUs side by side: each for itself, and by DDP over gloo."""
-    barrier = starting().Barrier(processes)
+    """Return the seconds of a step of CPU processes in parallel: without communication, and with DDP over gloo."""
+    barrier = start_method().Barrier(processes)
     with tempfile.TemporaryDirectory() as folder:
         group = (processes, Path(folder) / "store", barrier)
         found = forked([partial(_member, number, group, size, words, rounds) for number in range(processes)])
@@ -150,7 +150,7 @@ def _member(number: int, group: tuple[int, Path, Any], size: int, words: int, ro
     module = model("cpu")
     pairs, optimizer = batch(module, size, words, "cpu"), torch.optim.AdamW(module.parameters(), fused=True)
 
-    def take(training: nn.Module) -> float:
+    def timed(training: nn.Module) -> float:
         def call() -> None:
             training(pairs).backward()
             optimizer.step()
@@ -160,21 +160,21 @@ def _member(number: int, group: tuple[int, Path, Any], size: int, words: int, ro
         barrier.wait()
         return statistics.median(seconds(call) for _ in range(rounds))
 
-    alone = take(_Loss(module))
+    alone = timed(_Loss(module))
     dist.init_process_group("gloo", f"file://{store}", rank=number, world_size=processes)
     try:
-        return alone, take(nn.parallel.DistributedDataParallel(_Loss(module)) if processes > 1 else _Loss(module))
+        return alone, timed(nn.parallel.DistributedDataParallel(_Loss(module)) if processes > 1 else _Loss(module))
     finally:
         dist.destroy_process_group()
 
 
 class _Loss(nn.Module):
-    """A module's loss as a forward pass, which is what DDP wants."""
+    """A module whose forward pass is the loss, as DDP requires."""
 
     def __init__(self, module: RetrievalModule) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, pairs: Batch) -> Tensor:
-        """The whole loss []."""
+        """Return the whole loss []."""
         return torch.stack(list(self.module.loss_terms(pairs, 0.0).values())).sum()

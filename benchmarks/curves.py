@@ -1,8 +1,8 @@
-"""Points of a curve, each measured in a process of its own, and lines fitted to them.
+"""Points of a curve, each measured in its own process, and curves fitted to them.
 
-On a CPU a point is measured in a fork, so that the memory that one point has taken is not on the account of the next,
-and on one thread, which what else the machine does disturbs least. The process that forks must not compute with torch:
-threads don't survive a fork. On a GPU all happens in one process, but for processes that train together on CPUs.
+On a CPU a point is measured in a fork, so that memory used by one point does not count for the next, and on one thread,
+which is least affected by other load on the machine. The parent process must not compute with torch, because threads do
+not survive a fork. On a GPU everything runs in one process, except for processes that train together on CPUs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from measuring import device, seconds
 
 T = TypeVar("T")
 MIB = 2**20
-M_MMAP_THRESHOLD = -3  # of malloc.h
+M_MMAP_THRESHOLD = -3  # from malloc.h
 SUPERSCRIPT = {1: "", 2: "²"}
 
 
 @dataclass
 class Point:
-    """What one call took.
+    """Time and memory of one call.
 
     Attributes:
-        seconds: the median of several calls.
-        mebibytes: most memory at a time during a call, beyond what there was before it.
+        seconds: median of several calls.
+        mebibytes: rise of the peak memory during a call.
     """
 
     seconds: float
@@ -43,20 +43,20 @@ class Point:
 
 @dataclass
 class Fit:
-    """A sum of powers of x with least squares of the relative errors.
+    """A sum of powers of x, fitted by least squares of the relative errors.
 
     Attributes:
-        coefficients: by power.
-        residual: the largest error, as a share of its point.
-        r2: the share of the points' variance that the curve explains.
+        coefficients: coefficients by power.
+        residual: largest relative error.
+        r2: share of the points' variance that the curve explains.
     """
 
     coefficients: dict[int, float]
     residual: float
     r2: float
 
-    def told(self, unit: str, x: str, scale: float = 1.0) -> str:
-        """The formula, its largest residual and R², in words."""
+    def summary(self, unit: str, x: str, scale: float = 1.0) -> str:
+        """Return the formula, its largest residual and R² as text."""
         parts = [
             f"{scale * c:.3g} {unit}" + (f" · {x}{SUPERSCRIPT[power]}" if power else "")
             for power, c in self.coefficients.items()
@@ -66,7 +66,7 @@ class Fit:
 
 
 def fitted(x: list[float], y: list[float], powers: tuple[int, ...] = (0, 1)) -> Fit:
-    """Fit `y` by powers of `x`, each point weighted by its size: a hundredth of each counts as much."""
+    """Fit `y` by powers of `x`, weighting all relative errors equally."""
     columns = np.stack([np.asarray(x, float) ** power for power in powers], axis=1)
     wanted = np.asarray(y, float)
     found = np.linalg.lstsq(columns / wanted[:, None], np.ones(len(wanted)), rcond=None)[0]
@@ -77,7 +77,7 @@ def fitted(x: list[float], y: list[float], powers: tuple[int, ...] = (0, 1)) -> 
 
 
 def measured(build: Callable[[], Callable[[], object]], rounds: int) -> Point:
-    """A point: `build` makes what is timed, and is not timed itself; nor is the first call."""
+    """Measure a point: `build` returns the call to time; neither `build` nor the first call is timed."""
 
     def time() -> float:
         call = build()
@@ -88,8 +88,8 @@ def measured(build: Callable[[], Callable[[], object]], rounds: int) -> Point:
         if device() == "cpu":
             _return_freed_memory()
         call = build()
-        call()  # what is made once, such as the state of the optimizer, is there before
-        before = _forget_peak()
+        call()  # allocates whatever persists, such as the optimizer state
+        before = _reset_peak()
         call()
         return (_peak() - before) / MIB
 
@@ -97,17 +97,17 @@ def measured(build: Callable[[], Callable[[], object]], rounds: int) -> Point:
 
 
 def alone(work: Callable[[], T]) -> T:
-    """What `work` gives, on a CPU in a fork."""
+    """Return the result of `work`, which runs in a fork on a CPU."""
     return work() if device() == "cuda" else forked([work])[0]
 
 
 def forked(works: list[Callable[[], Any]]) -> list[Any]:
-    """What each gives, all at the same time, each on a CPU in a process of its own.
+    """Return the results of all works, which run at the same time, each in its own CPU process.
 
     Raises:
-        RuntimeError: one of them failed; stderr tells how.
+        RuntimeError: one of them failed; its error is on stderr.
     """
-    context = starting()
+    context = start_method()
     pipes = [context.Pipe(duplex=False) for _ in works]
     processes = [
         context.Process(target=_on_one_thread, args=(work, send)) for (_, send), work in zip(pipes, works, strict=True)
@@ -116,24 +116,24 @@ def forked(works: list[Callable[[], Any]]) -> list[Any]:
         for process in processes:
             process.start()
     for _, send in pipes:
-        send.close()  # so that a reader notices the end of a process that failed
+        send.close()  # so that the reader notices when a process has failed
     try:
         return [receive.recv() for receive, _ in pipes]
     except EOFError:
-        raise RuntimeError("a process that measures failed") from None
+        raise RuntimeError("a measuring process failed; its error is above") from None
     finally:
         for process in processes:
             process.join()
 
 
-def starting() -> Any:
-    """How processes start: by a fork; anew where there is a GPU, since no optimizer steps in a fork that knows it."""
+def start_method() -> Any:
+    """Return the start method: fork, or spawn if there is a GPU, because optimizers fail in a fork that sees it."""
     return multiprocessing.get_context("spawn" if device() == "cuda" else "fork")
 
 
 @contextlib.contextmanager
 def _without_gpu() -> Iterator[None]:
-    """Processes that start meanwhile see no GPU."""
+    """Hide the GPU from processes that start in this context."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
@@ -149,17 +149,17 @@ def _on_one_thread(work: Callable[[], Any], send: Any) -> None:
 
 
 def _return_freed_memory() -> None:
-    """Have the C library ask the system for each large block, so that its leftovers don't count; that takes time."""
-    with contextlib.suppress(AttributeError, OSError):  # other systems count a little more
+    """Make malloc return large blocks to the system, so that they do not count. This slows allocation down."""
+    with contextlib.suppress(AttributeError, OSError):  # other systems report slightly more
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
 
 
-def _forget_peak() -> int:
-    """Bytes in use; `_peak` counts from now on."""
+def _reset_peak() -> int:
+    """Return the bytes in use, and reset the peak that `_peak` reads."""
     if device() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    with contextlib.suppress(OSError):  # not every kernel can: then what was most before counts too
+    with contextlib.suppress(OSError):  # not every kernel supports this; then an earlier peak counts too
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

@@ -1,9 +1,9 @@
-"""Time, memory and exactness of the loss of a large batch, all rows at once and in blocks of rows, without towers.
+"""Measures time, memory and exactness of a large batch's loss, with and without blocks of rows, without towers.
 
     python benchmarks/loss_at_scale.py
 
-Forward and backward pass with `model.large_batch.loss_chunk` and without, down to the embeddings. Memory is by how much
-the peak rises above what was held before: of a process (VmHWM) on a CPU, of the allocator on a GPU.
+This is the forward and backward pass with and without `model.large_batch.loss_chunk`, down to the embeddings. Memory is
+the rise of the peak above what was in use before: of the process (VmHWM) on a CPU, of the allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ from measuring import Line, Rounds, arguments, device, side_by_side, write
 
 GPU_BATCH, LARGEST = 16_384, 65_536
 MEGABYTE = 1e6
-AS_TRAINED = "high"  # the precision of products that `itr fit` sets
+TRAINING_PRECISION = "high"  # the matrix precision that `itr fit` sets
 TRIED = (
-    "In blocks the scores of captions with images are a product of their own, with two more in the backward pass. "
-    "Tried: each block's gradients taken at once, instead of the block computed twice; normalising once, not in each "
-    "block; losses with half the passes, which helps those of all rows at once more; blocks of 128 to 1,024 rows. Not "
-    "built: a first round over all blocks for the sums of columns, which makes six products four, adds passes and asks "
-    "for a second form of each objective; on a GPU, where a pass costs a good part of a product, it would win little."
+    "In blocks, the caption-to-image scores need a separate product, with two more in the backward pass. "
+    "Tried: computing each block's gradients at once instead of computing the block twice; normalising once instead of "
+    "in each block; losses with half the passes, which help the loss without blocks more; blocks of 128 to 1,024 rows. "
+    "Not tried: a first round over all blocks for the column sums, which reduces six products to four, but adds passes "
+    "and needs a second form of each objective. On a GPU, where a pass costs much of a product, it would gain little."
 )
 
 
 def memory(points: list[tuple[str, int, int]]) -> list[float]:
-    """By how many bytes the peak rises in a step, for each case, batch and chunk; on a CPU in a process of its own."""
+    """Return the rise of the peak memory in a step, in bytes, for each case, batch and chunk.
+
+    On a CPU the measurement runs in its own process.
+    """
     if device() == "cpu" and "--memory" not in sys.argv:
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back: no fragments
+        environment = {
+            **os.environ,
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+        }  # return freed memory to the system: no fragmentation
         command = [sys.executable, __file__, "--memory", json.dumps(points)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         return list(map(float, json.loads(done.stdout)))
     for name in CASES:
-        Loss(name, 64).step(16)  # what libraries keep for themselves
+        Loss(name, 64).step(16)  # lets libraries allocate their own buffers
     found = []
     for name, batch, chunk in points:
         found.append(peak_of(partial(Loss(name, batch).step, chunk)))
@@ -51,51 +57,51 @@ def memory(points: list[tuple[str, int, int]]) -> list[float]:
 
 
 def time_lines(batch: int, chunks: dict[str, int], rounds: int) -> list[Line]:
-    """Seconds of each case both ways, beside the limit of operations and bytes."""
+    """Return the seconds of each case with and without blocks, and the limit by operations and bytes."""
     scores, rows = torch.ones(batch, batch, device=device()), torch.randn(batch, WIDTH, device=device())
     bare = side_by_side({"product": lambda: rows @ rows.T, "copy": scores.clone}, rounds)
     del scores
     lines = []
     for name, case in CASES.items():
         loss, chunk = Loss(name, batch), chunks[name]
-        ways = {"plain": partial(loss.step, 0), "blocks": partial(loss.step, chunk)}
+        alternatives = {"plain": partial(loss.step, 0), "blocks": partial(loss.step, chunk)}
         what = f"{name}, {batch:,} pairs in blocks of {chunk:,}: time"
-        line = time_line(what, case, side_by_side(ways, rounds), bare)
+        line = time_line(what, case, side_by_side(alternatives, rounds), bare)
         if line.met is False:
-            line.profile, line.remark = shares_of(ways["blocks"]), TRIED
+            line.profile, line.remark = shares_of(alternatives["blocks"]), TRIED
         lines.append(line)
     return lines
 
 
 def time_line(what: str, case: Case, found: Rounds, bare: Rounds) -> Line:
-    """A line of seconds."""
+    """Return a line for the seconds of one case."""
     limit = case.products * bare.median("product") + case.matrices * 2.5 * bare.median("copy")
     by = (
-        f"{case.products:.3g} products of B x B x {WIDTH} (all at once {case.least:.3g}) at the rate of one alone, and "
-        f"{case.matrices} matrices of scores and as many of gradients, which products write or read five times, at the "
-        "rate of a copy"
+        f"{case.products:.3g} products of B x B x {WIDTH} ({case.least:.3g} without blocks) at the rate of a single "
+        f"one, plus five reads or writes of each score matrix and its gradient ({case.matrices} of each), at the rate "
+        "of a copy"
     )
     ratio = found.ratio("blocks", "plain")
     ours, theirs = found.median("blocks"), found.median("plain")
-    return Line(what, "s", ours, "all at once", theirs, limit, by, ratio, at_most=1.25)
+    return Line(what, "s", ours, "without blocks", theirs, limit, by, ratio, at_most=1.25)
 
 
 def exactness(batch: int) -> list[Line]:
-    """How far losses and gradients in blocks are from those at once."""
-    torch.set_float32_matmul_precision("highest")  # TF32 rounds the same number one way here and another way there
+    """Return how much losses and gradients in blocks differ from those without blocks."""
+    torch.set_float32_matmul_precision("highest")  # TF32 would round the two computations differently
     lines = []
     for kind, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         worst = max(difference(name, batch, kind) for name in CASES)
         name = str(kind).removeprefix("torch.")
-        what = f"All cases, {batch:,} pairs, {name}: largest relative difference of loss and gradients to all at once"
+        what = f"All cases, {batch:,} pairs, {name}: largest relative difference in loss and gradients"
         limit = torch.finfo(kind).eps
-        lines.append(Line(what, "", worst, limit=limit, limit_by="the rounding of one number", at_most=bound))
-    torch.set_float32_matmul_precision(AS_TRAINED)
+        lines.append(Line(what, "", worst, limit=limit, limit_by="rounding error of a single number", at_most=bound))
+    torch.set_float32_matmul_precision(TRAINING_PRECISION)
     return lines
 
 
 def measured_memory(batch: int, chunks: dict[str, int], bound: float | None) -> list[Line]:
-    """Megabytes of each case both ways."""
+    """Return the megabytes of each case with and without blocks."""
     points = [(name, batch, rows) for name in CASES for rows in (chunks[name], 0) if rows or batch < LARGEST]
     found = dict(zip(points, memory(points), strict=True))
     lines = []
@@ -104,7 +110,7 @@ def measured_memory(batch: int, chunks: dict[str, int], bound: float | None) -> 
         ours, theirs = found[name, batch, chunk] / MEGABYTE, found.get((name, batch, 0))
         plain = None if theirs is None else theirs / MEGABYTE
         limit = least_memory(name, batch, chunk) / MEGABYTE
-        lines.append(Line(what, "MB", ours, "all at once", plain, limit, LEAST, at_most=bound))
+        lines.append(Line(what, "MB", ours, "without blocks", plain, limit, LEAST, at_most=bound))
     return lines
 
 
@@ -112,13 +118,13 @@ LEAST = "one block of scores and its gradient, and the gradients of all embeddin
 
 
 def least_memory(name: str, batch: int, chunk: int) -> float:
-    """Bytes that blocks of so many rows can't do without."""
+    """Return the minimum number of bytes for blocks of this many rows."""
     sides = 4 if CASES[name].cusa else 2
     return 4 * (2 * chunk * batch + sides * batch * WIDTH)
 
 
 def calculated_memory(batch: int, chunk: int) -> tuple[list[Line], list[dict[str, Any]]]:
-    """Megabytes at a GPU's sizes, by matrices of a block and of embeddings that two measured points give."""
+    """Calculate megabytes at a GPU's sizes from two measured points, and check the formula with a third."""
     points = [(batch, chunk // 2), (batch, chunk * 2), (2 * batch, chunk)]
     found = memory([(name, *point) for name in CASES for point in points])
     lines, table = [], []
@@ -128,46 +134,48 @@ def calculated_memory(batch: int, chunk: int) -> tuple[list[Line], list[dict[str
         side = (low - block * batch * (chunk // 2)) / batch  # bytes for each of B
         for size in (GPU_BATCH, LARGEST):
             rows = case.chunk
-            what = f"{name}, {size:,} pairs in blocks of {rows:,}: extra memory, calculated from points on this CPU"
+            what = (
+                f"{name}, {size:,} pairs in blocks of {rows:,}: extra memory, calculated from measurements on this CPU"
+            )
             ours, limit = size * (block * rows + side) / MEGABYTE, least_memory(name, size, rows) / MEGABYTE
             bound = 512.0 if size == GPU_BATCH else None
             lines.append(Line(what, "MB", ours, limit=limit, limit_by=LEAST, at_most=bound))
-        foreseen = 2 * batch * (block * chunk + side) / MEGABYTE
-        table.append({"case": name, "matrices of a block": block / 4, "of the embeddings": side / 4 / WIDTH,
-                      f"MB at {2 * batch:,} pairs, calculated": foreseen, "measured": check / MEGABYTE})  # fmt: skip
+        predicted = 2 * batch * (block * chunk + side) / MEGABYTE
+        table.append({"case": name, "matrices per block": block / 4, "matrices of embeddings": side / 4 / WIDTH,
+                      f"MB at {2 * batch:,} pairs, calculated": predicted, "measured": check / MEGABYTE})  # fmt: skip
     return lines, table
 
 
 def on_a_cpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
-    """Small batches measured, large ones calculated."""
+    """Measure small batches and calculate large ones."""
     batch, chunk = (256, 32) if options.quick else (4096, 512)
     chunks = dict.fromkeys(CASES, chunk)
     lines = time_lines(batch, chunks, options.rounds) + exactness(256 if options.quick else 1024)
     if not STATUS.exists():
-        return [*lines, Line("Extra memory", "MB", at_most=512, unmeasured="it needs Linux's /proc")], {}
+        return [*lines, Line("Extra memory", "MB", at_most=512, unmeasured="needs Linux's /proc")], {}
     lines += measured_memory(batch, chunks, 512)
     calculated, table = calculated_memory(batch, chunk)
-    foreseen, counts = counted_for_a_gpu(batch if options.quick else GPU_BATCH)
-    return lines + foreseen + calculated, {"what the memory is made of": table, "counted for a GPU": counts}
+    predicted, counts = counted_for_a_gpu(batch if options.quick else GPU_BATCH)
+    return lines + predicted + calculated, {"Components of the memory": table, "Counted for a GPU": counts}
 
 
 def counted_for_a_gpu(batch: int) -> tuple[list[Line], list[dict[str, Any]]]:
-    """Lines that a GPU would measure, with what can be told without one."""
+    """Return the lines that need a GPU, with the limits that can be counted without one."""
     lines, table = [], []
     for name, case in CASES.items():
         blocks, plain = (counted(name, batch, chunk) for chunk in (case.chunk, 0))
         table += [row_of(name, chunk, found) for chunk, found in ((0, plain), (case.chunk, blocks))]
         what = f"{name}, {batch:,} pairs in blocks of {case.chunk:,}: time"
-        times = blocks.seconds / plain.seconds
-        remark = f"As counted {times:.3g} times all at once, if nothing of a block stayed in the GPU's cache."
-        line = Line(what, "s", beside="all at once", at_most=1.25, unmeasured="it needs a GPU", remark=remark)
+        ratio = blocks.seconds / plain.seconds
+        remark = f"By this count {ratio:.3g} times the time without blocks, if no block stayed in the GPU's cache."
+        line = Line(what, "s", beside="without blocks", at_most=1.25, unmeasured="needs a GPU", remark=remark)
         line.limit, line.limit_by = blocks.seconds, BY
         lines.append(line)
     return lines, table
 
 
 def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
-    """Both sizes of the issue."""
+    """Measure both batch sizes."""
     batch, largest = (512, 1024) if options.quick else (GPU_BATCH, LARGEST)
     chunks = {name: case.chunk // (4 if options.quick else 1) for name, case in CASES.items()}
     lines = time_lines(batch, chunks, options.rounds) + measured_memory(batch, chunks, 512)
@@ -175,11 +183,11 @@ def on_a_gpu(options: argparse.Namespace) -> tuple[list[Line], dict[str, Any]]:
     for name, chunk in chunks.items():
         found = side_by_side({"blocks": partial(Loss(name, largest).step, chunk)}, options.rounds)
         lines.append(Line(f"{name}, {largest:,} pairs in blocks of {chunk:,}: time", "s", found.median("blocks")))
-    return lines, {f"{batch:,} pairs by rows of a block": by_rows(batch, options.rounds)}
+    return lines, {f"{batch:,} pairs by rows per block": by_rows(batch, options.rounds)}
 
 
 def by_rows(batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Seconds and memory of each case for blocks of more and more rows, the last of which is all of them."""
+    """Return the seconds and memory of each case for growing blocks of rows, up to all rows."""
     table = []
     for name in CASES:
         loss, sizes = Loss(name, batch), [batch // part for part in (128, 64, 32, 16, 8, 4)]
@@ -191,16 +199,16 @@ def by_rows(batch: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run all measurements and write the results."""
     parser = arguments(__doc__)
-    parser.add_argument("--memory", type=json.loads, help="points whose bytes to print; the script asks itself")
+    parser.add_argument("--memory", type=json.loads, help="points to measure; used internally")
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(memory(options.memory)))
         return
-    torch.set_float32_matmul_precision(AS_TRAINED)
+    torch.set_float32_matmul_precision(TRAINING_PRECISION)
     lines, figures = on_a_gpu(options) if device() == "cuda" else on_a_cpu(options)
-    settings = {"rounds": options.rounds, "width": WIDTH, "of teachers": TEACHER}
+    settings = {"rounds": options.rounds, "width": WIDTH, "teacher width": TEACHER}
     write(options.out, "loss_at_scale", lines, settings, figures)
 
 

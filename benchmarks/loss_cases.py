@@ -1,4 +1,4 @@
-"""The losses that `loss_at_scale.py` measures, on made-up embeddings."""
+"""The losses that `loss_at_scale.py` measures, on random embeddings."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ TEACHER = 768
 
 @dataclass(frozen=True)
 class Case:
-    """A loss.
+    """A loss to measure.
 
     Attributes:
-        objective: makes the objective.
-        cusa: whether CUSA's soft labels come with it.
+        objective: builds the objective.
+        cusa: whether to add CUSA's soft labels.
         products: matrix products of B x B scores in width D, forward and backward, in blocks.
-        least: the same with all rows at once.
-        matrices: of scores that have a gradient, in blocks.
-        chunk: rows of a block at a GPU's sizes: the most that keep 16,384 pairs within 0.5 GB, or nearly so, for each
-            block costs the host some hundred launches.
+        least: the same without blocks.
+        matrices: number of score matrices with a gradient, in blocks.
+        chunk: rows per block on a GPU: about the most that keep 16,384 pairs within 0.5 GB, since each block costs the
+            host about a hundred launches.
     """
 
     objective: Callable[[], Objective]
@@ -52,12 +52,12 @@ CASES = {
 
 
 class Loss:
-    """A case with made-up embeddings.
+    """A case with random embeddings.
 
     Args:
-        name: of the case.
+        name: name of the case.
         batch: number of pairs B.
-        kind: of its numbers.
+        kind: data type.
     """
 
     def __init__(self, name: str, batch: int, kind: torch.dtype = torch.float32) -> None:
@@ -69,7 +69,7 @@ class Loss:
         self.weights = CUSA().weights if case.cusa else {}
         parts = [self.objective, *([self.method] if self.method else [])]
         self.module = nn.ModuleList(parts)
-        if kind != torch.float32:  # what is only counted can't be asked, even for what it is
+        if kind != torch.float32:  # fake tensors do not allow a conversion
             self.module.to(kind)
         self.ids = torch.arange(batch, device=device())
         noise = {"dtype": kind, "device": device()}
@@ -80,14 +80,14 @@ class Loss:
         self.extra = {side: torch.randn(batch, TEACHER, **noise) for side in names}
 
     def share(self, image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-        """As `RetrievalModule` computes it."""
+        """Compute the share of some rows as `RetrievalModule` does."""
         scores = score_rows(lambda a, b: Backbone.similarity(None, a, b), image, text, self.ids, rows)  # type: ignore[arg-type]
         terms = {"objective": self.objective(scores, 0.5)}
         found = self.method.losses(Pairs(image, text, self.ids, scores, extra)) if self.method else {}
         return terms | {name: self.weights[name] * value for name, value in found.items()}
 
     def step(self, chunk: int) -> Tensor:
-        """The loss [], after its backward pass."""
+        """Return the loss [] after its backward pass."""
         image, text = (_encoded(side) for side in (self.images, self.texts))
         terms = LargeBatch(loss_chunk=chunk).sum_of_shares(self.share, image, text, self.extra, self.module)
         loss = torch.stack(list(terms.values())).sum()
@@ -95,7 +95,7 @@ class Loss:
         return loss.detach()
 
     def results(self, chunk: int) -> list[Tensor]:
-        """The loss and all gradients."""
+        """Return the loss and all gradients."""
         trained = [*self.images, *self.texts, *(p for p in self.module.parameters() if p.requires_grad)]
         for value in trained:
             value.grad = None
@@ -109,7 +109,7 @@ def _encoded(side: list[Tensor]) -> Encoded:
 
 
 def difference(name: str, batch: int, kind: torch.dtype) -> float:
-    """The largest difference between both ways, over the largest number of each loss or gradient."""
+    """Return the largest difference with and without blocks, relative to the largest value of each tensor."""
     loss = Loss(name, batch, kind)
     pairs = zip(loss.results(0), loss.results(batch // 5), strict=True)
     return max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)

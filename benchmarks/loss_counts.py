@@ -1,4 +1,4 @@
-"""What the losses of `loss_cases.py` ask of a GPU, counted without one: kernels, bytes and operations."""
+"""Counts the kernels, bytes and operations that the losses of `loss_cases.py` need on a GPU, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch.utils._pytree import tree_leaves
 from costs import BANDWIDTH, TF32
 from loss_cases import Loss
 
-ONLY_WRITTEN = ("copy_", "fill_", "zero_")  # operations that don't read what they change
-KERNEL, LAUNCH = 2e-6, 6e-6  # seconds that the smallest kernel takes, and the host to start one
+ONLY_WRITTEN = ("copy_", "fill_", "zero_")  # operations that do not read the tensor they change
+KERNEL, LAUNCH = 2e-6, 6e-6  # seconds of the smallest kernel, and of launching one from the host
 BY = (
-    f"kernels as counted in torch's operations, one after the other: each {KERNEL * 1e6:.0f} us, or its bytes at "
-    f"{BANDWIDTH / 1e12:.1f} TB/s or operations at {TF32 / 1e12:.0f} TFLOP/s of an H200, whichever is longer, and not "
-    f"less than {LAUNCH * 1e6:.0f} us of the host for each"
+    f"counted torch kernels, run one after the other: each takes the longest of {KERNEL * 1e6:.0f} us, its bytes at "
+    f"{BANDWIDTH / 1e12:.1f} TB/s and its operations at {TF32 / 1e12:.0f} TFLOP/s of an H200; the host needs at least "
+    f"{LAUNCH * 1e6:.0f} us to launch each"
 )
 
 
 @dataclass
 class Counted:
-    """What a step asks for.
+    """The work of a step.
 
     Attributes:
         kernels: number of operations that compute something.
         read_or_written: bytes.
-        operations: of products of matrices.
-        busy: seconds of the GPU.
+        operations: floating-point operations of matrix products.
+        busy: seconds of GPU time.
     """
 
     kernels: int = 0
@@ -41,25 +41,27 @@ class Counted:
 
     @property
     def seconds(self) -> float:
-        """Of the GPU, or of the host that can't start kernels as fast as they end."""
+        """Return the seconds of the GPU, or of the host if it launches kernels more slowly than they run."""
         return max(self.busy, self.kernels * LAUNCH)
 
 
 class Count(TorchDispatchMode):
-    """Counts whatever is computed, forward and backward."""
+    """Counts all computation, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found = Counted()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let the operation be, and note its size; views and empty memory are none."""
+        """Run an operation and record its size; views and empty allocations do not count."""
         out = func(*args, **(kwargs or {}))
         made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         if func.is_view or not made or "empty" in func.__name__:
             return out
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        read = given[1:] if func.__name__.startswith(ONLY_WRITTEN) else given  # what is changed in place is both
+        read = (
+            given[1:] if func.__name__.startswith(ONLY_WRITTEN) else given
+        )  # in-place operands are both read and written
         size = sum(_bytes(value) for value in read + made)
         operations = 2 * made[0].numel() * given[0].shape[-1] if func.__name__.startswith("mm") else 0
         self.found.kernels += 1
@@ -70,13 +72,13 @@ class Count(TorchDispatchMode):
 
 
 def _bytes(value: Tensor) -> int:
-    """What a tensor takes in memory; expanded ones repeat what they have."""
+    """Return the bytes that a tensor occupies; expanded dimensions occupy nothing."""
     own = [size for size, stride in zip(value.shape, value.stride(), strict=True) if stride or size == 1]
     return math.prod(own) * value.element_size()
 
 
 def counted(name: str, batch: int, chunk: int) -> Counted:
-    """What a step of a case asks for, with blocks of `chunk` rows; 0 for all at once."""
+    """Count the work of a step of a case, with blocks of `chunk` rows; 0 means without blocks."""
     with FakeTensorMode():
         loss = Loss(name, batch)
         with Count() as count:
@@ -85,13 +87,13 @@ def counted(name: str, batch: int, chunk: int) -> Counted:
 
 
 def row_of(name: str, chunk: int, found: Counted) -> dict[str, Any]:
-    """A row of a table."""
+    """Return a row of the table of counts."""
     return {
         "case": name,
-        "rows of a block": chunk or "all",
+        "rows per block": chunk or "all",
         "kernels": found.kernels,
         "GB": found.read_or_written / 1e9,
         "TFLOP": found.operations / 1e12,
-        "ms of the GPU": found.busy * 1e3,
-        "ms of the host": found.kernels * LAUNCH * 1e3,
+        "GPU ms": found.busy * 1e3,
+        "host ms": found.kernels * LAUNCH * 1e3,
     }

@@ -1,4 +1,4 @@
-"""By how much memory rises in a call, and what its time goes to."""
+"""The peak memory of a call, and a profile of its time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_of(work: Callable[[], object]) -> float:
-    """By how many bytes the peak of this process, or of the GPU's allocator, rises above what is held before."""
+    """Return by how many bytes the peak of this process, or of the GPU's allocator, rises during a call."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -21,7 +21,7 @@ def peak_of(work: Callable[[], object]) -> float:
         work()
         torch.cuda.synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is now what is held
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak to the memory in use
     before = _kibibytes("VmRSS")
     work()
     return 1024.0 * (_kibibytes("VmHWM") - before)
@@ -32,12 +32,12 @@ def _kibibytes(name: str) -> int:
 
 
 def shares_of(work: Callable[[], object], most: int = 6) -> dict[str, float]:
-    """The share of the time by operation, of those that take most; on a GPU of the kernels' time."""
+    """Return the share of the time by operation, for the slowest ones; on a GPU, of the time of kernels."""
     gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as found:
         work()
-    # Kernels stand in the list twice, as such and on the account of the operation that started them.
+    # Each kernel is listed twice: by itself and under the operation that launched it.
     events = [e for e in found.key_averages() if e.device_type == DeviceType.CPU]
     taken = {e.key: float(e.self_device_time_total if gpu else e.self_cpu_time_total) for e in events}
     first = sorted(taken, key=lambda key: -taken[key])[:most]

@@ -1,7 +1,7 @@
-"""What all benchmarks share: ways side by side in rounds, lines with their bounds, and the file of results.
+"""Shared code of the benchmarks: alternating measurements, result lines with bounds, and the result files.
 
-Absolute times of a shared machine mean little. So the ways that are compared take turns within each round, and a ratio
-is the median of the rounds' ratios: what else the machine does, it does to both of a round.
+Absolute times on a shared machine mean little. The programs to compare therefore take turns within each round, and a
+ratio is the median of the ratios of all rounds: other load on the machine affects both sides of a round.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Line:
-    """One figure, what was measured beside it, and what it is held to.
+    """One measurement, its reference, and its bounds.
 
     Attributes:
-        what: is measured.
+        what: the quantity that is measured.
         unit: of `ours`, `theirs` and `limit`.
-        ours: our figure; None where it could not be measured.
-        beside: the peer or bare loop of the same run.
-        theirs: its figure.
-        limit: the figure that operations and bytes allow.
-        limit_by: how that is calculated.
-        ratio: ours over theirs; the median of the rounds' ratios where there are rounds.
-        at_least: bound of the ratio, or of `ours` where there is no ratio.
-        at_most: the same from above.
-        unmeasured: why there is no figure.
-        remark: what a reader must know, such as what was tried where it falls short.
-        profile: where it falls short, the share of the time by what takes it.
+        ours: our value; None if it was not measured.
+        beside: the reference from the same run: another program or a bare loop.
+        theirs: value of the reference.
+        limit: the best value that operations and bytes allow.
+        limit_by: how the limit is calculated.
+        ratio: `ours` divided by `theirs`; the median over rounds if there are rounds.
+        at_least: lower bound of the ratio, or of `ours` if there is no ratio.
+        at_most: upper bound, likewise.
+        unmeasured: why there is no value.
+        remark: what a reader should know, such as what was tried if the bound is missed.
+        profile: if the bound is missed, the share of the time by cause.
     """
 
     what: str
@@ -60,7 +60,7 @@ class Line:
 
     @property
     def met(self) -> bool | None:
-        """Whether the figure keeps its bounds; None where it has none or was not measured."""
+        """Return whether the value meets its bounds; None if it has no bounds or was not measured."""
         value = self.ours if self.ratio is None else self.ratio
         if value is None or (self.at_least is None and self.at_most is None):
             return None
@@ -70,35 +70,35 @@ class Line:
 
 @dataclass
 class Rounds:
-    """The seconds of each way in each round."""
+    """The seconds that each alternative took in each round."""
 
     seconds: dict[str, list[float]]
 
-    def median(self, way: str) -> float:
-        """The median seconds of a way."""
-        return statistics.median(self.seconds[way])
+    def median(self, alternative: str) -> float:
+        """Return the median seconds of an alternative."""
+        return statistics.median(self.seconds[alternative])
 
     def ratio(self, above: str, below: str) -> float:
-        """The median of the rounds' ratios of seconds."""
+        """Return the median over rounds of the ratio of seconds."""
         pairs = zip(self.seconds[above], self.seconds[below], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
 
-def side_by_side(ways: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Rounds:
-    """Run all ways once a round, in turn, and every second round in the opposite order."""
+def side_by_side(alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Rounds:
+    """Run every alternative once per round, in reverse order in every second round."""
     for _ in range(warmup):
-        for way in ways.values():
-            way()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+        for alternative in alternatives.values():
+            alternative()
+    taken: dict[str, list[float]] = {name: [] for name in alternatives}
     for number in range(rounds):
-        print(f"round {number + 1} of {rounds}: {', '.join(ways)}", file=sys.stderr, flush=True)
-        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
-            taken[name].append(seconds(ways[name]))
+        print(f"round {number + 1} of {rounds}: {', '.join(alternatives)}", file=sys.stderr, flush=True)
+        for name in list(alternatives) if number % 2 == 0 else reversed(list(alternatives)):
+            taken[name].append(seconds(alternatives[name]))
     return Rounds(taken)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes, with what it started on a GPU."""
+    """Return how long a call takes, including the GPU work that it starts."""
     synchronise()
     began = time.perf_counter()
     work()
@@ -107,23 +107,23 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, if this process has used one; a fork of a process that has can't even ask."""
+    """Wait for the GPU if this process has used it. In a fork of such a process, even querying CUDA fails."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def device() -> str:
-    """`cuda` where there is a GPU, else `cpu`: the scripts choose their sizes by it."""
+    """Return `cuda` if there is a GPU, else `cpu`. The scripts choose their sizes accordingly."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """Describe the machine that the measurements were made on."""
     found = {
         "cpu": _cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "torch": version("torch"),
-        "threads of torch": str(torch.get_num_threads()),
+        "torch threads": str(torch.get_num_threads()),
         "system": platform.system(),
     }
     if torch.cuda.is_available():
@@ -138,23 +138,25 @@ def _cpu_name() -> str:
 
 
 def arguments(text: str | None, rounds: int = 5) -> argparse.ArgumentParser:
-    """The options that every benchmark has: `--rounds`, `--quick` and `--out`."""
+    """Return a parser with the options of every benchmark: `--rounds`, `--quick` and `--out`."""
     parser = argparse.ArgumentParser(description=(text or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that the script runs, and no more")
-    parser.add_argument("--out", type=Path, default=RESULTS / device(), help="folder for the JSON file of results")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to check that the script runs")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / device(), help="folder for the JSON file with the results"
+    )
     return parser
 
 
 def write(folder: Path, name: str, lines: list[Line], settings: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Print the lines, and keep them as `folder/name.json`, from which `page.py` makes the docs.
+    """Print the lines and write them to `folder/name.json`, from which `page.py` builds the docs.
 
     Args:
-        folder: where.
-        name: of the benchmark.
-        lines: in the order of the page.
+        folder: where to write the file.
+        name: name of the benchmark.
+        lines: the results, in the order of the page.
         settings: sizes, rounds and data.
-        figures: whatever else was measured, such as the points of a curve.
+        figures: other measurements, such as the points of a curve.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcome = {
@@ -165,20 +167,20 @@ def write(folder: Path, name: str, lines: list[Line], settings: dict[str, Any], 
     }
     (folder / f"{name}.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
     for line in lines:
-        print(tell(line))
+        print(summary(line))
 
 
-def tell(line: Line) -> str:
-    """A line as text for the terminal."""
+def summary(line: Line) -> str:
+    """Return a line as text for the terminal."""
     if line.ours is None:
         return f"{line.what}: not measured: {line.unmeasured}"
     words = f"{line.what}: {line.ours:.4g} {line.unit}"
     words += f"; {line.beside}: {line.theirs:.4g}" if line.theirs is not None else ""
     words += f"; ratio {line.ratio:.3g}" if line.ratio is not None else ""
-    return words + {True: " (kept)", False: " (FALLS SHORT)", None: ""}[line.met]
+    return words + {True: " (met)", False: " (MISSED)", None: ""}[line.met]
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
-    """A file of results, and its lines."""
+    """Read a result file; return its content and its lines."""
     outcome = json.loads(path.read_text(encoding="utf-8"))
     return outcome, [Line(**line) for line in outcome["lines"]]

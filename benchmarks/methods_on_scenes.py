@@ -1,9 +1,9 @@
-"""Each method against its baseline on made-up scenes, several seeds each, as a table for the docs.
+"""Compares each method with its baseline on synthetic scenes, over several seeds, as a table for the docs.
 
     python benchmarks/methods_on_scenes.py --out runs/methods_on_scenes
 
-The teacher is the truth itself: two images, or two captions, are as similar as their objects share attributes. So
-CUSA's soft labels are as good as can be, and its figures here are an upper bound, not what any teacher gives.
+The teacher is the ground truth: two images, or two captions, are the more similar the more attributes their
+objects share. CUSA's soft labels are therefore ideal, and its figures are an upper bound for any real teacher.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STAGE1 = "D2S stage 1 only"
 ALIGN = "--model.methods.weight=0"
 DISTIL = "--model.methods.weight=0.3"
 BOTH = ["--model.methods.alpha=1", "--model.methods.beta=3"]
-# Chosen on val, see docs/methods_on_scenes.md.
+# Chosen on val; see docs/methods_on_scenes.md.
 VARIANTS: dict[str, list[str]] = {
     STAGE1: ["--data.texts=dense", "--data.captions=1", "--data.batch_size=64", "--model.backbone.word_mask=0.5"],
     "baseline": [],
@@ -71,13 +71,13 @@ PAIRS = {pair: i for i, pair in enumerate(itertools.combinations(VOCABULARY, 2))
 
 
 def description(objects: list[dict[str, str]], background: str | None) -> np.ndarray:
-    """Which attributes, and pairs of attributes of one object, a scene or a claim names, and its background."""
+    """Count the attributes, the pairs of attributes of one object, and the background that a scene or claim names."""
     vector = np.zeros(len(VOCABULARY) + len(PAIRS) + len(BACKGROUNDS), dtype=np.float32)
     for item in objects:
-        told = [(name, item[name]) for name in ATTRIBUTES if name in item]
-        for value in told:
+        named = [(name, item[name]) for name in ATTRIBUTES if name in item]
+        for value in named:
             vector[VOCABULARY.index(value)] += 1
-        for pair in itertools.combinations(told, 2):
+        for pair in itertools.combinations(named, 2):
             vector[len(VOCABULARY) + PAIRS[pair]] += 1
     if background:
         vector[-1 - BACKGROUNDS.index(background)] += 1
@@ -85,7 +85,7 @@ def description(objects: list[dict[str, str]], background: str | None) -> np.nda
 
 
 def truth_vectors(shards: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Ids and description vectors of the images and of the captions of a split."""
+    """Return the ids and description vectors of the images and of the captions in a split."""
     images, texts = [], []
     for shard in find_split(shards, split).shards:
         for sample in read_tar(shard.place):
@@ -100,7 +100,7 @@ def truth_vectors(shards: Path, split: str) -> dict[str, tuple[np.ndarray, np.nd
 
 
 def write_teacher(shards: Path, folder: Path) -> None:
-    """The truth of the training split as feature files."""
+    """Write the ground truth of the training split as feature files."""
     identity = data_identity(find_split(shards, "train"))
     for modality, (ids, vectors) in truth_vectors(shards, "train").items():
         header = Header("truth of scenes", modality, vectors.shape[1], len(ids), identity)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def write_teacher(shards: Path, folder: Path) -> None:
 
 
 def itr(*arguments: str) -> None:
-    """Run the command with one thread, keeping what it says for when it fails."""
+    """Run an itr command with one thread; raise with its output if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "itr", *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -119,7 +119,7 @@ def itr(*arguments: str) -> None:
 
 
 def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
-    """Train one variant with one seed, and evaluate it on a split, unless that is done already."""
+    """Train one variant with one seed and evaluate it on a split, unless the results exist already."""
     folder = folder_of(out, name, seed)
     if (folder / f"{split}.json").is_file():
         return
@@ -129,7 +129,7 @@ def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
         stage1 = folder_of(out, STAGE1, seed) / "checkpoints" / "last.ckpt"
         chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * epochs)) for o in VARIANTS[name]]
         settings = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--data.features={out / 'teacher'}"]
-        settings += ["--data.val_split=null"]  # the last checkpoint is taken, whatever it does on val
+        settings += ["--data.val_split=null"]  # always use the last checkpoint, whatever its score on val
         itr("fit", *common, "--overwrite=true", *settings, *chosen)
         (folder / "trained").touch()
     itr("test", *common, "--ckpt_path=last", f"--data.test_split={split}")
@@ -139,13 +139,13 @@ def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Where a run of a variant lies."""
+    """Return the run folder of a variant and seed."""
     return out / re.sub(r"[^\w+]+", "_", name) / str(seed)
 
 
 @torch.no_grad()
 def within_modalities(folder: Path, shards: Path, split: str) -> dict[str, float]:
-    """How well similarities within a modality agree with the truth's: mean Spearman correlation a query, times 100."""
+    """Compare similarities within each modality with the true ones: mean Spearman correlation per query, times 100."""
     path = folder / "checkpoints" / "last.ckpt"
     module = RetrievalModule.load_from_checkpoint(path, weights_only=True).eval()
     truth = truth_vectors(shards, split)
@@ -162,15 +162,15 @@ def within_modalities(folder: Path, shards: Path, split: str) -> dict[str, float
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean over rows of the rank correlation of two similarity matrices [N, N], without the diagonal."""
+    """Return the rank correlation of two similarity matrices [N, N], averaged over rows, without the diagonal."""
     keep = ~torch.eye(len(first), dtype=torch.bool)
     ranks = [m[keep].view(len(m), -1).argsort(dim=1).argsort(dim=1).float() for m in (first, second)]
     centred = [normalize(r - r.mean(dim=1, keepdim=True), dim=1) for r in ranks]
     return float((centred[0] * centred[1]).sum(dim=1).mean())
 
 
-def table(out: Path, seeds: list[int], split: str) -> str:
-    """Mean and standard deviation over seeds, as Markdown."""
+def methods_table(out: Path, seeds: list[int], split: str) -> str:
+    """Return the mean and standard deviation over seeds as a Markdown table."""
     lines = [f"| method | {' | '.join(FIGURES)} |", "|---|" + "---|" * len(FIGURES)]
     for name in ["baseline", *(name for name in VARIANTS if name != "baseline")]:
         runs = [json.loads((folder_of(out, name, seed) / f"{split}.json").read_text()) for seed in seeds]
@@ -184,14 +184,16 @@ def table(out: Path, seeds: list[int], split: str) -> str:
 
 
 def main() -> None:
-    """Run everything and print the table."""
+    """Run all variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/methods_on_scenes"))
-    parser.add_argument("--train", type=int, default=4000, help="training images")
+    parser.add_argument("--train", type=int, default=4000, help="number of training images")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", default="test", help="split to evaluate on; settings are chosen on val")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--split", default="test", help="split to evaluate on; use val to choose settings")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel runs, with one thread each"
+    )
     options = parser.parse_args()
     shards = options.out / "shards"
     if not (shards / "manifest.json").is_file():
@@ -199,10 +201,10 @@ def main() -> None:
     write_teacher(shards, options.out / "teacher")
     rest = [name for name in VARIANTS if name != STAGE1]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for names in ([STAGE1], rest):  # the first stage's checkpoints start the second
+        for names in ([STAGE1], rest):  # the second stage starts from the first stage's checkpoints
             work = [(name, seed) for seed in options.seeds for name in names]
             list(pool.map(lambda job: run(*job, options.out, options.epochs, options.split), work))
-    text = table(options.out, options.seeds, options.split)
+    text = methods_table(options.out, options.seeds, options.split)
     (options.out / f"{options.split}.md").write_text(text + "\n")
     print(text)
 

@@ -1,4 +1,4 @@
-"""`open_clip_train`'s own epoch beside `itr fit`, on the same shards and with the same towers."""
+"""`open_clip_train`'s own epoch and `itr fit`, on the same shards and with the same towers."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from step_parts import NARROW, PRECISION
 WORKERS = 1 if device() == "cpu" else 12
 
 
-class Timed:
-    """A loader as `open_clip_train` wants it, which notes when each batch is asked for."""
+class TimedLoader:
+    """Loader for `open_clip_train` that records when each batch is requested."""
 
     def __init__(self, loader: Any, steps: int, batch_size: int) -> None:
         self.loader, self.num_batches, self.num_samples = loader, steps, steps * batch_size
-        self.asked: list[float] = []
+        self.requested: list[float] = []
 
     def __iter__(self) -> Iterator[Any]:
         for batch in itertools.islice(self.loader, self.num_batches):
-            self.note()
+            self.record()
             yield batch
-        self.note()
+        self.record()
 
-    def note(self) -> None:
-        """The step before has ended, and the next batch is here."""
+    def record(self) -> None:
+        """Record the time: the previous step has ended, and the next batch is ready."""
         synchronise()
-        self.asked.append(time.perf_counter())
+        self.requested.append(time.perf_counter())
 
 
-def their_loader(shards: Path, batch_size: int, size: int) -> Any:
-    """Their pipeline of filters over our tars: Pillow, random crops, the first caption padded to 77 tokens.
+def open_clip_loader(shards: Path, batch_size: int, size: int) -> Any:
+    """Return open_clip's input pipeline on our tars: Pillow, random crops, the first caption padded to 77 tokens.
 
-    NOTE: `open_clip_train.data` needs pandas, which it imports for CSV files; so its list of filters is made here.
+    NOTE: `open_clip_train.data` imports pandas for CSV files, so its list of filters is repeated here.
     """
     import open_clip
     import webdataset as wds
@@ -52,18 +52,18 @@ def their_loader(shards: Path, batch_size: int, size: int) -> Any:
     tars = sorted(str(path) for path in shards.glob("train/*.tar"))
     stream = wds.WebDataset(tars, resampled=True, shardshuffle=False, nodesplitter=None).shuffle(100)
     stream = stream.decode("pilrgb").rename(image="jpg;png", text="json")
-    stream = stream.map_dict(image=image, text=lambda about: tokenizer(about["captions"][0])[0])
+    stream = stream.map_dict(image=image, text=lambda meta: tokenizer(meta["captions"][0])[0])
     stream = stream.to_tuple("image", "text").batched(batch_size, partial=False)
     return wds.WebLoader(stream, batch_size=None, shuffle=False, num_workers=WORKERS, persistent_workers=WORKERS > 0)
 
 
-class Theirs:
-    """A model, its optimizer and a loader, all of open_clip.
+class OpenClipTraining:
+    """Model, optimizer and loader of open_clip.
 
     Args:
-        shards: folder that `itr prepare` wrote.
-        model: name in open_clip; None for the narrow towers.
-        batch_size: pairs of a batch.
+        shards: folder written by `itr prepare`.
+        model: model name in open_clip; None for the narrow towers.
+        batch_size: pairs per batch.
     """
 
     def __init__(self, shards: Path, model: str | None, batch_size: int) -> None:
@@ -71,16 +71,16 @@ class Theirs:
 
         config: Any = open_clip.get_model_config(model) if model else copy.deepcopy(NARROW)
         self.model = open_clip.CLIP(**config, output_dict=True).to(device())
-        self.loader = their_loader(shards, batch_size, config["vision_cfg"]["image_size"])
+        self.loader = open_clip_loader(shards, batch_size, config["vision_cfg"]["image_size"])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 5e-5, (0.9, 0.98), 1e-6, weight_decay=0.2)
         self.batch_size = batch_size
 
     def rate(self, steps: int) -> float:
-        """Pairs a second from the second step on, in an epoch of theirs."""
+        """Return pairs per second from the second step on, in an epoch of `open_clip_train`."""
         import open_clip
         from open_clip_train.train import train_one_epoch
 
-        timed = Timed(self.loader, steps, self.batch_size)
+        timed = TimedLoader(self.loader, steps, self.batch_size)
         data = {"train": SimpleNamespace(dataloader=timed, set_epoch=lambda epoch: None)}
         settings = SimpleNamespace(
             device=device(), precision="amp_bf16" if device() == "cuda" else "fp32", distill=False, accum_freq=1,
@@ -88,23 +88,23 @@ class Theirs:
             wandb=False, batch_size=self.batch_size, log_local=False,
         )  # fmt: skip
         train_one_epoch(self.model, data, open_clip.ClipLoss(), 0, self.optimizer, None, None, None, settings)
-        return self.batch_size * (steps - 1) / (timed.asked[-1] - timed.asked[1])
+        return self.batch_size * (steps - 1) / (timed.requested[-1] - timed.requested[1])
 
 
 class Clock(pl.Callback):
-    """Notes when the training steps end."""
+    """Records when training steps end."""
 
     def __init__(self) -> None:
         self.ended: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """The step is done."""
+        """Record the end of the step."""
         synchronise()
         self.ended.append(time.perf_counter())
 
 
 def our_rate(shards: Path, model: str | None, batch_size: int, steps: int, folder: Path) -> float:
-    """Pairs a second from the second step on, in what `itr fit` runs."""
+    """Return pairs per second from the second step on, in the training that `itr fit` runs."""
     import yaml
 
     quieten()

@@ -1,4 +1,4 @@
-"""`itr features` beside the teacher's forward; part of `overheads.py`."""
+"""Compares `itr features` with the teacher's forward pass; part of `overheads.py`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from itr.types import Tokens
 from measuring import Line, Rounds, device, side_by_side
 from overhead_parts import Sizes, bf16, image_teacher, scenes, text_teacher
 
-SHARES = {"the forward alone": "bare", "reading alone, in one process": "reading"}
-# Beside a GPU all cores but two read, as one would have it; on a CPU they are wanted for the forward.
+SHARES = {"forward pass alone": "bare", "reading alone, in one process": "reading"}
+# With a GPU all cores but two read, as in a real run; on a CPU the cores are needed for the forward pass.
 WORKERS = max(2, len(os.sched_getaffinity(0)) - 2) if device() == "cuda" else 2
 
 
 def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
-    """`itr features` beside the teacher's forward, on inputs that are ready and on those that it decodes itself."""
+    """Compare `itr features` with the teacher's forward pass, on prepared inputs and including decoding."""
     images, batch = size.cached
     shards = scenes(folder / "large", images, 176)
     precision = "bf16" if bf16() else "32"
@@ -38,12 +38,12 @@ def caching_lines(folder: Path, size: Sizes, rounds: int) -> list[Line]:
         image = modality == "image"
         name = image_teacher(folder / "vit", size) if image else text_teacher(folder / "bert", shards, size.teacher)[0]
         teacher = load_teacher(modality, name, device=device(), precision=precision)
-        lines += caching(modality, teacher, shards, folder / "made", batch, rounds)
+        lines += caching(modality, teacher, shards, folder / "features", batch, rounds)
     return lines
 
 
 def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch: int, rounds: int) -> list[Line]:
-    """The lines of one modality."""
+    """Return the lines of one modality."""
     split = find_split(shards, "train")
     rows = split.captions if modality == "text" else split.images
     header = Header("a teacher", modality, teacher.width, rows, data_identity(split))
@@ -75,32 +75,34 @@ def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch:
         for chunk in reader():
             forward(chunk.inputs)  # type: ignore[union-attr]
 
-    ways = {"bare": bare, "reading": lambda: [*reader()], "decoding": decoding, "ours": ours}
+    alternatives = {"bare": bare, "reading": lambda: [*reader()], "decoding": decoding, "ours": ours}
     if device() == "cuda":
-        ways["fed"] = lambda: [chunk.number for chunk in load_chunks(reader(), WORKERS, 0)]
-    taken = side_by_side(ways, rounds)
+        alternatives["fed"] = lambda: [chunk.number for chunk in load_chunks(reader(), WORKERS, 0)]
+    taken = side_by_side(alternatives, rounds)
     return [rate_line(modality, rows, taken, way) for way in ("bare", "decoding")]
 
 
 def rate_line(modality: str, rows: int, taken: Rounds, way: str) -> Line:
-    """Rows a second of ours beside those of a bare loop."""
+    """Compare our rows per second with those of a bare loop."""
     what, unit = ("images", "images/s") if modality == "image" else ("captions", "captions/s")
     line = Line(f"features of {what}", unit, rows / taken.median("ours"), at_least=0.95)
     line.beside = {
-        "bare": "the bare forward on inputs that are ready",
-        "decoding": "a loop that reads, decodes or tokenizes, and runs the forward",
+        "bare": "the bare forward pass on prepared inputs",
+        "decoding": "a loop that reads, decodes or tokenizes, and runs the forward pass",
     }[way]
-    line.what += " beside the bare forward" if way == "bare" else " beside reading and forward in one loop"
+    line.what += (
+        ", compared with the forward pass" if way == "bare" else ", compared with reading and forward pass in one loop"
+    )
     line.theirs, line.ratio = rows / taken.median(way), taken.ratio(way, "ours")
-    line.limit, line.limit_by = rows / taken.median("bare"), "the bare forward, if reading cost nothing"
+    line.limit, line.limit_by = rows / taken.median("bare"), "the bare forward pass, as if reading were free"
     if "fed" in taken.seconds:
         line.limit = rows / max(taken.median("bare"), taken.median("fed"))
-        line.limit_by = f"the slower of the bare forward and of {WORKERS} workers that read and start anew"
+        line.limit_by = f"the slower of the bare forward pass and {WORKERS} freshly started workers that read"
     if way == "bare" and device() == "cpu":
         work = taken.median("bare") / (taken.median("bare") + taken.median("reading"))
         line.remark = (
-            f"Where the workers have no cores of their own, reading them takes its time from the forward: {work:.2f} "
-            "would be the ratio on one core. Reading without workers was tried, and costs as much."
+            f"If the workers have no cores of their own, reading slows down the forward pass: the ratio on one core "
+            f"would be {work:.2f}. Reading without workers was tried and costs the same."
         )
     if line.met is False:
         shares = {**SHARES, **({f"reading alone, {WORKERS} workers": "fed"} if "fed" in taken.seconds else {})}

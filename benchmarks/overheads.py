@@ -1,9 +1,9 @@
-"""What CUSA, D2S-VSE and the caching of features cost beside the same work without them.
+"""Measures the cost of CUSA, D2S-VSE and cached features against the same work without them.
 
     python benchmarks/overheads.py
 
-All models make a step in each round, in turn, on one batch that stays the same. A step with features from disk reads
-them too, which workers do meanwhile in a real run. Towers have random weights; features are random numbers.
+In each round all models take one step in turn, always on the same batch. A step with features from disk also reads
+them, which workers do in parallel in a real run. Towers have random weights, and features are random numbers.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from overhead_parts import (
 )
 from overhead_shares import added, real_shares, real_shares_of_d2s
 
-BY = "operations of both steps as counted, at the speed of the plain step"
-NOISE = 0.02  # of a step's median ratio
+BY = "counted operations of both steps, at the speed of the plain step"
+NOISE = 0.02  # in the median ratio of two equal steps
 FULL = [
-    Line(f"{what}, towers of ViT-B/32, batch {GPU.batch:,}", "s", at_most=most, unmeasured="it needs a GPU")
+    Line(f"{what}, towers of ViT-B/32, batch {GPU.batch:,}", "s", at_most=most, unmeasured="needs a GPU")
     for what, most in (
         ("CUSA, features from disk", 1.02),
         ("CUSA, a compiled text teacher like all-mpnet-base in the loop", 1.10),
@@ -58,7 +58,7 @@ FULL = [
 
 
 def compiles() -> bool:
-    """Whether the text teacher is compiled: on a GPU, unless it lacks what that needs."""
+    """Return whether to compile the text teacher: on a GPU, if the compiler's requirements are met."""
     if device() == "cuda":
         with suppress(UserError):
             check_compiler("cuda", "the text teacher")
@@ -67,13 +67,13 @@ def compiles() -> bool:
 
 
 def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list[Line], dict[str, Any]]:
-    """Steps of a CLIP with and without CUSA."""
+    """Compare steps of a CLIP with and without CUSA."""
     for kind, width in (("pooled", 512), ("patches", PATCHES)):
         write_features(shards, folder / kind, "image", width)
         write_features(shards, folder / kind, "text", 768)
-    name, what = text_teacher(folder / "text", shards, size.teacher)
+    name, description = text_teacher(folder / "text", shards, size.teacher)
     live = Teachers(text=name, precision="bf16" if bf16() else "32", compile=compiles())
-    what += ", compiled," if live.compile else ""
+    description += ", compiled" if live.compile else ""
     methods = {"plain": [], "pooled": [CUSA()], "patches": [CUSA()], "live": [CUSA(teachers=live)]}
     steps = {}
     for key, chosen in methods.items():
@@ -83,21 +83,17 @@ def cusa_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[lis
     taken = side_by_side(steps, rounds)
     lines = [
         step_line("CUSA, pooled features from disk (512 and 768 numbers)", 1.02, taken, steps, "pooled"),
-        step_line(f"CUSA, all {PATCHES:,} numbers an image from disk, as the authors", 1.02, taken, steps, "patches"),
         step_line(
-            f"CUSA, {what} reads the captions in the loop",
-            1.10,
-            taken,
-            steps,
-            "live",
+            f"CUSA, all {PATCHES:,} numbers per image from disk, as by the authors", 1.02, taken, steps, "patches"
         ),
+        step_line(f"CUSA, text teacher in the loop: {description}", 1.10, taken, steps, "live"),
     ]
     alone = {key: added(steps[key], "cusa") for key in ("pooled", "patches", "live")}
-    return lines, {f"CUSA ({key}), ms, timed alone": told(found) for key, found in alone.items()}
+    return lines, {f"CUSA ({key}), parts timed alone, ms": milliseconds(found) for key, found in alone.items()}
 
 
 def d2s_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list[Line], dict[str, Any]]:
-    """Steps of a VSE with and without D2S, and the bare forward of dense captions."""
+    """Compare steps of a VSE with and without D2S, and the bare forward pass of dense captions."""
     torch.manual_seed(0)
     first = vse(size)
     features = write_features(shards, folder / "dense", "dense", first.dim, identity(first))
@@ -116,25 +112,25 @@ def d2s_lines(folder: Path, shards: str, size: Sizes, rounds: int) -> tuple[list
     together = [a + b for a, b in zip(taken.seconds["decoder"], taken.seconds["forward"], strict=True)]
     taken.seconds["decoder and forward"] = together
     live = step_line("D2S, frozen teacher in the step", 1 + NOISE, taken, steps, "live", "decoder and forward")
-    live.beside = "the step without distillation, and one bare forward of the dense captions"
+    live.beside = "the step without distillation plus one bare forward pass of the dense captions"
     live.limit, live.limit_by = None, ""
     live.remark = (
-        f"A step's noise, {NOISE:.0%}, is allowed. It takes {taken.ratio('live', 'cached'):.2f} times the step with "
-        f"cached embeddings, of which the bare forward alone would be {taken.ratio('forward', 'cached'):.2f}."
+        f"The bound allows {NOISE:.0%} for noise. The step takes {taken.ratio('live', 'cached'):.2f} times as long as "
+        f"with cached embeddings; the bare forward pass alone would add {taken.ratio('forward', 'cached'):.2f}."
     )
     cached = step_line("D2S, dense embeddings from disk", 1.03, taken, steps, "cached", "decoder")
     cached.beside = "the step without distillation"
-    plain = step_line("D2S, dense embeddings from disk, beside no D2S at all", None, taken, steps, "cached")
-    plain.beside = "the step of the towers alone"
-    plain.remark = "The prompts' decoder is part of the model, not of its training: the authors' has it too."
-    return [cached, live, plain], {"D2S (cached), ms, timed alone": told(added(steps["cached"], "d2s"))}
+    plain = step_line("D2S, dense embeddings from disk, compared with no D2S", None, taken, steps, "cached")
+    plain.beside = "the step with the towers alone"
+    plain.remark = "The prompt decoder is part of the model, not only of its training; the authors' model has it too."
+    return [cached, live, plain], {"D2S (cached), parts timed alone, ms": milliseconds(added(steps["cached"], "d2s"))}
 
 
 def step_line(
     what: str, most: float | None, taken: Rounds, steps: dict[str, Step], ours: str, theirs: str = "plain"
 ) -> Line:
-    """A step beside another, with what the counted operations allow; its profile where it falls short."""
-    line = Line(what, "s", taken.median(ours), "the step without", taken.median(theirs), at_most=most)
+    """Compare two steps; add the limit by counted operations, and a profile if the bound is missed."""
+    line = Line(what, "s", taken.median(ours), "the same step without it", taken.median(theirs), at_most=most)
     line.ratio = taken.ratio(ours, theirs)
     if theirs in steps:
         line.limit = taken.median(theirs) * steps[ours].flops() / steps[theirs].flops()
@@ -145,13 +141,13 @@ def step_line(
     return line
 
 
-def told(found: dict[str, float]) -> dict[str, float]:
-    """Seconds as milliseconds."""
+def milliseconds(found: dict[str, float]) -> dict[str, float]:
+    """Convert seconds to milliseconds."""
     return {name: 1000 * value for name, value in found.items()}
 
 
 def memory_line(folder: Path, quick: bool) -> Line:
-    """Megabytes of a training process and its workers more with features of the authors' width than without CUSA."""
+    """Return the additional memory per process, in MB, with features of the authors' width."""
     shards = scenes(folder / "small", 128 if quick else 1024, 32)
     for modality, width in (("image", 64 if quick else PATCHES), ("text", 768)):
         write_features(shards, folder / "wide", modality, width)
@@ -162,13 +158,13 @@ def memory_line(folder: Path, quick: bool) -> Line:
         found.append(json.loads(done.stdout.splitlines()[-1]))
     without, with_them = (entry["own"] / entry["processes"] for entry in found)
     size = sum(path.stat().st_size for path in (folder / "wide").rglob("*.npy")) / 1e6
-    line = Line("CUSA, more memory of each process", "MB", with_them - without, at_most=100.0)
+    line = Line("CUSA, additional memory per process", "MB", with_them - without, at_most=100.0)
     line.remark = (
-        f"Features of {size:.0f} MB, read whole in every epoch by the training process's {overhead_memory.WORKERS} "
-        f"workers: {without:.0f} MB a process without CUSA, {with_them:.0f} MB with it (anonymous and shared memory, "
-        "the mean of the processes). The file stays in the page cache, once for all processes."
+        f"The {overhead_memory.WORKERS} workers read all {size:.0f} MB of features in every epoch. Memory is "
+        f"{without:.0f} MB per process without CUSA and {with_them:.0f} MB with it (anonymous and shared memory, mean "
+        "over processes). The file stays in the page cache, once for all processes."
     )
-    line.limit, line.limit_by = _prefetched(quick), "batches that workers hold ready, over the processes"
+    line.limit, line.limit_by = _prefetched(quick), "prefetched batches, divided by the number of processes"
     return line
 
 
@@ -178,7 +174,7 @@ def _prefetched(quick: bool) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run all measurements, print and write the results."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = arguments(__doc__, rounds=9).parse_args()
     torch.set_float32_matmul_precision("high")  # as `itr fit` does
@@ -187,7 +183,7 @@ def main() -> None:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        # First, while the process is small: a large one takes long to start workers.
+        # Run this first, while the process is small: a large process starts workers slowly.
         caching = caching_lines(folder, size, (rounds + 1) // 2)
         shards = scenes(folder / "scenes", size.images, 64)
         for part in (cusa_lines, d2s_lines):
@@ -202,7 +198,7 @@ def main() -> None:
         figures["CUSA's share of the operations of a ViT-B/32 step, counted"] = real_shares()
         figures["D2S's share of the operations of a step of ViT-B/16 and BERT, counted"] = real_shares_of_d2s()
     settings = {
-        "pairs of a step": size.batch, "width": size.width, "layers": size.layers, "patch": size.patch,
+        "pairs per step": size.batch, "width": size.width, "layers": size.layers, "patch": size.patch,
         "arithmetic": "bf16 autocast" if bf16() else "float32", "rounds": rounds,
     }  # fmt: skip
     write(options.out, "overheads", lines, settings, figures)

@@ -1,8 +1,8 @@
-"""Makes docs/performance.md from the files of results.
+"""Builds docs/performance.md from the result files.
 
     python benchmarks/page.py
 
-Each section is one benchmark; its words are here, its figures in `results/cpu` and `results/cuda`.
+Each section is one benchmark. Its text is here; its figures are in `results/cpu` and `results/cuda`.
 """
 
 from __future__ import annotations
@@ -15,50 +15,55 @@ from measuring import RESULTS, Line, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 DEVICES = {"cpu": "On a machine without a GPU", "cuda": "On a machine with a GPU"}
-HEAD = """# Figures of speed
+HEAD = """# Performance measurements
 
-Made by `python benchmarks/page.py` from the files in `benchmarks/results`, which `make bench` writes; nothing here is
-written by hand. No test depends on a time.
+`python benchmarks/page.py` generates this page from the files in `benchmarks/results`, which `make bench` writes.
+Nothing here is written by hand, and no test depends on a time.
 
-What the columns say:
+The columns:
 
-- **ours**: the figure of `itr`. The unit tells its kind: of a rate (images/s, 1/s) more is better, of a time or
-  size less.
-- **beside it**: a peer, or a bare loop, which is the same work written down plainly, without the parts around it. It is
-  measured in the same run, in turn with ours.
-- **limit**: the rate, time or size that no program of this kind passes, calculated from operations and bytes, or the
-  part of the work that can't be left out, timed alone. The notes below the table tell which.
-- **ratio**: ours over what is beside it: 2 is twice the rate, or twice the time. It is the median of the rounds'
-  ratios, which need not be the ratio of the medians that are shown.
-- **wanted**: the bound of the ratio, or of ours where there is no ratio; the last column tells whether it is kept.
+- **target**: the bound on the ratio, or on our value if there is no ratio. The last column says whether it is met.
+- **ours**: the value of `itr`. Higher is better for a rate (images/s, 1/s); lower is better for a time or a size.
+- **reference**: another program, or a bare loop that does the same work without anything around it. It takes turns
+  with ours in the same run.
+- **limit**: the rate, time or size that no program of this kind can beat. It is calculated from operations and bytes,
+  or it is the time of the indispensable part of the work alone. The notes below each table say which.
+- **ratio**: our value divided by the reference: 2 is twice the rate, or twice the time. It is the median of the ratios
+  of all rounds, which may differ from the ratio of the medians shown.
 
-Absolute times are of the machine that is named, and mean little elsewhere.
+Absolute times apply to the named machine and mean little elsewhere.
 """
-NO_GPU = "\nNo GPU was at hand: **nothing below was measured on one**, and every line that needs one says so.\n"
+NO_GPU = "\nNo GPU was available: **nothing below was measured on one**, and every line that needs one says so.\n"
 SECTIONS = {
     "input_pipeline": (
         "Input pipeline",
-        "From tars to batches, through the whole data module. The bare loop is simplejpeg's decoding and torchvision's "
-        "crop and resize of bytes, from memory. The authors' recipe is Pillow's decoding of whole images, crop and "
-        "resize, and a normalised float tensor of each; that of OpenCV and floats is the older one of VSE++.",
+        "From tars to batches, through the whole data module. The bare loop decodes with simplejpeg and crops and "
+        "resizes bytes with torchvision, from memory. The authors' recipe decodes whole images with Pillow, crops, "
+        "resizes, and makes a normalised float tensor of each. The OpenCV float recipe is the older one of VSE++.",
     ),
     "training_step": (
         "Training step",
-        "One step of `itr fit` beside the bare towers and beside other loops. `narrow` is a CLIP of three layers of "
-        "width 128 on images of 96 pixels, `small VSE` is `itr`'s own without further options.",
+        "One step of `itr fit` compared with the bare towers and with other loops. `narrow` is a CLIP with three "
+        "layers of width 128 on images of 96 pixels; `small VSE` is the default VSE of `itr`.",
     ),
-    "overheads": ("What the methods cost", "A step with CUSA or D2S-VSE beside the same step without it."),
-    "loss_at_scale": ("Loss of large batches", "`model.large_batch.loss_chunk` beside the loss of all rows at once."),
-    "cost_curves": ("Cost curves", "Measured points, the line fitted to them, and what follows for large runs."),
-    "start_up": ("Start-up", "Whole commands, from a new process on."),
-    "evaluation": ("Exact ranks", "All ranks of both directions, ties counted."),
-    "same_numbers": ("The same numbers", "Loss curves of fixed seeds on the CPU, beside those of an earlier commit."),
-    "prepare": ("Shards", "`itr prepare` on files in the page cache, one process."),
+    "overheads": ("Cost of the methods", "A step with CUSA or D2S-VSE compared with the same step without it."),
+    "loss_at_scale": (
+        "Loss of large batches",
+        "`model.large_batch.loss_chunk` compared with the loss of all rows at once.",
+    ),
+    "cost_curves": ("Cost curves", "Measured points, the curves fitted to them, and projections for large runs."),
+    "start_up": ("Start-up", "Whole commands, each in a new process."),
+    "evaluation": ("Exact ranks", "All ranks in both directions, including ties."),
+    "same_numbers": (
+        "Reproducibility",
+        "Loss curves with fixed seeds on the CPU, compared with those of an earlier commit.",
+    ),
+    "prepare": ("Shards", "`itr prepare` with one process on files in the page cache."),
 }
 
 
 def page(results: Path) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         results: the folder with `cpu/*.json` and `cuda/*.json`.
@@ -77,37 +82,37 @@ def page(results: Path) -> str:
 
 
 def section(device: str, outcome: dict[str, Any], lines: list[Line]) -> str:
-    """What one benchmark found on one machine."""
+    """Return the results of one benchmark on one machine."""
     machine = ", ".join(f"{key} {value}" for key, value in outcome["machine"].items())
     settings = ", ".join(f"{key}: {value}" for key, value in outcome["settings"].items())
-    rows = ["| | | wanted | ours | beside it | limit | ratio | |", "|---|---|---|---|---|---|---|---|"]
+    rows = ["| | | target | ours | reference | limit | ratio | |", "|---|---|---|---|---|---|---|---|"]
     rows += [f"| {place} {row(line)}" for place, line in enumerate(lines, start=1)]
     text = f"**{DEVICES[device]}** ({machine}). {settings}.\n\n" + "\n".join(rows) + "\n"
-    tables = [table(name, value) for name, value in outcome["figures"].items()]
+    tables = [figures_table(name, value) for name, value in outcome["figures"].items()]
     return "\n".join([text, *notes(lines), *tables]).rstrip() + "\n"
 
 
 def row(line: Line) -> str:
-    """A line of the table."""
+    """Return a row of the results table."""
     bounds = [f"at least {number(line.at_least)}"] if line.at_least is not None else []
     bounds += [f"at most {number(line.at_most)}"] if line.at_most is not None else []
-    wanted = ", ".join(bounds)
+    target = ", ".join(bounds)
     if line.ours is None:
-        return f"| {line.what} | {wanted} | not measured: {line.unmeasured} | {line.beside} | {limit(line)} | | |"
+        return f"| {line.what} | {target} | not measured: {line.unmeasured} | {line.beside} | {limit(line)} | | |"
     theirs = "" if line.theirs is None else f"{line.beside}: {number(line.theirs)} {line.unit}"
     ratio = "" if line.ratio is None else number(line.ratio)
-    kept = {True: "kept", False: "**falls short**", None: ""}[line.met]
+    status = {True: "met", False: "**missed**", None: ""}[line.met]
     ours = f"{number(line.ours)} {line.unit}".rstrip()
-    return f"| {line.what} | {wanted} | {ours} | {theirs} | {limit(line)} | {ratio} | {kept} |"
+    return f"| {line.what} | {target} | {ours} | {theirs} | {limit(line)} | {ratio} | {status} |"
 
 
 def limit(line: Line) -> str:
-    """The calculated limit of a line."""
+    """Return the limit of a line with its unit."""
     return "" if line.limit is None else f"{number(line.limit)} {line.unit}".rstrip()
 
 
 def notes(lines: list[Line]) -> list[str]:
-    """How limits are calculated, remarks and profiles, each once with the places of the lines that it is about."""
+    """List limits, remarks and profiles, each once, with the numbers of the lines that it applies to."""
     places: dict[str, list[str]] = {}
     for place, line in enumerate(lines, start=1):
         for text in (f"Limit: {line.limit_by}." if line.limit_by else "", line.remark, profile(line)):
@@ -117,25 +122,25 @@ def notes(lines: list[Line]) -> list[str]:
 
 
 def profile(line: Line) -> str:
-    """What takes the time of a line, the largest share first."""
+    """Return the causes of a line's time, largest share first."""
     shares = sorted(line.profile.items(), key=lambda item: -item[1])
     return "Profile: " + ", ".join(f"{what} {100 * share:.0f} %" for what, share in shares) + "." if shares else ""
 
 
-def table(name: str, value: Any) -> str:
-    """Further figures: rows of one kind as a table, a text as it is, anything else as a list."""
+def figures_table(name: str, value: Any) -> str:
+    """Format other figures: uniform rows as a table, a dictionary as a list, anything else as text."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         head = list(value[0])
         rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         rows += [f"| {' | '.join(number(entry[key]) for key in head)} |" for entry in value]
-        return f"\n{name}:\n\n" + "\n".join(rows) + "\n"
+        return f"\n{name}:\n\n" + "\n".join(rows)
     if isinstance(value, dict):
-        return f"\n{name}: " + ", ".join(f"{key} {number(entry)}" for key, entry in value.items()) + ".\n"
-    return f"\n{name}: {number(value)}\n"
+        return f"\n{name}: " + ", ".join(f"{key} {number(entry)}" for key, entry in value.items()) + "."
+    return f"\n{name}: {number(value)}"
 
 
 def number(value: Any) -> str:
-    """A number with three digits that count, anything else as text."""
+    """Format a number with three significant digits, and anything else as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if abs(value) >= 1000:

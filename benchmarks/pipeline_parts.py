@@ -1,4 +1,4 @@
-"""Images, shards, loaders, and the loops that `input_pipeline.py` compares them with."""
+"""Images, shards, loaders, and the reference loops of `input_pipeline.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from itr.data.shards.tars import read_tar
 from itr.runs.command import TrainingCLI
 
 SIZE, BATCH, CAPTIONS = 224, 64, 5
-SCALE = (0.6, 1.0)  # of the area that a crop keeps, for all ways alike
+SCALE = (0.6, 1.0)  # share of the area that a crop keeps, the same for all alternatives
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 BICUBIC = InterpolationMode.BICUBIC
 NOUNS = [
@@ -56,11 +56,11 @@ BACKBONE = [
     "--model.backbone.text_config={model_type: bert, hidden_size: 8, num_hidden_layers: 1, "
     "num_attention_heads: 1, intermediate_size: 8, pad_token_id: null}",
     "--model.backbone.dim=8",
-]  # its image size and tokenizer count, not its speed
+]  # only its image size and tokenizer matter, not its speed
 
 
 def make_images(folder: Path, number: int) -> None:
-    """JPEGs with about the size, bytes and decoding time of COCO's, also after a resize to 256 pixels."""
+    """Generate JPEGs with about the size, bytes and decoding time of COCO's, also after a resize to 256 pixels."""
     rng = np.random.default_rng(0)
     for i in range(number):
         coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
@@ -70,14 +70,14 @@ def make_images(folder: Path, number: int) -> None:
 
 
 def make_captions(number: int) -> list[str]:
-    """English sentences of some ten words."""
+    """Return English captions of about ten words."""
     rng = np.random.default_rng(0)
     words = [[str(word) for word in rng.choice(kind, number)] for kind in (ADJECTIVES, NOUNS, VERBS, ADJECTIVES, NOUNS)]
     return [f"A {a} {b} {c} near the {d} {e}, in front of it." for a, b, c, d, e in zip(*words, strict=True)]
 
 
 def make_shards(images: Path, out: Path, resize: int | None) -> Path:
-    """What `itr prepare` makes of a folder of JPEGs, five captions each."""
+    """Write shards as `itr prepare` does, from a folder of JPEGs with five captions each."""
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     texts = make_captions(CAPTIONS * len(paths))
     entries = [Entry(path.name, texts[CAPTIONS * i : CAPTIONS * (i + 1)]) for i, path in enumerate(paths)]
@@ -87,12 +87,12 @@ def make_shards(images: Path, out: Path, resize: int | None) -> Path:
 
 
 def encoded(shards: Path) -> list[bytes]:
-    """All images of a folder of shards."""
+    """Return all encoded images in a folder of shards."""
     return [sample.image for path in sorted(shards.rglob("*.tar")) for sample in read_tar(path)]
 
 
 def data_module(shards: Path, *options: str) -> Any:
-    """The data module of `itr fit` with these options, with its model and trainer, on the CPU."""
+    """Return the data module of `itr fit` with these options, with its model and trainer, on the CPU."""
     quieten()
     where = [f"--data.root={shards}", "--data.test_split=train", "--data.val_split=null", f"--data.batch_size={BATCH}"]
     where += ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
@@ -103,14 +103,14 @@ def data_module(shards: Path, *options: str) -> Any:
 
 
 def loader(shards: Path, *options: str, workers: int = 0, training: bool = True) -> ShardLoader:
-    """The loader of training, or of evaluation."""
+    """Return the loader for training or for evaluation."""
     data = data_module(shards, f"--data.num_workers={workers}", *options)
     found: ShardLoader = data.train_dataloader() if training else data.test_dataloader()
     return found
 
 
-def through(batches: Iterable[Any], then: Callable[[Tensor], object] = lambda image: None) -> int:
-    """All batches; how many images they held."""
+def consume(batches: Iterable[Any], then: Callable[[Tensor], object] = lambda image: None) -> int:
+    """Iterate over all batches; return the number of images."""
     number = 0
     for batch in batches:
         then(batch.image)
@@ -119,17 +119,17 @@ def through(batches: Iterable[Any], then: Callable[[Tensor], object] = lambda im
 
 
 def bare_training() -> nn.Module:
-    """The transform of a bare loop that trains."""
+    """Return the training transform of the bare loop."""
     return v2.RandomResizedCrop(SIZE, SCALE, interpolation=BICUBIC, antialias=True)
 
 
 def bare_evaluation() -> nn.Module:
-    """The same of one that evaluates."""
+    """Return the evaluation transform of the bare loop."""
     return v2.Compose([v2.Resize(SIZE, interpolation=BICUBIC, antialias=True), v2.CenterCrop(SIZE)])
 
 
 def bare_loop(images: Sequence[bytes], transform: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Decode and transform, image by image; the last batch of them."""
+    """Decode and transform image by image; return the last batch."""
     done: list[Tensor] = []
     for data in images:
         done = [] if len(done) == BATCH else done
@@ -138,7 +138,7 @@ def bare_loop(images: Sequence[bytes], transform: Callable[[Tensor], Tensor]) ->
 
 
 def bare_normalised(images: Sequence[bytes], transform: Callable[[Tensor], Tensor], where: str) -> None:
-    """The same, and batches of it as floats on the device."""
+    """Run the bare loop and normalise its batches as floats on the device."""
     mean, std = (255 * torch.tensor(values, device=where).view(1, 3, 1, 1) for values in (MEAN, STD))
     for first in range(0, len(images), BATCH):
         batch = torch.stack(bare_loop(images[first : first + BATCH], transform)).to(where)
@@ -146,13 +146,13 @@ def bare_normalised(images: Sequence[bytes], transform: Callable[[Tensor], Tenso
 
 
 def decode_alone(images: Sequence[bytes]) -> None:
-    """No more than the pixels."""
+    """Decode the images and do nothing else."""
     for data in images:
         simplejpeg.decode_jpeg(data, "RGB")
 
 
 def pillow_recipe(images: Sequence[bytes]) -> None:
-    """The training transform of ALBEF, BLIP and CUSA without its RandAugment, which would count against it."""
+    """Apply the training transform of ALBEF, BLIP and CUSA, without RandAugment, which would slow it down."""
     steps = [transforms.RandomResizedCrop(SIZE, SCALE, interpolation=BICUBIC), transforms.ToTensor()]
     recipe = transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
     for data in images:
@@ -160,7 +160,7 @@ def pillow_recipe(images: Sequence[bytes]) -> None:
 
 
 def opencv_recipe(images: Sequence[bytes]) -> None:
-    """A full decode by OpenCV, and a crop resized and normalised as floats, as VSE++ and its successors do it."""
+    """Decode with OpenCV, then crop, resize and normalise floats, as VSE++ and its successors do."""
     import cv2
 
     mean, std = np.float32(MEAN), np.float32(STD)

@@ -1,11 +1,11 @@
-"""Images a second that one core prepares, beside `cp` and a bare loop of Pillow on the same files.
+"""Measures the images per second that one core prepares, compared with `cp` and a bare Pillow loop on the same files.
 
     python benchmarks/prepare.py [--images FOLDER] [--resize 256]
 
-Every figure is one process on files that lie in the page cache, so it tells what the code costs, not the disk. The four
-ways take turns, round after round; the table holds medians. `itr prepare` is measured whole: it looks at the files,
-reads, shrinks, writes tars with checksums, and names them in a manifest. The bare loop decodes, resizes and encodes,
-and writes nothing.
+All measurements use one process and files in the page cache, so they show the cost of the code and not of the disk. The
+four alternatives take turns in each round, and the table shows medians. `itr prepare` is measured as a whole: it checks
+the files, reads and shrinks them, and writes tars with checksums and a manifest. The bare loop decodes, resizes and
+encodes, but writes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TYPES = (".jpg", ".jpeg")
 
 
 def make_images(folder: Path, number: int) -> None:
-    """JPEGs of 640 x 480 with about as much detail as photographs."""
+    """Generate JPEGs of 640 x 480 with about as much detail as photographs."""
     rng = np.random.default_rng(0)
     for i in range(number):
         coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
@@ -41,12 +41,12 @@ def make_images(folder: Path, number: int) -> None:
 
 
 def copy(images: Path, out: Path, resize: int) -> None:
-    """What `cp` does."""
+    """Copy the folder with `cp`."""
     subprocess.run(["cp", "-r", str(images), str(out)], check=True)
 
 
 def bare_loop(images: Path, out: Path, resize: int) -> None:
-    """Decode, resize, encode, in the fewest lines of Pillow that give the same images."""
+    """Decode, resize and encode with the least Pillow code that gives the same images."""
     for path in sorted(images.iterdir()):
         with Image.open(path) as image:
             if min(image.size) <= resize:
@@ -59,39 +59,41 @@ def bare_loop(images: Path, out: Path, resize: int) -> None:
 
 
 def prepare(images: Path, out: Path, resize: int | None) -> None:
-    """What `itr prepare` does once a source has been read."""
-    entries = [Entry(path.name, ["a caption of some ten words, as they are"] * 5) for path in sorted(images.iterdir())]
+    """Write shards as `itr prepare` does after reading a source."""
+    entries = [
+        Entry(path.name, ["a typical caption of some ten words, more or less"] * 5) for path in sorted(images.iterdir())
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         write_shards(RawData("benchmark", images, {"train": entries}), Writing(str(out), resize=resize, num_workers=1))
 
 
 def prepare_bytes(images: Path, out: Path, resize: int) -> None:
-    """The same without resizing."""
+    """Write shards without resizing."""
     prepare(images, out, None)
 
 
-WAYS = {"cp": copy, "itr prepare": prepare_bytes, "bare loop": bare_loop, "itr prepare --resize": prepare}
+ALTERNATIVES = {"cp": copy, "itr prepare": prepare_bytes, "bare loop": bare_loop, "itr prepare --resize": prepare}
 
 
-def duration(way: Callable[[Path, Path, int], None], images: Path, resize: int) -> float:
-    """How long one way takes in this process."""
+def duration(alternative: Callable[[Path, Path, int], None], images: Path, resize: int) -> float:
+    """Return the seconds of one alternative in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        return seconds(lambda: way(images, Path(folder) / "out", resize))
+        return seconds(lambda: alternative(images, Path(folder) / "out", resize))
 
 
 def measure(images: Path, resize: int, rounds: int) -> Rounds:
-    """The seconds of each way in each round; each is a process of its own."""
-    taken: dict[str, list[float]] = {name: [] for name in WAYS}
+    """Measure each alternative in each round, each in its own process."""
+    taken: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
     for _ in range(rounds):
-        for name, way in WAYS.items():
+        for name, alternative in ALTERNATIVES.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                taken[name].append(pool.submit(duration, way, images, resize).result())
+                taken[name].append(pool.submit(duration, alternative, images, resize).result())
     return Rounds(taken)
 
 
 def compared(found: Rounds, sizes: list[int]) -> list[Line]:
-    """Our two ways, each beside what comes nearest; ratios are of rates."""
-    rates = {name: len(sizes) / found.median(name) for name in WAYS}
+    """Compare both modes of `itr prepare` with the closest reference; ratios are of rates."""
+    rates = {name: len(sizes) / found.median(name) for name in ALTERNATIVES}
     copied, shrunk = rates["itr prepare"], rates["itr prepare --resize"]
     speed = f"{copied * sum(sizes) / len(sizes) / 1e6:,.0f} MB/s."
     return [
@@ -103,10 +105,10 @@ def compared(found: Rounds, sizes: list[int]) -> list[Line]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run all measurements and write the results."""
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=Path, help="folder of JPEGs; by default some are made")
-    parser.add_argument("--number", type=int, default=600, help="how many are made")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs; generated by default")
+    parser.add_argument("--number", type=int, default=600, help="how many to generate")
     parser.add_argument("--resize", type=int, default=256)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +121,7 @@ def main() -> None:
             make_images(images, 8 if options.quick else options.number)
         sizes = [path.stat().st_size for path in images.iterdir()]
         if not sizes:
-            parser.error(f"{options.images} holds no JPEG")
+            parser.error(f"{options.images} contains no JPEG files")
         found = measure(images, options.resize, options.rounds)
     settings = {"JPEGs": len(sizes), "kB each": round(sum(sizes) / len(sizes) / 1e3), "rounds": options.rounds}
     write(options.out, "prepare", compared(found, sizes), settings, {})

@@ -1,11 +1,11 @@
-"""Loss curves of a fixed seed, step by step, of these sources beside those of an earlier commit.
+"""Compares loss curves with fixed seeds, step by step, between these sources and an earlier commit.
 
     python benchmarks/same_numbers.py --before COMMIT
 
-Both train the same models on the same made-up scenes, each in processes of its own with one thread on the CPU, so that
-two runs of one source are equal bit for bit. In float32 another order of operations changes the last digit, and AdamW,
-whose first steps follow the sign of a gradient however small it is, makes more of it step by step. In float64 the same
-curves show whether that is all: what is left of such a difference there is some 10^9 times smaller.
+Both train the same models on the same synthetic scenes, each in its own processes with one CPU thread, so that two
+runs of the same source are bit-equal. In float32 a different order of operations changes the last digit. AdamW
+amplifies this step by step, because its first steps follow the sign of a gradient however small it is. The float64
+curves show whether that is the only difference: there, such a difference is about 10^9 times smaller.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ VARIANTS = {
     "small CLIP, sigmoid": ["--model.backbone=CLIP", "--model.objective=Sigmoid"],
     "CUSA": [*CUSA, "--model.methods.alpha=1"],
     "D2S-VSE, without a first stage": D2S,
-    "CUSA and D2S-VSE, a caption a pair": [*CUSA, *D2S, "--data.captions=all"],
+    "CUSA and D2S-VSE, one pair per caption": [*CUSA, *D2S, "--data.captions=all"],
 }
 
-BOUNDS = {"32-true": None, "64-true": 1e-9}  # by the precision of the training
+BOUNDS = {"32-true": None, "64-true": 1e-9}  # by training precision
 
 
-def losses(source: Path, options: list[str], data: Path, steps: int) -> list[float]:
-    """The loss of each step of a short run of the sources in a folder."""
+def losses(source: Path, variant: list[str], data: Path, steps: int) -> list[float]:
+    """Return the loss of each step in a short run with the sources in a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        given = [
+        options = [
             "--config=demo.yaml", f"--data.root={data / 'shards'}", f"--data.features={data / 'teacher'}",
             f"--trainer.default_root_dir={folder}", f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1",
             "--data.val_split=null", "--data.batch_size=32", "--data.augmentation.crop_scale=[0.5, 1.0]",
             "--data.augmentation.horizontal_flip=0.5", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu",
-            "--trainer.enable_progress_bar=false", *options,
+            "--trainer.enable_progress_bar=false", *variant,
         ]  # fmt: skip
-        itr(source, "fit", *given)
+        itr(source, "fit", *options)
         with next(Path(folder).glob("logs/**/metrics.csv")).open(newline="") as file:
             return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
 def itr(source: Path, *options: str) -> None:
-    """Run the command of the sources in a folder."""
+    """Run an itr command with the sources in a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source / "src")}
     command = [sys.executable, "-m", "itr", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=source)
@@ -64,7 +64,7 @@ def itr(source: Path, *options: str) -> None:
 
 
 def checkout(commit: str, folder: Path) -> Path:
-    """The files of a commit."""
+    """Extract the files of a commit."""
     packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", str(folder)], input=packed, check=True)
@@ -72,14 +72,14 @@ def checkout(commit: str, folder: Path) -> Path:
 
 
 def compared(what: str, before: list[float], after: list[float], at_most: float | None) -> Line:
-    """The largest difference of two curves, each over the earlier one's value."""
+    """Return the largest difference between two curves, relative to the earlier one."""
     found = [abs(new - old) / abs(old) for old, new in zip(before, after, strict=True)]
     remark = f"{found[0]:.1e} at the first step, {found[-1]:.1e} at the last, where the loss is {after[-1]:.6f}."
     return Line(f"{what}: largest relative difference", "", max(found), at_most=at_most, remark=remark)
 
 
 def main() -> None:
-    """Train, compare and write."""
+    """Train, compare and write the results."""
     parser = arguments(__doc__)
     parser.add_argument("--before", default="HEAD", help="commit to compare with")
     parser.add_argument("--steps", type=int, default=30)
@@ -97,7 +97,7 @@ def main() -> None:
                 precise = [*given, f"--trainer.precision={precision}"]
                 curves = [losses(source, precise, data, steps) for source in (earlier, ROOT)]
                 lines.append(compared(f"{name}, {precision}", *curves, BOUNDS[precision]))
-    settings = {"before": options.before, "steps": steps, "pairs of a batch": 32}
+    settings = {"before": options.before, "steps": steps, "pairs per batch": 32}
     write(options.out, "same_numbers", lines, settings, {})
 
 

@@ -1,4 +1,4 @@
-"""Models and loops that `training_step.py` compares."""
+"""Models and training loops for `training_step.py`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PRECISION = "bf16-mixed" if device() == "cuda" else "32-true"
 
 
 def backbone(name: str) -> Backbone:
-    """A backbone with random weights: `narrow`, `tiny`, `small VSE`, or a model of open_clip."""
+    """Return a backbone with random weights: `narrow`, `tiny`, `small VSE`, or a model of open_clip."""
     torch.manual_seed(0)
     if name == "small VSE":
         return VSE()
@@ -51,7 +51,7 @@ def backbone(name: str) -> Backbone:
 
 
 def make_batch(model: Backbone, pairs: int, length: int = 24) -> Batch:
-    """Made-up pairs with captions of up to `length` tokens."""
+    """Return a batch of random pairs with captions of up to `length` tokens."""
     side, lengths = model.image_spec.size, torch.linspace(8, length, pairs).round().long()
     mask = torch.arange(length) < lengths[:, None]
     ids = torch.randint(1, 40000, (pairs, length)) * mask
@@ -62,12 +62,12 @@ def make_batch(model: Backbone, pairs: int, length: int = 24) -> Batch:
 
 
 def autocast() -> AbstractContextManager[Any]:
-    """Lower precision where the whole step has it."""
+    """Return bf16 autocast on a GPU, as the Trainer uses it."""
     return torch.autocast("cuda", torch.bfloat16, enabled=device() == "cuda")
 
 
 def towers(model: Backbone, pixels: Tensor, text: Tokens) -> tuple[Tensor, Tensor]:
-    """Pooled embeddings by nothing but the towers, from images that are normalised already."""
+    """Return pooled embeddings from the towers alone, for images that are already normalised."""
     if isinstance(model, VSE):
         return model.encode_pixels(pixels).pooled, model.encode_text(text).pooled
     assert isinstance(model, CLIP)
@@ -76,7 +76,7 @@ def towers(model: Backbone, pixels: Tensor, text: Tokens) -> tuple[Tensor, Tenso
 
 
 def bare_step(model: Backbone, batch: Batch) -> Callable[[], None]:
-    """One step by hand: towers, cross entropy both ways, backward, fused AdamW."""
+    """Return a hand-written step: towers, cross entropy in both directions, backward, fused AdamW."""
     place = torch.device(device())
     model = model.to(place).train()
     batch = batch.to(place)
@@ -96,7 +96,7 @@ def bare_step(model: Backbone, batch: Batch) -> Callable[[], None]:
 
 
 def module_step(module: RetrievalModule, batch: Batch) -> Callable[[], None]:
-    """All that we compute in a step, in a bare loop: no Lightning, no callbacks, no logging."""
+    """Return our step in a bare loop: no Lightning, no callbacks, no logging."""
     place = torch.device(device())
     module = module.to(place).train()
     batch = batch.to(place)
@@ -113,17 +113,17 @@ def module_step(module: RetrievalModule, batch: Batch) -> Callable[[], None]:
     return step
 
 
-class Turns:
-    """A loader of one batch over and over that times blocks of the training loop's steps, and of other ways between.
+class TimingLoader:
+    """Loader that repeats one batch, and times alternating blocks of training steps and of the alternatives.
 
     Args:
-        batch: in the host's memory.
-        others: one step of each of the other ways.
-        rounds: how often all take turns.
-        steps: of a block.
+        batch: the batch to repeat, in host memory.
+        others: a function for one step of each alternative.
+        rounds: number of timed rounds.
+        steps: steps per block.
     """
 
-    waited = 0.0  # what `DataWait` asks of a loader
+    waited = 0.0  # read by `DataWait`
 
     def __init__(self, batch: Batch, others: dict[str, Callable[[], object]], rounds: int, steps: int) -> None:
         self.batch, self.others, self.rounds, self.steps = batch, others, rounds, steps
@@ -137,41 +137,41 @@ class Turns:
             synchronise()
             began = time.perf_counter()
             yield from itertools.repeat(self.batch, self.steps)
-            self._note("ours", began, number)
+            self._record("ours", began, number)
             for name, step in self.others.items():
                 began = time.perf_counter()
                 for _ in range(self.steps):
                     step()
-                self._note(name, began, number)
-        yield self.batch  # nobody comes back after the last
+                self._record(name, began, number)
+        yield self.batch  # the loop does not return here after its last step
 
-    def _note(self, name: str, began: float, number: int) -> None:
+    def _record(self, name: str, began: float, number: int) -> None:
         synchronise()
         if number:
             self.seconds[name].append((time.perf_counter() - began) / self.steps)
 
 
 class Repeated(pl.LightningDataModule):
-    """What the callbacks ask of a data module, around `Turns`."""
+    """Minimal data module around a `TimingLoader`, with what the callbacks need."""
 
     skipped = bad_shards = num_workers = 0
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: TimingLoader) -> None:
         super().__init__()
         self.turns = turns
 
-    def train_dataloader(self) -> Turns:
-        """The loader."""
+    def train_dataloader(self) -> TimingLoader:
+        """Return the loader."""
         return self.turns
 
 
-def in_turns(
+def time_in_turns(
     module: RetrievalModule, batch: Batch, others: dict[str, Callable[[], object]], rounds: int, steps: int
 ) -> Rounds:
-    """Seconds of a step of `Trainer.fit`, as `itr fit` sets it up, and of the other ways, in turns within one run."""
+    """Time a step of `Trainer.fit`, set up as in `itr fit`, and the alternatives, in turn within one run."""
     quieten()
-    batch = batch.pin_memory() if device() == "cuda" else batch  # as the data module's loader hands it over
-    turns = Turns(batch, others, rounds, steps)
+    batch = batch.pin_memory() if device() == "cuda" else batch  # as the data module's loader does
+    turns = TimingLoader(batch, others, rounds, steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator="gpu" if device() == "cuda" else "cpu", devices=1, precision=PRECISION, max_epochs=1,
@@ -183,12 +183,12 @@ def in_turns(
 
 
 def training(name: str) -> RetrievalModule:
-    """A model to train, with InfoNCE."""
+    """Return a model to train with InfoNCE."""
     return RetrievalModule(backbone(name), InfoNCE())
 
 
 def num_operations(step: Callable[[], None]) -> int:
-    """Floating-point operations of matrix products and convolutions in one call."""
+    """Count the floating-point operations of matrix products and convolutions in one call."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -197,14 +197,14 @@ def num_operations(step: Callable[[], None]) -> int:
 
 
 def matrix_rate(side: int) -> Callable[[], object]:
-    """A product of two square matrices in the precision of the step; it takes 2 side^3 operations."""
+    """Return a product of two square matrices in the precision of the step, with 2 side^3 operations."""
     kind = torch.bfloat16 if device() == "cuda" else torch.float32
     a, b = (torch.randn(side, side, device=device(), dtype=kind) for _ in range(2))
     return lambda: a @ b
 
 
 def pooling(model: nn.Module, features: Tensor, mask: Tensor) -> Callable[[], None]:
-    """Forward and backward of a pooling alone."""
+    """Return the forward and backward pass of a pooling alone."""
     features = features.to(device()).requires_grad_()
     mask = mask.to(device())
     return lambda: model(features, mask).sum().backward()

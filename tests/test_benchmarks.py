@@ -1,4 +1,4 @@
-"""The page of figures says what the files of results say, and says plainly what was not measured."""
+"""The performance page matches the result files, and says clearly what was not measured."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_the_page_shows_what_falls_short_and_what_was_not_measured(tmp_path):
     curve = [{"batch": 1, "seconds": 0.5}, {"batch": 2, "seconds": 1234.5}]
     measuring.write(tmp_path / "cpu", "training_step", lines, {"rounds": 3}, {"the curve": curve})
     text = page.page(tmp_path)
-    assert "| 1 | slow thing | at most 2 | 3 ms | bare loop: 1 ms | 0.5 ms | 3 | **falls short** |" in text
+    assert "| 1 | slow thing | at most 2 | 3 ms | bare loop: 1 ms | 0.5 ms | 3 | **missed** |" in text
     assert "- 1, 3: Limit: bytes over bandwidth." in text
     assert "- 1: Two ways were tried." in text
     assert "- 1: Profile: copying 70 %, waiting 30 %." in text
     assert "| 2 | other thing | at most 1 | not measured: it needs a GPU |" in text
     assert "| 2 | 1,234 |" in text
-    assert "No GPU was at hand" in text
+    assert "No GPU was available" in text
     assert "Not measured yet: `python benchmarks/overheads.py`" in text
 
 

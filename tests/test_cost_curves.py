@@ -20,7 +20,7 @@ def test_a_fit_finds_the_curve_that_made_the_points():
     assert fit.coefficients == pytest.approx({0: 3.0, 2: 0.5})
     assert fit.residual == pytest.approx(0, abs=1e-9)
     assert fit.r2 == pytest.approx(1)
-    assert fit.told("ms", "B").startswith("Fitted: 3 ms + 0.5 ms · B²; largest residual 0 %, R² 1.0000")
+    assert fit.summary("ms", "B").startswith("Fitted: 3 ms + 0.5 ms · B²; largest residual 0 %, R² 1.0000")
 
 
 def test_a_fit_weighs_points_by_their_size_and_tells_its_largest_error():
@@ -35,22 +35,22 @@ def test_a_step_costs_what_its_operations_and_bytes_say():
     assert (alone.pairs, together.pairs) == (1024, 512)
     assert alone.towers == pytest.approx(1024 * 45e9 / (0.5 * 989e12))
     assert alone.network == 0
-    assert together.towers == pytest.approx(512 * 21e9 / (0.5 * 989e12))  # five captions share an image
+    assert together.towers == pytest.approx(512 * 21e9 / (0.5 * 989e12))  # five captions share a picture
     sent = 2 * 63 / 64 * 4e8 + 3 * 63 * 2 * 4 * 512 * 100
     assert together.network == pytest.approx(sent / 50e9)
 
 
-def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_images():
+def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_pictures():
     model, epoch = costs.MODELS[0], costs.Epoch("e", 10**6, 5)
     row = costs.row(model, epoch, 8, 0.4, images=1000)
     assert row["GPU-hours"] == pytest.approx(8 * row["hours"])
-    assert row["cores a GPU"] == pytest.approx(10**6 / 5 / 8 / (3600 * row["hours"]) / 1000)
+    assert row["cores per GPU"] == pytest.approx(10**6 / 5 / 8 / (3600 * row["hours"]) / 1000)
     assert row["towers, %"] + row["loss, %"] + row["network, %"] == pytest.approx(100)
 
 
 def test_a_share_that_was_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
     def hours(model: str) -> float:
-        rows = costs.tables(tmp_path, 1000)["Cost of an epoch, calculated"]
+        rows = costs.epoch_tables(tmp_path, 1000)["Cost of an epoch, calculated"]
         return next(row["hours"] for row in rows if row["model"] == model)
 
     before = [hours(model.name) for model in costs.MODELS]
@@ -59,7 +59,8 @@ def test_a_share_that_was_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
     after = [hours(model.name) for model in costs.MODELS]
     assert after[0] > 1.9 * before[0]
     assert after[1:] == before[1:]
-    assert "measured on a GPU: ViT-B/32 20 %" in costs.tables(tmp_path, 1000)["Assumptions of the calculated epochs"]
+    assumptions = costs.epoch_tables(tmp_path, 1000)["Assumptions of the calculated epochs"]
+    assert "measured on a GPU: ViT-B/32 20 %" in assumptions
 
 
 def test_the_share_of_a_card_that_the_step_measured_is_what_epochs_are_calculated_with(tmp_path):

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Run the same on every node: FIRST=first-node NODES=2 GPUS=4 ./torchrun.sh; docs/clusters.md says more.
+# Run the same command on every node: FIRST=first-node NODES=2 GPUS=4 ./torchrun.sh; docs/clusters.md has the details.
 set -euo pipefail
 export OMP_NUM_THREADS=1
 
