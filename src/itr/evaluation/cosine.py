@@ -71,14 +71,15 @@ class _WholeNumbers:
     def __init__(self, embedding: Tensor) -> None:
         self.embedding = embedding
         self.scale = torch.cat([_scale(rows.double()) for rows in embedding.split(CHUNK)])
-        squares = (self._rounded(slice(start, start + CHUNK)).square_().sum(dim=-1) for start in range(0, len(embedding), CHUNK))
-        self.length = torch.cat(list(squares)).sqrt().clamp(min=1)
+        parts = zip(embedding.split(CHUNK), self.scale.split(CHUNK), strict=True)
+        self.length = torch.cat([_rounded(*part).square_().sum(dim=-1).sqrt_() for part in parts]).clamp_(min=1)
 
     def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self._rounded(rows), self.length[rows]
+        return _rounded(self.embedding[rows], self.scale[rows]), self.length[rows]
 
-    def _rounded(self, rows: slice | Tensor) -> Tensor:
-        return (self.embedding[rows].double() * self.scale[rows, None]).round_()
+
+def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
+    return (rows.double() * scale[:, None]).round_()
 
 
 def _scale(rows: Tensor) -> Tensor:
