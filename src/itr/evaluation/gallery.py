@@ -50,6 +50,9 @@ class Gallery:
     def scored_by(self, similarity: Callable[[Encoded, Encoded], Tensor], device: torch.device) -> Score:
         """The scores of a similarity that is more than the cosine of the pooled embeddings.
 
+        Unlike those of `Cosine` they are as exact as the similarity: scores of equal embeddings may differ in their
+        last digits between tiles.
+
         Args:
             similarity: embeddings of I images and C captions, with their tokens, to [I, C].
             device: where to score.
