@@ -11,7 +11,7 @@ BROWSER := $(VENV)/browser/chromium
 
 
 .DELETE_ON_ERROR:
-.PHONY: help install lock audit browser demo test test-slow test-all bench lint format type clean
+.PHONY: help install lock audit browser demo test test-slow test-all test-cpus bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
@@ -63,6 +63,21 @@ demo: $(READY)  ## a data set, a trained model and its recalls in a few minutes
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# The same tests with the kernels of other processors than this one, with one thread and with two: the last digits of a
+# product depend on both. MKL heeds its instruction sets on processors of Intel alone, but MKL_CBWR on all. Threads wait
+# without spinning, since there may be more of them than cores.
+CPU_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+CPU_sse4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+CPU_compatible := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+CPUS := avx2-1 avx2-2 sse4-1 sse4-2 compatible-1 compatible-2
+
+test-cpus: $(CPUS:%=test-cpus-%)  ## the fast tests with the kernels of older CPUs, and with two threads
+
+test-cpus-%: $(READY)
+	$(CPU_$(firstword $(subst -, ,$*))) OMP_WAIT_POLICY=passive \
+		OMP_NUM_THREADS=$(lastword $(subst -, ,$*)) MKL_NUM_THREADS=$(lastword $(subst -, ,$*)) \
+		$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)  ## the slow tests; that of the report is skipped where no browser can be had
 	-@$(MAKE) --no-print-directory browser

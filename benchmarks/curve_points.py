@@ -20,8 +20,7 @@ from itr.evaluation.cosine import Cosine
 from itr.evaluation.ranks import Matches, rank
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.types import score_rows
-from itr.types import Batch, Encoded, Tokens
+from itr.types import Batch, Encoded, Tokens, score_rows
 from measuring import device, seconds
 
 SMALL = {

@@ -13,8 +13,7 @@ from itr.backbones import Backbone
 from itr.methods import CUSA
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
 from itr.training.large_batch import LargeBatch
-from itr.types import score_rows
-from itr.types import Encoded, Pairs
+from itr.types import Encoded, Pairs, score_rows
 from measuring import device
 
 WIDTH = 512

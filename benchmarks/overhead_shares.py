@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from itr.backbones import CLIP, VSE, Backbone
 from itr.methods import CUSA, D2S, MethodModule
-from itr.types import score_rows
-from itr.types import Encoded, Pairs, Tokens
+from itr.types import Encoded, Pairs, Tokens, score_rows
 from measuring import device, seconds
 from overhead_parts import Step, bf16
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from itr.cli import _show_our_messages
 from itr.data.sources.scenes import prepare_scenes
 from tiny import save_checkpoint
 
-# Two test processes share two cores.
-torch.set_num_threads(1)
+# Two test processes share two cores. What they start inherits the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # As the first command does it: messages reach a test by the same way whether another has run a command before or not.
 _show_our_messages()
 # A shell that runs the tests in the background has SIGINT ignored, and what is started here would inherit that.

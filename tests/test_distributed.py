@@ -53,7 +53,6 @@ def draw_twice(rank: int) -> torch.Tensor:
 
 
 def work(rank: int, world: int, folder: str, cases: list[tuple[str, str]]) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     share = BATCH // world
     rows = slice(rank * share, (rank + 1) * share)

@@ -264,7 +264,7 @@ def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(s
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
 
     def itr(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+        variables = {**os.environ, "PYTHONPATH": path, **more}
         command = [sys.executable, "-m", "itr", *arguments]
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=ENOUGH)
 

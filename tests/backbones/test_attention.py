@@ -76,7 +76,7 @@ def test_masks_that_nobody_looks_at_change_nothing(modality, config):
     full = tower(input_ids=IDS, attention_mask=torch.ones_like(IDS)).last_hidden_state
     tower.set_attn_implementation("sdpa")
     assert torch.equal(tower(**inputs(modality)).last_hidden_state, found)
-    torch.testing.assert_close(tower(input_ids=IDS).last_hidden_state, full, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tower(input_ids=IDS).last_hidden_state, full, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_of_other_kinds_is_left_alone():

@@ -93,7 +93,7 @@ def test_pooled_is_what_open_clip_gives(name: str) -> None:
     ids = SimpleTokenizer()(CAPTIONS, context_length=length)
 
     expected = reference.encode_image(model.normalise(images(model)), normalize=False)
-    torch.testing.assert_close(image.pooled, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(image.pooled, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(text.pooled, reference.encode_text(ids, normalize=False), rtol=1e-4, atol=1e-5)
     assert image.tokens.shape == (2, NUM_TOKENS[name], model.dim)
     assert text.tokens.shape == (3, length if name in FULL_LENGTH else 11, model.dim)

@@ -48,10 +48,11 @@ def embed(model: VSE, seed: int = 0) -> tuple[Encoded, Encoded]:
 
 
 def assert_equal_embeddings(one: VSE, other: VSE) -> None:
+    """Up to rounding: weights of a file that is mapped into memory are aligned otherwise, so products may differ."""
     with torch.no_grad():
         for left, right in zip(embed(one.eval()), embed(other.eval()), strict=True):
-            torch.testing.assert_close(left.pooled, right.pooled, rtol=0, atol=0)
-            torch.testing.assert_close(left.tokens, right.tokens, rtol=0, atol=0)
+            torch.testing.assert_close(left.pooled, right.pooled, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(left.tokens, right.tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_default_is_small_and_random() -> None:

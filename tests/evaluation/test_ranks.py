@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from itr.data.shards.positives import Positives
 from itr.evaluation.cosine import Cosine
@@ -74,6 +75,24 @@ def test_equal_embeddings_tie_whatever_the_tile(dtype):
     for other in found[1:]:
         assert torch.equal(found[0].image_to_text, other.image_to_text)
         assert torch.equal(found[0].text_to_image, other.text_to_image)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_exact_cosines_are_the_same_in_every_tile_and_in_any_order_of_their_terms(dtype):
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(n, 257, generator=generator).to(dtype) for n in (40, 90))
+    score = Cosine(image, text)
+    whole = score(slice(0, 40), slice(0, 90))
+    for tile in (1, 7, 64):
+        for start in range(0, 90, tile):
+            columns = slice(start, start + tile)
+            assert torch.equal(score(slice(3, 5), columns), whole[3:5, columns])
+    rows = torch.arange(40)
+    assert torch.equal(score.pairs(rows, 2 * rows), whole[rows, 2 * rows])
+    assert torch.equal(Cosine(image.flip(1), text.flip(1))(slice(0, 40), slice(0, 90)), whole)
+    assert Cosine(image, image).pairs(rows, rows).tolist() == [1] * 40
+    wide = (F.normalize(side.double(), dim=1) for side in (image, text))
+    torch.testing.assert_close(whole.double(), next(wide) @ next(wide).T, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["random", "coarse", "collapsed", "coherent", "twins", "double"])

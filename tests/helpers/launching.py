@@ -68,7 +68,7 @@ class Run:
     def start(self, arguments: Sequence[str], prefix: Sequence[str] = (), **variables: object) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
         root = Path(__file__).parents[2]
-        kept |= {"PYTHONPATH": f"{root / 'src'}:{root / 'tests' / 'helpers'}", "OMP_NUM_THREADS": "1", MARK: self.mark}
+        kept |= {"PYTHONPATH": f"{root / 'src'}:{root / 'tests' / 'helpers'}", MARK: self.mark}
         kept["PYTHONFAULTHANDLER"] = "1"  # see `stacks`
         environment = kept | {name: str(value) for name, value in variables.items()}
         with self.log.open("ab") as log:

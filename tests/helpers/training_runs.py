@@ -30,7 +30,7 @@ def options(shards: Path, folder: Path, *more: str) -> list[str]:
 def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen[bytes]:
     """Start `itr` in a group of its own, with what it says in a file."""
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+    variables = {**os.environ, "PYTHONPATH": path, **more}
     command = [sys.executable, *launcher, "-m", "itr", *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=variables, start_new_session=True)

@@ -101,7 +101,7 @@ def test_a_caption_is_embedded_as_if_it_were_alone(made):
     teacher = load_teacher("text", str(made / "text"))
     alone = torch.cat([teacher.features([caption]) for caption in LONG])
     assert len({tuple(row.tolist()) for row in alone}) == 5
-    assert torch.allclose(teacher.features(LONG), alone, atol=1e-6)
+    assert torch.allclose(teacher.features(LONG), alone, rtol=1e-4, atol=1e-5)
     assert torch.equal(teacher.features(teacher.tokenizer(LONG)), teacher.features(LONG))
 
 

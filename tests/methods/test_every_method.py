@@ -169,7 +169,7 @@ def test_the_one_on_the_page_works_beside_others_in_programs_of_its_own(scenes, 
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
 
     def run(*arguments: str, **more: str) -> None:
-        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+        variables = {**os.environ, "PYTHONPATH": path, **more}
         command = [sys.executable, "-m", "itr", *arguments]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -144,7 +144,7 @@ def test_a_run_that_is_really_killed_goes_on(text_model, tmp_path):
         write_tar(tmp_path / "shards" / "train" / f"{number}.tar", dict(sorted(members.items())))
     command = [sys.executable, "-m", "itr", "features", "--data", str(tmp_path / "shards"), "--modality", "text"]
     command += ["--model", text_model, "--splits", "train", "--batch_size=2", "--num_workers=0", "--device=cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], env=environment, stderr=subprocess.PIPE)
     done = tmp_path / "killed" / "train" / "text.done.part"
     while not (done.is_file() and any(done.read_bytes())):

@@ -20,7 +20,7 @@ from raw import save_image
 from tiny import TINY_VSE
 
 ITR = [sys.executable, "-m", "itr"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 SMALL = [*TINY_VSE, "--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1"]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 

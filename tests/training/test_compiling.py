@@ -63,9 +63,9 @@ def test_padding_to_a_length_changes_nothing(make):
     assert model.stretched(text).ids.shape == (6, 16)
     stretched = model.encode_text(text)
     assert torch.equal(stretched.mask, text.mask)
-    torch.testing.assert_close(stretched.pooled, as_it_comes.pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stretched.pooled, as_it_comes.pooled, rtol=1e-4, atol=1e-5)
     real = text.mask.unsqueeze(-1)
-    torch.testing.assert_close(stretched.tokens * real, as_it_comes.tokens * real, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stretched.tokens * real, as_it_comes.tokens * real, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("length", "wanted"), [(3, 4), (4, 4), (5, 8), (9, 32), (32, 32)])

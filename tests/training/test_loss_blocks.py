@@ -30,7 +30,9 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.used, self.seldom, self.unused = (nn.Parameter(torch.randn(3, generator=generator)) for _ in range(3))
+        self.used, self.seldom, self.unused = (
+            nn.Parameter(torch.randn(3, dtype=torch.float64, generator=generator)) for _ in range(3)
+        )
 
     def share(self, image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
         scores = (self.used * image.unit[rows]) @ text.pooled.T
@@ -43,7 +45,7 @@ class Head(nn.Module):
         return terms
 
 
-def encoded(seed: int, kind: torch.dtype = torch.float32) -> Encoded:
+def encoded(seed: int, kind: torch.dtype = torch.float64) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     pooled = torch.randn(12, 3, generator=generator).to(kind).requires_grad_()
     return Encoded(pooled, torch.empty(12, 0, 3), torch.empty(12, 0).bool())

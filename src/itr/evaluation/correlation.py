@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from itr.errors import UserError
+from itr.evaluation.cosine import Cosine
 
 
 def pair_cosines(first: Tensor, second: Tensor) -> np.ndarray:
     """Cosines of the rows of two matrices [N, D], of any precision, to [N], float32.
 
-    Products are taken in float64 and rounded to float32, so that pairs of equal texts tie.
+    They are those of `Cosine`: pairs of equal embeddings tie, and a pair of twice the same embedding has exactly 1.
     """
-    products = F.normalize(first.double(), dim=-1) * F.normalize(second.double(), dim=-1)
-    return products.sum(dim=-1).float().cpu().numpy()
+    rows = torch.arange(len(first), device=first.device)
+    found: np.ndarray = Cosine(first, second).pairs(rows, rows).cpu().numpy()
+    return found
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:

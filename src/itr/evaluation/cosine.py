@@ -1,4 +1,4 @@
-"""Cosines of embeddings: exact ones, so that ties are ties in every tile, and fast ones with a bound on their error."""
+"""Cosines of embeddings: exact ones, the same in every tile, and fast ones with a bound on their error."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ SAMPLE = 128  # embeddings of each side on which the error of the fast product i
 class Cosine(Score):
     """Cosines between embeddings of images [N, D] and of captions [M, D], of any precision.
 
-    Called with two slices it gives a tile [I, C], float32: products are taken in float64 and rounded to float32, so
-    that cosines which are equal by arithmetic come out equal whatever tile, process or device they are taken in.
+    Called with two slices it gives a tile [I, C], float32. The last digits of a matrix product of floats depend on the
+    shape of the tile and on the machine. So embeddings are first rounded to whole numbers: all sums of their products
+    are then exact in float64, in any order. Equal embeddings have equal cosines in every tile, process and device, and
+    a cosine of 1 with each other. The rounding moves a cosine by about 1e-8.
     """
 
     def __init__(self, image: Tensor, text: Tensor) -> None:
         self.image, self.text = image, text
         self.num_images, self.num_texts = len(image), len(text)
-        self._norms = _norms(image), _norms(text)
+        self._image, self._text = _WholeNumbers(image), _WholeNumbers(text)
 
     @cached_property
     def _fast(self) -> tuple[Tensor, Tensor]:
@@ -32,16 +34,16 @@ class Cosine(Score):
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """The exact cosines of a tile [I, C]."""
-        products = self.image[rows].double() @ self.text[columns].double().T
-        return (products / self._norms[0][rows, None] / self._norms[1][None, columns]).float()
+        (image, image_length), (text, text_length) = self._image[rows], self._text[columns]
+        return (image @ text.T / image_length[:, None] / text_length[None, :]).float()
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The exact cosines of images `rows` [P] with captions `columns` [P], pair by pair [P], float32."""
         found = torch.empty(len(rows), device=self.image.device)
         for start in range(0, len(rows), CHUNK):
             some = slice(start, start + CHUNK)
-            products = self.image[rows[some]].double().mul_(self.text[columns[some]]).sum(dim=-1)
-            found[some] = (products / self._norms[0][rows[some]] / self._norms[1][columns[some]]).float()
+            (image, image_length), (text, text_length) = self._image[rows[some]], self._text[columns[some]]
+            found[some] = (image.mul_(text).sum(dim=-1) / image_length / text_length).float()
         return found
 
     def mean(self, tile: int = CHUNK) -> float:
@@ -55,14 +57,15 @@ class Cosine(Score):
         return float((image * text).sum()) / (self.num_images * self.num_texts)
 
     def nearly(self, rows: slice, columns: slice) -> Tensor:
-        """The cosines of a tile [I, C] by a product in float32, `slack` away from the exact ones at most."""
+        """The cosines of a tile [I, C] by a product in float32, less than `slack` away from the exact ones."""
         return self._fast[0][rows] @ self._fast[1][columns].T
 
     def slack(self) -> float | None:
         """A bound of the error of `nearly`; None where it has none, since embeddings are not finite.
 
-        The rounding error of a product of D terms grows with the square root of D. The bound is the larger of twice
-        that and eight times the largest error on a sample.
+        Rounding errors of a product of D terms add up like a random walk, to about the square root of D. The bound is
+        the larger of twice that and eight times the largest error on a sample: far beyond what rounding gives, though
+        no proof, which would need a bound that grows with D.
         """
         if not all(torch.isfinite(side.sum(dim=-1)).all() for side in self._fast):
             return None
@@ -72,7 +75,36 @@ class Cosine(Score):
         return max(growth, 8 * error) + 1e-7
 
 
-def _norms(rows: Tensor) -> Tensor:
-    """The lengths of embeddings [N, D], float64, never 0 [N]."""
-    found = torch.cat([some.double().norm(dim=-1) for some in rows.split(CHUNK)])
-    return found.clamp(min=1e-12)
+class _WholeNumbers:
+    """Embeddings [N, D] times powers of two and rounded, about 2^26 long: so a product of two is below 2^53.
+
+    Indexed with I rows it gives them [I, D], and their lengths, never 0 [I]; both float64.
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        self.embedding = embedding
+        self.scale = torch.cat([_scale(rows.double()) for rows in embedding.split(CHUNK)])
+        parts = zip(embedding.split(CHUNK), self.scale.split(CHUNK), strict=True)
+        self.length = torch.cat([_rounded(*part).square_().sum(dim=-1).sqrt_() for part in parts]).clamp_(min=1)
+
+    def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        return _rounded(self.embedding[rows], self.scale[rows]), self.length[rows]
+
+
+def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
+    return (rows.double() * scale[:, None]).round_()
+
+
+def _scale(rows: Tensor) -> Tensor:
+    """The power of two that makes each row [N, D] between 2^25 and 2^26 long [N].
+
+    Squares are added in halves, in an order that does not depend on how many rows there are.
+    """
+    squares = rows.square()
+    while squares.shape[1] > 1:
+        squares = F.pad(squares, (0, squares.shape[1] % 2))
+        half = squares.shape[1] // 2
+        squares = squares[:, :half] + squares[:, half:]
+    length = squares[:, 0].sqrt().clamp(min=1e-12)
+    scale: Tensor = 2**26 * torch.frexp(length).mantissa / length
+    return scale
