@@ -67,7 +67,7 @@ def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 encode(teacher, reader(), writer, num_workers=WORKERS, max_skipped=0)
 
-    def pooled_only() -> None:
+    def bare() -> None:
         for inputs in ready:
             forward(inputs)
 

@@ -165,14 +165,14 @@ def resuming(megabytes: int, rounds: int) -> Line:
         weights = {str(n): torch.randn(250_000) for n in range(megabytes)}
         checkpoint_files.write({"hyper_parameters": {}, "state_dict": weights}, path)
 
-        def pooled_only() -> None:
+        def bare() -> None:
             with path.open("rb") as file:  # as Lightning does
                 torch.load(file, map_location="cpu", weights_only=True)
 
         def ours() -> None:
             assert not checkpoint_files.fault(path)
             checkpoint_files.read(path)
-            pooled_only()
+            bare()
 
         checks = {"checksums": lambda: checkpoint_files.fault(path), "settings": lambda: checkpoint_files.read(path)}
         found = side_by_side({"ours": ours, "bare": bare, **checks}, rounds)
