@@ -35,6 +35,7 @@ from hypothesis.configuration import set_hypothesis_home_dir  # noqa: E402
 
 import judging  # noqa: E402
 from all_targets import TARGETS  # noqa: E402
+from itr.files.writing import whole_file  # noqa: E402
 from judging import Bug, Target  # noqa: E402
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what the process has when it begins
@@ -168,9 +169,8 @@ def summary(totals: dict[str, Any], seconds: float, base: int) -> dict[str, Any]
 def write(out: Path | None, totals: dict[str, Any], seconds: float, base: int) -> None:
     """Write the counts so far, whole or not at all."""
     if out is not None:
-        part = out.with_name(f"{out.name}.part")
-        part.write_text(json.dumps(summary(totals, seconds, base), indent=1) + "\n", encoding="utf-8")
-        part.replace(out)
+        with whole_file(out) as file:
+            file.write((json.dumps(summary(totals, seconds, base), indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from transformers import (
 )
 
 from itr.cli import main
-from itr.data.loading.dense_texts import DenseTexts, DenseWriter
+from itr.data.loading.dense_texts import DenseTexts
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from itr.passes import densify as module
+from itr.passes.dense_writer import DenseWriter
 from itr.passes.densify import densify
 from tiny import TINY_VSE
 
@@ -109,8 +110,8 @@ def test_every_image_gets_a_text_that_does_not_depend_on_the_way(shards, llava, 
     assert calls == [8, 8, 8, 8, 8, 8, 8, 4]
     assert sorted(p.name for p in (third / "train").glob("*dense*")) == [".dense.lock", "dense.json", "dense.jsonl"]
     assert run(third, llava) == whole
-    assert "are there already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"are there already with settings .*--overwrite true"):
+    assert "already exists" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"already exists with settings .*--overwrite true"):
         run(third, llava, temperature=0.0)
     assert run(third, llava, temperature=0.0, overwrite=True) != whole
 

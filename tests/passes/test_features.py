@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made,
     mine = contents(tmp_path)
     assert set(mine) == {"train/text.npy", "train/text_ids.npy", "train/text.json"}
     assert all(contents(made)[name] == value for name, value in mine.items())
-    with pytest.raises(UserError, match=r"are there already with settings .*--overwrite true"):
+    with pytest.raises(UserError, match=r"already exists with settings .*--overwrite true"):
         run(scenes, "text", text_model, tmp_path, precision="bf16")
 
 
@@ -429,7 +429,7 @@ def test_command_line(scenes, image_model, tmp_path, capsys):
     main([*arguments, "--out", str(tmp_path), "--splits", "val", "--num_workers", "0"])
     said = capsys.readouterr().out
     assert "wrote 13 rows x 8" in said
-    assert "is there already" in said
+    assert "already exists" in said
     assert Header.read(tmp_path / "test/image.json").rows == 17
     with pytest.raises(UserError, match="it must be auto, cpu"):
         main([*arguments, "--out", str(tmp_path / "new"), "--device", "gpu"])

@@ -1,26 +1,29 @@
-"""Files that commands write: whether they can, asked before the work rather than after it; and whole or not at all."""
+"""Files that commands write: the check that they can be written, before any work; and complete files or none."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from itr.errors import UserError
 
+TEMPORARY = ".tmp"
+
 
 def file_to_write(out: str | Path, *suffixes: str) -> Path:
-    """The file that `--out` names, looked at before anything is computed for it.
+    """The file that `--out` names, checked before anything is computed for it.
 
     Args:
         out: its name.
-        suffixes: what it may end in, the usual one first; none to let it end as it likes.
+        suffixes: what it may end in, the usual one first; with none, any ending will do.
 
     Raises:
-        UserError: it ends otherwise, is a folder, or can't be written.
+        UserError: it has another ending, is a folder, or cannot be written.
     """
     target = Path(out).expanduser()
     if suffixes and target.suffix.lower() not in suffixes:
@@ -32,32 +35,90 @@ def file_to_write(out: str | Path, *suffixes: str) -> Path:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name, and takes the place of the one before, only when all of it is written.
+def whole_file(
+    target: Path, ending: str = TEMPORARY, sync: bool = False, keep_as: Path | None = None
+) -> Iterator[IO[bytes]]:
+    """A file that takes the name `target` only once it is complete; see `whole_path`.
 
     Raises:
-        OSError: it can't be written; what was there before is as it was.
+        OSError: it could not be written; an earlier file is unchanged.
     """
-    part = target.with_name(f"{target.name}.tmp")
+    with whole_path(target, ending, sync, keep_as) as part, part.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_path(
+    target: Path, ending: str = TEMPORARY, sync: bool = False, keep_as: Path | None = None
+) -> Iterator[Path]:
+    """The name of a temporary file beside `target`, which replaces `target` when the block ends without an error.
+
+    A process that is killed in the block leaves the temporary file, and the next one with the same name overwrites it.
+
+    Args:
+        target: the file to write.
+        ending: what the temporary file's name has after that of `target`; `own_ending()` where several processes may
+            write the same file without a lock.
+        sync: bring the file to disk before it gets its name, and the name before returning, so that a power failure
+            leaves either the earlier file or this one.
+        keep_as: name for the earlier file; None to remove it.
+
+    Raises:
+        OSError: it could not be written; the earlier file is unchanged.
+    """
+    part = target.with_name(target.name + ending)
     try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(target)
+        yield part
+        if sync:
+            sync_to_disk(part)
+        if keep_as is not None and target.exists():
+            _link(target, keep_as, ending)
+        os.replace(part, target)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    if sync:
+        with suppress(OSError):  # some file systems cannot sync a folder
+            sync_to_disk(target.parent)
+
+
+def own_ending() -> str:
+    """An ending that no other process of this machine uses."""
+    return f".{os.getpid()}{TEMPORARY}"
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(path: Path, target: Path, ending: str) -> None:
+    """Give a file a second name; a file system without links makes a copy."""
+    part = target.with_name(target.name + ending)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:
+        shutil.copyfile(path, part)
+    os.replace(part, target)
+    part.unlink(missing_ok=True)  # both names belonged to one file: renaming did nothing
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder in which no file can be made, such as one of a read-only file system or below a file.
+    """Refuse a folder in which no file can be created, such as one on a read-only file system or below a file.
 
-    Nothing is left behind: where the folder isn't there yet, the nearest one above it is tried.
+    Nothing is left behind: where the folder does not exist yet, the nearest one above it is tried.
 
     Args:
         folder: where to write.
         option: the one that chooses it.
 
     Raises:
-        UserError: it can't be written.
+        UserError: no file can be created in it.
     """
     near = folder.absolute()
     while not os.path.lexists(near) and near != near.parent:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +14,14 @@ from tqdm import tqdm
 
 from itr.backbones.tokenizers import first_line
 from itr.commands.parsing import run_verb
-from itr.data.loading.dense_texts import DenseWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, data_identity, stable_id
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.images.transforms import BadImageError, decode
+from itr.passes.dense_writer import DenseWriter
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
-from itr.passes.share import chunks_of, share
+from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
 
 PROMPT = "Describe this image in detail."
 LLAVA = "USER: <image>\n{prompt} ASSISTANT:"  # for a processor without a chat template
@@ -47,8 +48,8 @@ def densify(
 ) -> None:
     """Write a dense caption of each image with a vision-language model of transformers, once.
 
-    The captions lie beside the shards, and training finds them there. A run that was interrupted goes on when the same
-    command is given again; what an image gets depends neither on interruptions nor on the number of processes.
+    The captions are stored beside the shards, where training finds them. To continue after an interruption, give the
+    same command again; the captions depend neither on interruptions nor on the number of processes.
 
     Args:
         data: folder of the shards.
@@ -67,34 +68,27 @@ def densify(
         of: how many share the work; torchrun sets it.
         max_skipped: images that may fail to decode; training skips them too.
         max_pixels: an image with more is not decoded.
-        overwrite: throw away dense captions that are there.
+        overwrite: remove earlier dense captions.
     """
-    folder, (number, world) = Path(data).expanduser(), share(process, of)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
-    if overwrite and world > 1:
-        raise UserError("--overwrite true is for one process")
-    found = {name.strip(): find_split(folder, name.strip()) for name in splits.split(",")}
+    folder, share = Path(data).expanduser(), Share.given(process, of)
+    share.check(batch_size, overwrite)
+    found = {name: find_split(folder, name) for name in split_names(splits)}
     settings = {"prompt": prompt, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens,
                 "batch_size": batch_size, "seed": seed}  # fmt: skip
-    writer: Describer | None = None
+    open_model = cache(partial(Describer, model, choose_device(device, share.process), precision, settings))
+    complete = True
     for name, split in found.items():
-        chunks = -(-split.images // batch_size)
-        header = {"model": model, "settings": settings, "data": data_identity(split)}
-        kept = DenseWriter(folder / name, header, chunks, number, overwrite)
-        if kept.complete:
-            print(f"{name}: dense captions are there already")
-            continue
-        todo = [chunk for chunk in chunks_of(chunks, number, world) if chunk not in kept.done]
-        writer = writer or Describer(model, choose_device(device, number), precision, settings)
+        facts = {"model": model, "settings": settings, "data": data_identity(split)}
+        writer = DenseWriter(folder / name, facts, -(-split.images // batch_size), share.process, overwrite)
+        todo = writer.todo(share.chunks(writer.num_chunks))
         reader = ImageReader(split, "image", batch_size, todo, None, max_pixels)
-        describe(writer, reader, kept, name, num_workers, max_skipped)
-        state = "written to" if kept.finish() else f"process {number} of {world} is done; the last one writes"
-        print(f"{name}: {state} {folder / name / 'dense.jsonl'}")
+        chunks = load_chunks(reader, num_workers, max_skipped)
+        complete = describe(open_model, reader, chunks, writer, name) and complete
+    print_outcome(complete, share, data, "--data.texts dense")
 
 
 class ImageReader(ChunkReader):
-    """Chunks of decoded images of any size; those that can't be decoded are left out."""
+    """Chunks of decoded images of any size; those that cannot be decoded are omitted."""
 
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         ids, images, messages = [], [], []
@@ -156,18 +150,36 @@ class Describer:
 
 
 def describe(
-    writer: Describer, reader: ImageReader, kept: DenseWriter, split: str, num_workers: int, max_skipped: int
-) -> None:
-    """Have each chunk described, and keep it."""
-    with tqdm(total=len(reader.todo) * reader.size, desc=f"describing {split}", unit=" images") as bar:
-        for chunk in load_chunks(reader, num_workers, max_skipped):
-            seed = stable_id(writer.settings["seed"], split, chunk.number) % 2**32
-            texts = writer(chunk.inputs, seed) if chunk.ids else []
-            for image_id, text in zip(chunk.ids, texts, strict=True):
-                if not text:
-                    bar.write(f"the model has nothing to say of image {image_id}")
-            kept.write(chunk.number, {i: text for i, text in zip(chunk.ids, texts, strict=True) if text})
-            bar.update(reader.size)
+    open_model: Callable[[], Describer], reader: ImageReader, chunks: Iterable[Chunk], writer: DenseWriter, split: str
+) -> bool:
+    """Describe the images of `reader` and write the captions; whether those of all processes are complete now.
+
+    The model is opened only where there is something to describe.
+    """
+    path = writer.results[0]
+
+    def write(chunk: Chunk, texts: dict[int, str]) -> None:
+        writer.write(chunk.number, texts)
+
+    if writer.complete:
+        print(f"{split}: {path} already exists")
+        return True
+    results = _described(open_model(), chunks, split) if reader.todo else ()
+    complete = store_chunks(writer, reader, results, write, f"describing {split}")
+    if complete:
+        print(f"{split}: wrote {path}")
+    return complete
+
+
+def _described(model: Describer, chunks: Iterable[Chunk], split: str) -> Iterator[tuple[Chunk, dict[int, str]]]:
+    """Chunks with the captions of their images by image_id; an image gets none where the model says nothing."""
+    for chunk in chunks:
+        seed = stable_id(model.settings["seed"], split, chunk.number) % 2**32
+        texts = model(chunk.inputs, seed) if chunk.ids else []
+        found = dict(zip(chunk.ids, texts, strict=True))
+        for image_id in (i for i, text in found.items() if not text):
+            tqdm.write(f"the model returns no text for image {image_id}")
+        yield chunk, {i: text for i, text in found.items() if text}
 
 
 def main(arguments: list[str]) -> None:

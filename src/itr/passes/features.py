@@ -1,4 +1,4 @@
-"""`itr features`: run a frozen teacher over the images or texts of shards once, and keep what it says."""
+"""`itr features`: run a frozen teacher over the images or captions of shards once, and keep its features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from itr.commands.parsing import run_verb
 from itr.data.features.imported import import_features
@@ -20,7 +19,7 @@ from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.passes.first_stage import first_stage_teacher
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
-from itr.passes.share import chunks_of, share
+from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
 from itr.teachers.base import Modality, Precision, Teacher
 from itr.teachers.load import Output, load_teacher
 
@@ -47,7 +46,7 @@ def make_features(
 ) -> None:
     """Encode the images or captions of shards with a frozen teacher, once.
 
-    A run that was interrupted goes on when the same command is given again.
+    To continue after an interruption, give the same command again.
 
     Args:
         data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
@@ -60,85 +59,81 @@ def make_features(
         splits: splits to encode, with commas between them.
         batch_size: images or captions encoded at a time.
         num_workers: processes that read and decode.
-        output: one pooled vector an image, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
+        output: one pooled embedding per image, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
         precision: of the teacher's arithmetic; features are kept in half precision anyway.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         process: number of this process among several that share the work, from 0; torchrun sets it.
         of: how many share the work; torchrun sets it.
         max_skipped: images that may fail to decode; training skips them too.
         max_pixels: an image with more is not decoded.
-        overwrite: throw away features that are there.
+        overwrite: remove earlier features.
         from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors; or, for shards of
             `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)
             or MM-Graph's tensor of text and image side by side (clip_feat.pt).
         trust_pickle: yes, this dictionary comes from somebody you trust (it is read with a whitelist nevertheless).
         cache: folder that keeps shards which come from a URL.
     """
-    target = Path(out).expanduser()
-    names = [name.strip() for name in splits.split(",") if name.strip()]
+    target, names = Path(out).expanduser(), split_names(splits)
     if names_tars(data) and len(names) != 1:
         raise UserError(f"--data {data} lists tars, which are one split; give one name for it by --splits")
-    number, world = share(process, of)
-    if from_npy is not None:
-        if model is not None:
-            raise UserError("--from_npy brings its features; give it without --model")
-        file = Path(from_npy).expanduser()
-        found = {name: find_split(data, name, cache) for name in names}
-        import_features(file, found, target, modality, trust_pickle, overwrite)
-        print(_usage(data, out))
-        return
-    if model is None:
-        raise UserError("--model is missing; `itr features --help` tells which teachers there are")
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
-    if overwrite and world > 1:
-        raise UserError(f"--overwrite true is for one process; with several, delete {target} first")
+    share = Share.given(process, of)
+    share.check(batch_size, overwrite)
+    if model is not None and from_npy is not None:
+        raise UserError("--from_npy has the features already; give it without --model")
+    if model is None and from_npy is None:
+        raise UserError("--model is missing; `itr features --help` lists the models")
     found = {name: find_split(data, name, cache) for name in names}
-    where = choose_device(device, number)
-    if modality == "dense":
-        teacher = first_stage_teacher(model, where, precision)
+    complete = True
+    if model is None:
+        import_features(Path(from_npy or "").expanduser(), found, target, modality, trust_pickle, overwrite)
     else:
-        teacher = load_teacher(modality, model, output, where, precision)
+        teacher = open_teacher(model, modality, output, precision, choose_device(device, share.process))
+        settings = {"output": output, "precision": precision, "batch_size": batch_size}
+        for name, split in found.items():
+            rows = split.captions if modality == "text" else split.images
+            header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
+            writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
+            todo = writer.todo(share.chunks(writer.num_chunks))
+            texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
+            reader = ChunkReader(
+                split, modality, batch_size, todo, teacher.transform, max_pixels, texts, teacher.tokenizer
+            )
+            chunks = load_chunks(reader, num_workers, max_skipped)
+            complete = encode(teacher, reader, chunks, writer) and complete
+    print_outcome(complete, share, data, f"--data.features {out}")
+
+
+def open_teacher(model: str, modality: Modality, output: Output, precision: Precision, device: str) -> Teacher:
+    """The teacher that `--model` names, ready to encode."""
+    if modality == "dense":
+        teacher = first_stage_teacher(model, device, precision)
+    else:
+        teacher = load_teacher(modality, model, output, device, precision)
     teacher.settle()
-    settings = {"output": output, "precision": precision, "batch_size": batch_size}
-    whole = True
-    for name, split in found.items():
-        rows = split.captions if modality == "text" else split.images
-        header = Header(model, modality, teacher.width, rows, data_identity(split), settings, teacher.weights)
-        writer = FeatureWriter(FeaturePaths(target, name, modality), header, batch_size, overwrite)
-        todo = [c for c in chunks_of(writer.num_chunks, number, world) if not writer.done[c]]
-        texts = DenseTexts.open(data, name, header.data) if modality == "dense" else None
-        reader = ChunkReader(split, modality, batch_size, todo, teacher.transform, max_pixels, texts, teacher.tokenizer)
-        whole = encode(teacher, reader, writer, num_workers, max_skipped) and whole
-    print(_usage(data, out) if whole else f"process {number} of {world} is done; the last one names the files")
+    return teacher
 
 
-def _usage(data: str, out: str) -> str:
-    return f"train with them: itr fit ... --data.root {data} --data.features {out}"
-
-
-def encode(teacher: Teacher, reader: ChunkReader, writer: FeatureWriter, num_workers: int, max_skipped: int) -> bool:
-    """Encode what `reader` reads; whether the features are whole now."""
+def encode(teacher: Teacher, reader: ChunkReader, chunks: Iterable[Chunk], writer: FeatureWriter) -> bool:
+    """Encode the chunks of `reader` and write their features; whether those of all processes are complete now."""
     paths, header = writer.paths, writer.header
+
+    def write(chunk: Chunk, rows: Tensor) -> None:
+        writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.bad)
+
     if writer.complete:
-        print(f"{paths.split}: {paths.rows} is there already ({header.rows} rows x {header.width})")
+        print(f"{paths.split}: {paths.rows} already exists ({header.rows} rows x {header.width})")
         return True
-    total = sum(stop - start for start, stop in map(writer.bounds, reader.todo))
-    with writer, tqdm(total=total, desc=f"{paths.split} {paths.modality}", unit="") as bar:
-        for chunk, rows in _encoded(teacher, load_chunks(reader, num_workers, max_skipped)):
-            writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.bad)
-            bar.update(len(chunk.ids))
-    whole = writer.finish()
-    if whole:
+    complete = store_chunks(writer, reader, _encoded(teacher, chunks), write, f"{paths.split} {paths.modality}")
+    if complete:
         size = header.rows * header.width * 2
         print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows} ({size / 1e6:,.1f} MB)")
-    return whole
+    return complete
 
 
 def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
-    """Chunks with their features on the teacher's device, each given away when the next one is on its way.
+    """Chunks with their features on the teacher's device, each one yielded when the next is under way.
 
-    So a GPU works while the features of the chunk before are copied and written.
+    So a GPU works while the features of the previous chunk are copied and written.
     """
     before: tuple[Chunk, Tensor] | None = None
     for chunk in chunks:

@@ -75,6 +75,10 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         self.transform, self.max_pixels, self.texts = transform, max_pixels, texts
         self.counts = [shard.captions if modality == "text" else shard.images for shard in split.shards]
 
+    def num_items(self, number: int) -> int:
+        """Number of items of a chunk; the last one may be shorter."""
+        return min(self.size, sum(self.counts) - number * self.size)
+
     def __iter__(self) -> Iterator[Chunk | UserError]:
         info = get_worker_info()
         mine = plan.worker_share(len(self.todo), info.id if info else 0, info.num_workers if info else 1)

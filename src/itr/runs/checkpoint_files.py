@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,37 +12,27 @@ from typing import Any
 import torch
 
 from itr.errors import UserError
+from itr.files.writing import whole_file
 
 LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
 PART = ".part"  # ends the name of a file that is being written
 
 
 def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
-    """Write a checkpoint under another name, make sure that it is on the disk, then give it its name.
+    """Write a checkpoint, complete and on the disk or not at all.
 
     Args:
         checkpoint: what to write.
         path: the file.
-        keep_as: name in the same folder for the file that was there; empty to lose it.
+        keep_as: name in the same folder for an earlier file; empty to remove it.
 
     Raises:
-        OSError: it can't be written; what was there before is as it was.
+        OSError: it could not be written; an earlier file is unchanged.
     """
-    part = path.with_name(path.name + PART)
-    try:
-        with part.open("wb") as file:
-            writer: Any = _Writer(file)
-            torch.save(checkpoint, writer)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_as and path.exists():
-            _link(path, path.with_name(keep_as))
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    earlier = path.with_name(keep_as) if keep_as else None
+    with whole_file(path, PART, sync=True, keep_as=earlier) as file:
+        writer: Any = _Writer(file)
+        torch.save(checkpoint, writer)
 
 
 class _Writer(io.RawIOBase):
@@ -69,27 +57,6 @@ class _Writer(io.RawIOBase):
         if self.error is not None:
             raise self.error
         self._file.flush()
-
-
-def _link(path: Path, target: Path) -> None:
-    """Give a file a second name; a file system without links makes a copy."""
-    part = target.with_name(target.name + PART)
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        shutil.copyfile(path, part)
-    os.replace(part, target)
-    part.unlink(missing_ok=True)  # two names of one file: renaming has done nothing
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def fault(path: Path) -> str:

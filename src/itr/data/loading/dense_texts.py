@@ -1,4 +1,4 @@
-"""Dense captions that were made after the shards, kept beside them and read by image.
+"""Dense captions that `itr densify` writes beside the shards, read by image.
 
 SHARDS/<split>/dense.jsonl   {"image_id", "text"}, a line an image, in ascending order of image_id
 SHARDS/<split>/dense.json    header: model, settings and the identity of the data
@@ -6,19 +6,13 @@ SHARDS/<split>/dense.json    header: model, settings and the identity of the dat
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from itr.data.shards.schema import is_whole
 from itr.errors import UserError
-from itr.files.writing import whole_file
 
 FORMAT = "itr-dense/1"
 
@@ -83,103 +77,3 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
             offsets.append(at)
             at += len(line)
     return np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64)
-
-
-class DenseWriter:
-    """Dense captions on their way to disk, chunk by chunk, by several processes that may be killed.
-
-    Each process appends a line a chunk to a file of its own; a line that was cut is no line. When all chunks are there,
-    whoever comes last puts them in order.
-
-    Args:
-        folder: where the split's shards lie.
-        header: `model`, `settings` and `data`; what was begun under another is not continued.
-        num_chunks: how many chunks there are.
-        process: number of this process.
-        overwrite: throw away what is there.
-
-    Attributes:
-        complete: whether the dense captions are already there.
-        done: the chunks that are.
-    """
-
-    def __init__(
-        self, folder: Path, header: dict[str, Any], num_chunks: int, process: int = 0, overwrite: bool = False
-    ) -> None:
-        self.folder, self.num_chunks = folder, num_chunks
-        self.header = {"format": FORMAT, **header}
-        self.part = folder / f"dense.{process}.part"
-        with self._locked():
-            if overwrite:
-                for path in [folder / "dense.json", folder / "dense.jsonl", *self._parts(), self._begun]:
-                    path.unlink(missing_ok=True)
-            self.complete = self._same(folder / "dense.json", "are there already")
-            if not self.complete and not self._same(self._begun, "have been begun"):
-                self._write(self._begun, json.dumps(self.header))
-        self.done = set(range(num_chunks)) if self.complete else {chunk for chunk, _ in self._lines()}
-
-    @property
-    def _begun(self) -> Path:
-        return self.folder / "dense.json.begun"
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("dense.*.part"))
-
-    def _same(self, path: Path, state: str) -> bool:
-        if not path.is_file():
-            return False
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, wanted in self.header.items():
-            if found.get(name) != wanted:
-                raise UserError(
-                    f"dense captions of {self.folder} {state} with {name} {found.get(name)!r}, and now it is "
-                    f"{wanted!r}; give --overwrite true to make them anew"
-                )
-        return True
-
-    def write(self, chunk: int, texts: dict[int, str]) -> None:
-        """Keep the dense captions of a chunk, by image_id."""
-        line = json.dumps([chunk, list(texts.items())], ensure_ascii=False).encode("utf-8", "replace")
-        with self.part.open("ab") as stream:
-            if stream.tell():  # a killed process may have left half a line
-                stream.write(b"\n")
-            stream.write(line + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.done.add(chunk)
-
-    def finish(self) -> bool:
-        """Put all lines in order if every process is done; whether the dense captions are there now."""
-        with self._locked():
-            if (self.folder / "dense.json").is_file():
-                return True
-            found = dict(self._lines())
-            if len(found) < self.num_chunks:
-                return False
-            texts = sorted((int(image_id), text) for pairs in found.values() for image_id, text in pairs)
-            lines = (json.dumps({"image_id": i, "text": text}, ensure_ascii=False) + "\n" for i, text in texts)
-            self._write(self.folder / "dense.jsonl", "".join(lines))
-            self._write(self.folder / "dense.json", json.dumps({**self.header, "rows": len(texts)}, indent=1) + "\n")
-            for path in [*self._parts(), self._begun]:
-                path.unlink(missing_ok=True)
-            return True
-
-    def _lines(self) -> Iterator[tuple[int, list[tuple[int, str]]]]:
-        for path in self._parts():
-            for line in path.read_bytes().splitlines():
-                try:
-                    chunk, pairs = json.loads(line)
-                except ValueError:
-                    continue
-                yield int(chunk), pairs
-
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        with whole_file(path) as file:
-            file.write(text.encode(errors="replace"))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / ".dense.lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield

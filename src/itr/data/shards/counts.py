@@ -12,19 +12,20 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from itr.data.shards.remote import facts, is_url, persist, read_bytes, shown
 from itr.data.shards.schema import Place, Shard, is_whole, stable_id
 from itr.data.shards.tars import count_tar
 from itr.errors import UnreadableError
+from itr.files.locks import locked
+from itr.files.writing import own_ending, whole_file
 
 THREADS = 8
 log = logging.getLogger(__name__)
@@ -128,30 +129,26 @@ def _told(location: str) -> tuple[int, int] | None:
 
 
 def _count(tar: Tar) -> None:
-    """Read the tar, while other processes of this machine that want to know wait."""
+    """Read the tar, while other processes of this machine that need its counts wait."""
     record = tar.record
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(record.with_suffix(".lock"))
-        lock.acquire()
-    except OSError:
-        log.warning("%s can't be written, so tars are counted in every run", record.parent)
-        tar.counts = count_tar(tar.place)
-        return
-    try:
-        tar.counts = _remembered(record)
+    with ExitStack() as stack:
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(record.with_suffix(".lock")))
+        except OSError:
+            log.warning("%s is not writable, so tars are counted in every run", record.parent)
+        else:
+            # Before the release: whoever waits for the lock notices that its file is gone, and takes a new one.
+            stack.callback(record.with_suffix(".lock").unlink, missing_ok=True)
+            tar.counts = _remembered(record)
         if tar.counts is None:
             _remember(tar, count_tar(tar.place))
-    finally:
-        lock.release()
-        record.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _remember(tar: Tar, counts: tuple[int, int]) -> None:
     tar.counts = counts
     text = {"tar": shown(tar.place.location), "images": counts[0], "captions": counts[1]}
-    temporary = tar.record.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(text) + "\n", encoding="utf-8")
-        temporary.replace(tar.record)
+        tar.record.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(tar.record, own_ending()) as file:
+            file.write((json.dumps(text) + "\n").encode())

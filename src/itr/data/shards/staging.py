@@ -21,6 +21,8 @@ from pathlib import Path
 
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest
 from itr.errors import UserError
+from itr.files.locks import BusyError, locked
+from itr.files.writing import own_ending, whole_file
 
 READY = "ready.json"
 OLD = "old.json"
@@ -37,7 +39,7 @@ class Staging:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / STAGING
-        self._lock: int | None = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
         with writing(self.folder):
@@ -52,11 +54,14 @@ class Staging:
 
     def _take(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path / "lock", self.folder)
+        try:
+            self._lock.enter_context(locked(self.path / "lock", wait=False))
+        except BusyError:
+            message = f"another `itr prepare` is writing to {self.folder}; wait for it, or choose another --out"
+            raise UserError(message) from None
 
     def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.close()
 
     def __exit__(self, *error: object) -> None:
         self._release()
@@ -101,6 +106,7 @@ class Staging:
             self._move()
 
     def _move(self) -> None:
+        # Renames of complete files from folder to folder, in an order that an interrupted move can be continued in.
         files = json.loads((self.path / READY).read_text(encoding="utf-8"))
         current, old = self.folder / MANIFEST, self.path / OLD
         if current.is_file() and (self.path / MANIFEST).is_file():  # the new one has not moved: this is the old one
@@ -142,13 +148,9 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a small file, complete or not at all; a killed process that still writes has another temporary file."""
+    with whole_file(path, own_ending()) as file:
+        file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -162,19 +164,3 @@ def writing(folder: Path) -> Iterator[None]:
             f"can't write to {folder}: {what}. Finished shards are kept: "
             "put it right and give the same command again, it goes on from there"
         ) from None
-
-
-def _lock(path: Path, folder: Path) -> int | None:
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another `itr prepare` is writing to {folder}; wait for it, or choose another --out") from None
-    except OSError:  # some network file systems can't
-        pass
-    return descriptor

@@ -14,6 +14,7 @@ from fsspec.asyn import sync
 
 from itr.data.shards.remote import connect, is_url, persist, shown
 from itr.errors import UnreadableError, UserError
+from itr.files.writing import whole_file
 
 BLOCK = 2**23  # bytes that a store other than HTTP gives at a time
 
@@ -197,11 +198,9 @@ def open_stream(location: str) -> io.BufferedReader:
 
 
 def download(url: str, target: Path) -> None:
-    """Copy a URL to a file that has its name only when it is whole."""
-    part = target.with_name(target.name + ".part")
+    """Copy a URL to a file, complete or not at all; the caller holds a lock."""
     try:
-        with open_stream(url) as stream, part.open("wb") as file:
+        with open_stream(url) as stream, whole_file(target, ".part") as file:
             shutil.copyfileobj(stream, file, 2**20)
-        os.replace(part, target)
     except OSError as error:
         raise UserError(f"{target} can't be written: {error.strerror}; make room or choose another folder") from None

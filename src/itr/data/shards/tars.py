@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from itr.data.shards.remote import is_url, shown
 from itr.data.shards.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
 from itr.data.shards.streams import download, open_stream
 from itr.errors import UnreadableError, UserError
+from itr.files.locks import locked
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
 LARGEST = 2**30  # bytes of a member: a compressed tar may be small and yet fill the memory
@@ -176,7 +175,7 @@ def _copy(place: Place) -> Path:
     if not copy.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{copy}.lock"):
+            with locked(folder / f"{copy.name}.lock"):
                 if not copy.is_file():
                     download(place.location, copy)
         except OSError as error:

@@ -1,0 +1,98 @@
+"""What `itr features` and `itr densify` have in common: shared chunks, the loop over them, and closing lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from itr.errors import UserError
+from itr.files.passes import Pass
+from itr.passes.reader import Chunk, ChunkReader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this one is.
+
+    Args:
+        process: its number, from 0.
+        of: how many there are.
+
+    Raises:
+        UserError: there is no such process.
+    """
+
+    process: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process < self.of:
+            raise UserError(
+                f"process {self.process} of {self.of}: give --process 0 to {self.of - 1} with --of {self.of}"
+            )
+
+    @classmethod
+    def given(cls, process: int | None, of: int | None) -> Share:
+        """By the options `--process` and `--of`, or where they are missing by what torchrun sets."""
+        number = int(os.environ.get("RANK", 0)) if process is None else process
+        return cls(number, int(os.environ.get("WORLD_SIZE", 1)) if of is None else of)
+
+    def chunks(self, num_chunks: int) -> range:
+        """The chunks of this process: equal ranges, each chunk in exactly one."""
+        return range(self.process * num_chunks // self.of, (self.process + 1) * num_chunks // self.of)
+
+    def check(self, batch_size: int, overwrite: bool) -> None:
+        """Refuse options that do not go with a pass of so many processes; UserError."""
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+        if overwrite and self.of > 1:
+            raise UserError("--overwrite true works with one process only; with several, delete the old files first")
+
+
+def split_names(splits: str) -> list[str]:
+    """The names in `--splits`."""
+    return [name.strip() for name in splits.split(",") if name.strip()]
+
+
+def store_chunks(
+    job: Pass,
+    reader: ChunkReader,
+    results: Iterable[tuple[Chunk, T]],
+    write: Callable[[Chunk, T], None],
+    what: str,
+) -> bool:
+    """Write the result of each chunk as it comes; whether the results of all processes are complete now.
+
+    Args:
+        job: the pass that they belong to.
+        reader: what reads the chunks.
+        results: a result for each chunk of the reader.
+        write: writes one with `job`.
+        what: label of the progress bar.
+    """
+    with job, tqdm(total=sum(map(reader.num_items, reader.todo)), desc=what, unit="") as bar:
+        for chunk, result in results:
+            write(chunk, result)
+            bar.update(reader.num_items(chunk.number))
+    return job.finish()
+
+
+def print_outcome(complete: bool, share: Share, data: str, option: str) -> None:
+    """Say how to train with the results, or that other processes are not done.
+
+    Args:
+        complete: whether the results are complete.
+        share: which process this is.
+        data: the shards.
+        option: the option of `itr fit` that uses the results.
+    """
+    if complete:
+        print(f"train with them: itr fit ... --data.root {data} {option}")
+    else:
+        print(f"process {share.process} of {share.of} is done; the last one to end completes the files")
