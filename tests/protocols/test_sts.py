@@ -46,6 +46,14 @@ def test_correlation_equals_naive_loops_and_torchmetrics(seed, levels):
     assert correlation(first, second) == pytest.approx(theirs.item(), abs=1e-5)
 
 
+def test_many_equal_judgements_keep_the_sign():
+    """The sum of 80,000 ranks exceeds the range of int32."""
+    gold = np.repeat([0.0, 1.0], [80_000, 100])
+    similarity = np.arange(len(gold), dtype=float)
+    # Of m zeros and n ones in this order, r = sqrt(3 m n / ((m + n)^2 - 1)).
+    assert correlation(similarity, gold) == pytest.approx((3 * 80_000 * 100 / (80_100**2 - 1)) ** 0.5, abs=1e-12)
+
+
 def test_closed_forms():
     values = np.array([0.1, 0.2, 5.0, 7.0])
     assert correlation(values, np.exp(values)) == pytest.approx(1)

@@ -13,7 +13,8 @@ from itr.backbones.base import Backbone
 from itr.data.loading.pipeline import ShardLoader, ShardStream
 from itr.data.loading.reading import Captions, Reading, Texts
 from itr.data.model_fields import ModelFields
-from itr.data.shards.locations import find_split, locate, names_tars, read_positives
+from itr.data.shards.locations import find_split, locate, read_positives
+from itr.data.shards.patterns import names_tars
 from itr.data.shards.positives import Positives
 from itr.data.shards.remote import is_url, shown
 from itr.data.shards.schema import Split, data_identity, split_identity

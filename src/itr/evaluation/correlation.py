@@ -29,7 +29,11 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(similarity: np.ndarray, gold: np.ndarray) -> float:
-    """Spearman's rank correlation of similarities and judgements [N]: Pearson's, of their average ranks.
+    """Spearman's rank correlation of similarities and judgements [N]: Pearson's, of their average ranks, in float64.
+
+    NOTE: torchmetrics' `spearman_corrcoef` (1.9.0) is not used: it adds the ranks of equal values in int32, so that
+    the result on 70,000 pairs with 69,300 equal judgements has the wrong sign; it computes float32 from float64
+    input, and gives 0 where the correlation is not defined.
 
     Raises:
         UserError: it is not defined, as all values of one side are equal, or some are not finite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -64,12 +65,13 @@ def tiles(length: int, size: int) -> Iterator[slice]:
 def rank(score: Score | TileScore, matches: Matches, tile: int = 4096, ways: Sequence[Way] = ("i2t", "t2i")) -> Ranks:
     """Ranks of both directions.
 
-    A wrong candidate that ties with the right one is counted before it. Scores that are NaN count as the worst for the
-    right one and the best for a wrong one.
+    A wrong candidate that ties with the true match is counted before it. Scores that are NaN count as the worst for a
+    true match and the best for a wrong candidate. The processes of a run share the tiles: each must call this with the
+    same gallery, and each gets all ranks.
 
     Args:
-        score: the similarity, asked for tile by tile. On a CPU a `Cosine` is multiplied in float32, and only what comes
-            closer to the right one than its error is looked at exactly: the ranks are the same.
+        score: the similarity, computed tile by tile. On a CPU a `Cosine` is multiplied in float32, and only what comes
+            closer to the true match than its error is computed exactly: the ranks are the same.
         matches: the true matches, on the device that `score` works on.
         tile: images and captions of a tile; memory grows with its square.
         ways: directions that are wanted; of a score that depends on the query the others are left empty.
@@ -78,21 +80,31 @@ def rank(score: Score | TileScore, matches: Matches, tile: int = 4096, ways: Seq
         by_way = {way: _rank_queries(score, matches, way) for way in ways}
         none = torch.zeros(0, dtype=torch.int64)
         return Ranks(by_way.get("i2t", none), by_way.get("t2i", none))
+    from itr.evaluation.counting import AtLeastAsHigh, TrueScores  # torchmetrics takes seconds to import
+
     slack = score.slack() if isinstance(score, Cosine) and matches.image.device.type == "cpu" else None
-    if slack is None:
-        own = _scores_of_pairs(score, matches, tile)
-        best = _best(own.nan_to_num(nan=-torch.inf), matches)
-        at_least = _count(score, best, matches, tile)
-    else:
+    if slack is not None:
         assert isinstance(score, Cosine)
         own = score.pairs(matches.image, matches.text)
-        best = _best(own, matches)
-        at_least = _count_nearly(score, slack, best, matches, tile)
+        grid = _grid(matches, min(tile, IN_CACHE))
+    else:
+        grid = _grid(matches, tile)
+        true_scores = TrueScores(matches.image, matches.text)
+        true_scores.update(score, grid)
+        own = true_scores.compute().reshape(-1)  # a metric squeezes a single number
+    best = _best(own.nan_to_num(nan=-torch.inf), matches)
+    counts = AtLeastAsHigh(best)
+    counts.update(score, grid, slack)
     found = []
-    for (queries, number), limit, count in zip(matches.sides, best, at_least, strict=True):
+    for (queries, number), limit, count in zip(matches.sides, best, counts.compute(), strict=True):
         right = (own.nan_to_num(nan=torch.inf) >= limit[queries]).long()  # true matches are no wrong candidates
-        found.append((count - torch.zeros_like(count).index_add_(0, queries, right))[_has_any(queries, number)])
+        wrong = count.reshape(-1) - torch.zeros_like(limit, dtype=torch.int64).index_add_(0, queries, right)
+        found.append(wrong[_has_any(queries, number)])
     return Ranks(*found)
+
+
+def _grid(matches: Matches, tile: int) -> list[tuple[slice, slice]]:
+    return list(product(tiles(matches.num_images, tile), tiles(matches.num_texts, tile)))
 
 
 def _rank_queries(score: Score, matches: Matches, way: Way, size: int = 256) -> Tensor:
@@ -120,66 +132,6 @@ def _best(own: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
         for queries, number in matches.sides
     )
     return first, second
-
-
-def _scores_of_pairs(score: TileScore, matches: Matches, tile: int) -> Tensor:
-    """The score of each true match [P]."""
-    own = torch.full((len(matches.image),), torch.nan, device=matches.image.device)
-    for rows in tiles(matches.num_images, tile):
-        here = ((matches.image >= rows.start) & (matches.image < rows.stop)).nonzero()[:, 0]
-        for columns in tiles(matches.num_texts, tile):
-            texts = matches.text[here]
-            some = here[(texts >= columns.start) & (texts < columns.stop)]
-            if len(some):
-                own[some] = score(rows, columns)[matches.image[some] - rows.start, matches.text[some] - columns.start]
-    return own
-
-
-def _count(score: TileScore, best: tuple[Tensor, Tensor], matches: Matches, tile: int) -> tuple[Tensor, Tensor]:
-    """How many captions score at least `best` of each image [N], and images of each caption [M]."""
-    found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
-    for rows in tiles(matches.num_images, tile):
-        for columns in tiles(matches.num_texts, tile):
-            scores = score(rows, columns).nan_to_num(nan=torch.inf)
-            found[0][rows] += (scores >= best[0][rows, None]).sum(dim=1)
-            found[1][columns] += (scores >= best[1][None, columns]).sum(dim=0)
-    return found
-
-
-def _count_nearly(
-    score: Cosine, slack: float, best: tuple[Tensor, Tensor], matches: Matches, tile: int
-) -> tuple[Tensor, Tensor]:
-    """The same from products in float32, looking exactly at what they can't decide."""
-    found = torch.zeros_like(best[0], dtype=torch.int64), torch.zeros_like(best[1], dtype=torch.int64)
-    for rows in tiles(matches.num_images, min(tile, IN_CACHE)):
-        for columns in tiles(matches.num_texts, min(tile, IN_CACHE)):
-            scores = score.nearly(rows, columns)
-            for side, limit in enumerate((best[0][rows, None], best[1][None, columns])):
-                above, near = _above_and_near(scores, limit, slack, side)
-                count = found[side][(rows, columns)[side]]
-                count += above
-                if len(near) > scores.numel() // 16:  # collapsed embeddings: all are near
-                    exact = score(rows, columns)[near[:, 0], near[:, 1]]
-                else:
-                    exact = score.pairs(near[:, 0] + rows.start, near[:, 1] + columns.start)
-                ahead = exact >= limit.flatten()[near[:, side]]
-                count.index_add_(0, near[:, side], ahead.long())
-    return found
-
-
-def _above_and_near(scores: Tensor, limit: Tensor, slack: float, side: int) -> tuple[Tensor, Tensor]:
-    """How many scores of each query are surely above its limit, and which are too near to tell [P, 2].
-
-    Counted as numbers in float32, which is several times as fast as in bool, and exact up to 2^24.
-    """
-    number = torch.empty_like(scores)
-    above = torch.gt(scores, limit + slack, out=number).sum(dim=1 - side)
-    at_least = torch.ge(scores, limit - slack, out=number).sum(dim=1 - side)
-    queries = (at_least > above).nonzero()[:, 0]
-    some, limit = scores.index_select(side, queries), limit.index_select(side, queries)
-    near = ((some >= limit - slack) & (some <= limit + slack)).nonzero()
-    near[:, side] = queries[near[:, side]]
-    return above.long(), near
 
 
 def precision_over_all(scores: Tensor, positives: Tensor, totals: Tensor | None = None) -> tuple[Tensor, Tensor]:

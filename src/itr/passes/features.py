@@ -13,7 +13,8 @@ from itr.data.features.imported import import_features
 from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.loading.dense_texts import DenseTexts
-from itr.data.shards.locations import find_split, names_tars
+from itr.data.shards.locations import find_split
+from itr.data.shards.patterns import names_tars
 from itr.data.shards.schema import data_identity
 from itr.distributed import choose_device
 from itr.errors import UserError

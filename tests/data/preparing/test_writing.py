@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from PIL import Image
 
 from itr.data.inspecting.verify import verify
@@ -59,13 +60,18 @@ def test_bytes_captions_and_ids_are_those_of_the_source(raw, tmp_path):
     verify(str(tmp_path / "out"))
 
 
-def test_a_tar_is_what_webdataset_writes(raw, tmp_path):
+def test_a_tar_has_the_bytes_of_a_plain_ustar_archive(raw, tmp_path):
     shard = prepare(raw, tmp_path / "out", shard_size=100).splits["val"].shards[0]
-    with wds.TarWriter(str(tmp_path / "theirs.tar"), encoder=False, mtime=0, user="itr", group="itr") as tar:
+    with tarfile.open(tmp_path / "plain.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in read_tar(tmp_path / "out" / shard.path):
             text = json.dumps(sample.meta, ensure_ascii=False).encode()
-            tar.write({"__key__": f"{sample.image_id:09d}", "jpg": sample.image, "json": text})
-    assert (tmp_path / "out" / shard.path).read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+            for ending, data in (("jpg", sample.image), ("json", text)):
+                member = tarfile.TarInfo(f"{sample.image_id:09d}.{ending}")
+                member.size, member.mode, member.uname, member.gname = len(data), 0o444, "itr", "itr"
+                tar.addfile(member, io.BytesIO(data))
+    written = (tmp_path / "out" / shard.path).read_bytes()
+    assert written == (tmp_path / "plain.tar").read_bytes()
+    assert (shard.bytes, shard.sha256) == (len(written), hashlib.sha256(written).hexdigest())
 
 
 @pytest.mark.parametrize("resize", [None, 24])

@@ -1,4 +1,4 @@
-"""Tars of others: folders, lists, patterns, counts, ids, and what is refused."""
+"""Other tars: folders, lists, patterns, counts, ids, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
-from itr.data.shards.locations import expand_braces, find_split, locate, names_tars, read_positives
+from itr.data.shards.locations import find_split, locate, read_positives
+from itr.data.shards.patterns import expand_braces, names_tars
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
 from itr.errors import UserError
@@ -37,11 +38,50 @@ def samples(root: Path | str, split: str = "train") -> list[Sample]:
         ("{a,b}/{1..2}", ["a/1", "a/2", "b/1", "b/2"]),
         ("{2..0}", ["2", "1", "0"]),
         ("{9..10}", ["9", "10"]),
+        ("{2..-1}", ["2", "1", "0", "-1"]),
+        ("{00..10..5}", ["00", "05", "10"]),
+        ("{a..c}", ["a", "b", "c"]),
+        ("a{,-b}.tar", ["a.tar", "a-b.tar"]),
+        ("{one}.tar", ["{one}.tar"]),
+        (r"a\{0..1}", [r"a\0", r"a\1"]),
         ("plain.tar", ["plain.tar"]),
     ],
 )
-def test_braces_are_written_out(text, written):
+def test_braces_expand_as_in_bash(text, written):
     assert list(expand_braces(text)) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{0..9}{0..999999}.tar", "more than 1,000,000 tars"),
+        ("{0..99999999999999999999}.tar", "more than 1,000,000 tars"),
+        ("{" + "9" * 5000 + "..0}.tar", "could not expand .*: Exceeds the limit"),
+        ("{0..2.tar", "could not expand .*: Unbalanced braces; write"),
+        ("0..2}.tar", "Unbalanced braces"),
+        ("{{0..2},b}.tar", "braces within braces"),
+    ],
+)
+def test_braces_that_cannot_expand_are_refused_before_any_name_is_made(text, message):
+    with pytest.raises(UserError, match=message):
+        expand_braces(text)
+
+
+@pytest.mark.parametrize("name", ["{0..1}.tar", "a,b.tar", "{a,b}.tar", "a{b.tar", "{{0..1},2}.tar", "a*.tar"])
+def test_the_path_of_a_file_is_that_file(tmp_path, name):
+    for other in (name, "0.tar", "1.tar", "a.tar", "b.tar", "ab.tar"):
+        write_tar(tmp_path / other, {"x.jpg": make_image(0), "x.txt": other.encode()})
+    for root, split in ((tmp_path, name), (tmp_path / name, "train"), (tmp_path, str(tmp_path / name))):
+        assert [sample.captions for sample in samples(root, split)] == [[name]]
+
+
+@pytest.mark.parametrize("folder", ["{0..1}", "a,b", "{a,b}", "a{b"])
+def test_the_path_of_a_folder_is_that_folder(tmp_path, folder):
+    for number in range(3):
+        write_tar(tmp_path / folder / "train" / f"{number}.tar", {"x.jpg": make_image(0), "x.txt": b"x"})
+    for split in ("train", "train/{0..2}.tar", "train/0.tar,train/1.tar,train/2.tar", "train/*.tar"):
+        assert len(find_split(tmp_path / folder, split).shards) == 3
+    assert not names_tars(str(tmp_path / folder))
 
 
 def test_what_lists_tars():

@@ -1,8 +1,4 @@
-"""Where the shards of a run are: in a folder that `itr prepare` wrote, or tars of others by path, pattern or URL.
-
-A list of tars is text: `tars/{00000..00041}.tar`, `tars/*.tar`, `https://host/a.tar`, or several with commas between
-them. `{00000..00041}` counts, `{a,b}` lists, `*` stands for what is there.
-"""
+"""Where the shards of a run are: in a folder that `itr prepare` wrote, or other tars by path, pattern or URL."""
 
 from __future__ import annotations
 
@@ -10,24 +6,17 @@ import difflib
 import io
 import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from itr.data.shards.counts import count_shards
+from itr.data.shards.patterns import expand_braces, match, names_tars, split_list
 from itr.data.shards.remote import AbsentError, check_kind, find, is_url, read_bytes, shown
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
 from itr.errors import UserError, refusing
-
-MOST = 10**6  # tars that a pattern may stand for
-
-
-def names_tars(text: str) -> bool:
-    """Whether the text lists tars, rather than naming a folder or a split."""
-    return any("*" in piece or "{" in piece or piece.partition("?")[0].endswith(".tar") for piece in _pieces(text))
 
 
 def find_split(root: str | Path, split: str, cache: str | None = None, strict: bool = True) -> Split:
@@ -44,11 +33,13 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
         UserError: nothing is there, with what lies near; or a kind of location that itr does not read.
     """
     root = locate(root)
-    where, _ = resolve(root, split, "")
-    if names_tars(where):
-        base = "" if names_tars(root) else root
-        pieces = _pieces(where)
-        found = _shards([tar for piece in pieces for tar in _expanded(piece, base)], base, cache or "")
+    patterns = _patterns(root, split)
+    if names_tars(root):
+        base, patterns = "", patterns or split_list(root)
+    else:
+        base = root
+    if patterns:
+        found = _shards([tar for pattern in patterns for tar in _expanded(pattern, base)], base, cache or "")
     else:
         found = _in_folder(root, split, cache or "", strict)
     if not found.images:
@@ -62,13 +53,24 @@ def resolve(root: str, split: str, name: str) -> tuple[str, str]:
     Raises:
         UserError: it runs a program, or is a URL that itr does not read.
     """
-    for piece in _pieces(split):
-        check_kind(piece)
-    if not (names_tars(split) or is_url(split)):
+    patterns = _patterns(root, split)
+    if not patterns:
         return root, split
     base = "" if names_tars(root) else root
-    pieces = [_below(base, piece.removeprefix("file://")) for piece in _pieces(split)]
-    return ",".join(piece if names_tars(piece) else f"{piece.rstrip('/')}/*.tar" for piece in pieces), name
+    return ",".join(_below(base, pattern) for pattern in patterns), name
+
+
+def _patterns(root: str, split: str) -> list[str]:
+    """The tars that a split lists itself, relative to `root` where that is a folder; none for a name."""
+    base = "" if names_tars(root) else root
+    path = "" if is_url(base) or is_url(split) else _below(base, split)
+    patterns = [split] if os.path.isfile(path) else split_list(split)
+    for pattern in patterns:
+        check_kind(pattern)
+    if os.path.isdir(path) or not (names_tars(split) or is_url(split)):
+        return []
+    patterns = [pattern.removeprefix("file://") for pattern in patterns]
+    return [pattern if names_tars(pattern) else f"{pattern.rstrip('/')}/*.tar" for pattern in patterns]
 
 
 def locate(root: str | Path) -> str:
@@ -77,7 +79,8 @@ def locate(root: str | Path) -> str:
     Raises:
         UserError: it runs a program, or is a URL that itr does not read.
     """
-    pieces = [piece.removeprefix("file://") for piece in (_pieces(str(root)) if names_tars(str(root)) else [str(root)])]
+    text = str(root)
+    pieces = [piece.removeprefix("file://") for piece in (split_list(text) if names_tars(text) else [text])]
     for piece in pieces:
         check_kind(piece)
     return ",".join(piece.rstrip("/") if is_url(piece) else _from_home(piece) for piece in pieces)
@@ -113,7 +116,7 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
             message = f"{root} is not finished; give the `itr prepare` command again, it goes on where it was"
             raise UserError(message) from None
         pattern = _below(root, f"{split}/*.tar")
-        return _shards(_matching(pattern) or _refuse(pattern, root), root, cache)
+        return _shards(match(pattern) or _refuse(pattern, root), root, cache)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
         raise UserError(f"{shown(root)} has no split {split!r} (it has: {known})")
@@ -146,39 +149,24 @@ def _told_apart(folders: list[str]) -> list[str]:
 
 
 def _expanded(pattern: str, root: str) -> list[str]:
-    """The tars of one pattern, in order.
+    """The tars of one pattern, in order; one that is the path of a file is that file.
 
     Raises:
-        UserError: none or not all of them are there.
+        UserError: some of them do not exist.
     """
     check_kind(pattern)
-    if re.search(r"\{[^}]*\{", pattern):
-        raise UserError(f"{shown(pattern)} has braces within braces; write a list with commas instead")
-    names = list(itertools.islice(expand_braces(pattern), MOST + 1))
-    if len(names) > MOST:
-        raise UserError(f"{shown(pattern)} stands for more than {MOST:,} tars; write fewer")
-    found = [_matching(name) for name in names]
+    where = _below(root, pattern)
+    if os.path.isfile(where):
+        return [where]
+    names = [_below(root, name) for name in expand_braces(pattern)]
+    found = [match(name) for name in names]
     missing = [name for name, tars in zip(names, found, strict=True) if not tars]
     if len(missing) == len(names):
-        _refuse(pattern, root)
+        _refuse(where, root)
     if missing:
-        counted = f"{len(missing)} of the {len(names)} tars of {shown(pattern)} are missing"
-        raise UserError(f"{counted}, the first is {shown(missing[0])}{_near(pattern)}; fetch them or mend the list")
+        counted = f"{len(missing)} of the {len(names)} tars of {shown(where)} are missing"
+        raise UserError(f"{counted}, the first is {shown(missing[0])}{_near(where)}; fetch them or correct the list")
     return list(itertools.chain.from_iterable(found))
-
-
-def _matching(name: str) -> list[str]:
-    """The tars of a location in which only `*` has a meaning."""
-    if is_url(name):
-        return find(name) if "*" in name else [name]  # whether it is there shows when it is looked up
-    if "*" not in name:
-        return [name] if os.path.isfile(name) else []  # which knows no name that is too long to be looked for
-    plain = name.partition("*")[0].rpartition("/")
-    rest = name[len(plain[0] + plain[1]) :]
-    try:
-        return sorted(str(found) for found in Path(plain[0] + plain[1]).glob(re.sub(r"([\[?])", r"[\1]", rest)))
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise UserError(f"{name} is no pattern of tars: {error}; in a name, * stands for what is there") from None
 
 
 def _refuse(pattern: str, root: str) -> NoReturn:
@@ -225,30 +213,3 @@ def _from_home(path: str) -> str:
         return str(Path(path).expanduser())
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path!r} is no folder: {error} Write it out") from None
-
-
-def _pieces(text: str) -> list[str]:
-    """A list at its commas, but for those between braces."""
-    return [piece.strip() for piece in re.split(r",(?![^{]*\})", text) if piece.strip()]
-
-
-def expand_braces(text: str) -> Iterator[str]:
-    """`{00..11}` and `{a,b}` written out, the last one running fastest."""
-    found = re.search(r"\{([^{}]*)\}", text)
-    if found is None:
-        yield text
-        return
-    for value in _values(found[1]):
-        for rest in expand_braces(text[found.end() :]):
-            yield text[: found.start()] + value + rest
-
-
-def _values(inner: str) -> Iterator[str]:
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
-    if span is None:
-        yield from inner.split(",")
-        return
-    first, last = int(span[1]), int(span[2])
-    width = max(len(span[1]), len(span[2])) if any(n.startswith("0") and n != "0" for n in span.groups()) else 0
-    for number in range(first, last + 1) if first <= last else range(first, last - 1, -1):
-        yield f"{number:0{width}d}"

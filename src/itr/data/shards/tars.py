@@ -1,7 +1,14 @@
-"""Samples of one tar, wherever it lies: only images, `.json` and `.txt` are read, nothing is unpickled or unpacked.
+"""Samples of one tar, wherever it is: only images, `.json` and `.txt` are read, nothing is unpickled or unpacked.
 
-A member's name is a key and a kind, parted at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
-is a name among others in its tar and never a path: one that says `../../x` reads like any other.
+A member's name is a key and a kind, divided at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
+is a name among others in its tar and never a path: `../../x` reads like any other.
+
+Shards are written with webdataset and open in it, but itr reads them itself. webdataset's reader
+- gives a sample whose members are not adjacent as several incomplete ones, which a pipeline then drops in silence;
+- merges samples whose keys contain a dot: `v1.0.jpg` and `v1.1.jpg` become one sample `v1`;
+- unpickles members by default when it decodes, and runs the commands of `pipe:` locations;
+- cannot continue at a given sample, which an exact resume needs.
+itr names such a sample or tar in an error, or skips it and counts it, and continues at any sample.
 """
 
 from __future__ import annotations

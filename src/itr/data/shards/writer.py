@@ -1,4 +1,4 @@
-"""Writing shards; `itr.data.shards.locations` finds those that are there."""
+"""Writing shards with webdataset; `itr.data.shards.locations` finds existing ones."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,20 +38,37 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class ShardWriter:
-    """Writes one tar, sample by sample; it gets its name only when it is whole.
+class Measured:
+    """A stream that hashes and counts the bytes on their way into another."""
 
-    The same records give the same bytes. Used as a context, it leaves nothing behind when it fails.
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.checksum, self.size = stream, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Pass bytes on."""
+        self.checksum.update(data)
+        self.size += len(data)
+        return self.stream.write(data)
+
+
+class ShardWriter:
+    """Writes one tar, sample by sample; it is renamed to its final name once it is complete.
+
+    Equal records give equal bytes: time, owner and mode of every member are fixed. Used as a context, it leaves
+    nothing behind when it fails.
     """
 
     def __init__(self, folder: Path, split: str, number: int) -> None:
+        import webdataset as wds  # imports torch, which no other part of `itr prepare` needs
+
         self.shard = Shard(f"{split}/{number:06d}.tar", 0, 0)
         self.path = folder / self.shard.path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # With the number of the process: one that was killed and lingers can't spoil the file of the next.
+        # The process id is part of the name, so that a killed process that lingers cannot spoil the next one's file.
         self.temporary = self.path.with_suffix(f".tar.{os.getpid()}.tmp")
-        self.checksum = hashlib.sha256()
         self.stream = self.temporary.open("wb", buffering=1 << 20)
+        self.measured = Measured(self.stream)
+        self.tar = wds.TarWriter(self.measured, encoder=False, mtime=0, user="itr", group="itr", mode=0o444)
 
     def add(self, record: Record, image_id: int, first_caption_id: int) -> None:
         """Append an image and its captions; their ids count up from `first_caption_id`."""
@@ -62,30 +78,15 @@ class ShardWriter:
         if clash := text.keys() & record.meta.keys():
             raise ValueError(f"the meta of {record.name} can't hold {', '.join(sorted(clash))}: shards use these names")
         encoded = join_surrogates(json.dumps({**text, **record.meta}, ensure_ascii=False)).encode()
-        for extension, data in sorted({record.extension: record.image, "json": encoded}.items()):
-            self._member(f"{image_id:09d}.{extension}", data)
+        self.tar.write({"__key__": f"{image_id:09d}", record.extension: record.image, "json": encoded})
         self.shard.images += 1
         self.shard.captions += num_captions
 
-    def _member(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        # A fixed time and owner: the same records give the same bytes.
-        member.size, member.mode, member.mtime, member.uname, member.gname = len(data), 0o444, 0, "itr", "itr"
-        self._write(member.tobuf(tarfile.USTAR_FORMAT))
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-
-    def _write(self, data: bytes) -> None:
-        self.stream.write(data)
-        self.checksum.update(data)
-        self.shard.bytes += len(data)
-
     def finish(self) -> Shard:
-        """End the tar and name it."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self.shard.bytes % tarfile.RECORDSIZE))
+        """End the tar and give it its name."""
+        self.tar.close()
         self.stream.close()
-        self.shard.sha256 = self.checksum.hexdigest()
+        self.shard.bytes, self.shard.sha256 = self.measured.size, self.measured.checksum.hexdigest()
         self.temporary.replace(self.path)
         return self.shard
 
@@ -93,15 +94,16 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffer once more
-            self.stream.close()
+        for part in (self.tar, self.stream):
+            with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffer once more
+                part.close()
         self.temporary.unlink(missing_ok=True)
 
 
 def write_split(records: Iterable[Record], folder: Path, split: str, shard_size: int) -> Split:
     """Write the records of one split into tars of `shard_size` images, numbering images and captions as they come.
 
-    A tar gets its name only when it is complete.
+    A tar is renamed to its final name once it is complete.
     """
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be 1 or more")

@@ -1,0 +1,82 @@
+"""Lists of tars as text: `tars/{00000..00041}.tar`, `tars/*.tar`, `https://host/a.tar`, or several between commas.
+
+Braces expand as in bash, by the package that webdataset uses: `{00000..00041}` counts, `{0..9..3}` counts
+by threes, `{a..c}` and `{a,b}` list. `*` stands for the names that exist. A backslash has no meaning.
+
+NOTE: webdataset's own `expand_urls` also splits at `::`, replaces `{NAME}` by an environment variable, and expands any
+number of names in memory before it returns; importing it imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from itr.data.shards.remote import find, is_url, shown
+from itr.errors import UserError
+
+MOST = 10**6  # tars of one pattern
+
+
+def split_list(text: str) -> list[str]:
+    """The patterns of a list: it is divided at its commas, except those between braces.
+
+    The path of an existing file is one pattern, whatever characters it contains.
+    """
+    if os.path.isfile(text):
+        return [text]
+    return [piece.strip() for piece in re.split(r",(?![^{]*\})", text) if piece.strip()]
+
+
+def names_tars(text: str) -> bool:
+    """Whether the text lists tars, rather than naming a folder or a split."""
+    if os.path.isdir(text):
+        return False
+    return any("*" in piece or "{" in piece or piece.partition("?")[0].endswith(".tar") for piece in split_list(text))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """The names that a pattern stands for, the last braces running fastest.
+
+    Raises:
+        UserError: its braces are nested or unbalanced, or stand for more than a million names.
+    """
+    if re.search(r"\{[^}]*\{", pattern):
+        raise UserError(f"{shown(pattern)} has braces within braces; write a list with commas instead")
+    try:
+        if math.prod(map(_count, re.findall(r"\{([^{}]*)\}", pattern))) > MOST:
+            raise UserError(f"{shown(pattern)} stands for more than {MOST:,} tars; write fewer")
+        names: Iterator[str] = braceexpand(pattern, escape=False)
+    except ValueError as error:
+        reason = str(error).partition(":")[0]
+        raise UserError(f"could not expand {shown(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
+    return names
+
+
+def _count(inner: str) -> int:
+    """How many names the braces around a text stand for, known before any is made."""
+    span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?", inner)
+    if span is None:
+        return inner.count(",") + 1
+    return abs(int(span[2]) - int(span[1])) // (int(span[3] or 1) or 1) + 1
+
+
+def match(name: str) -> list[str]:
+    """The existing tars of a name in which only `*` has a meaning; a URL without `*` is taken to exist."""
+    if is_url(name):
+        return find(name) if "*" in name else [name]
+    if os.path.isfile(name):  # unlike Path.is_file, it accepts a name that is too long for the file system
+        return [name]
+    if "*" not in name:
+        return []
+    folder, slash, _ = name.partition("*")[0].rpartition("/")
+    rest = name[len(folder + slash) :]
+    try:
+        return sorted(str(found) for found in Path(folder + slash).glob(re.sub(r"([\[?])", r"[\1]", rest)))
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise UserError(f"could not look for {name}: {error}; in a name, * stands for the names that exist") from None
