@@ -160,8 +160,8 @@ def test_mistakes_have_one_clear_message(scenes, tmp_path, capsys, options, mess
         (["--trainer.max_epoch=1"], "--trainer.max_epochs"),
         (["--model.optimizer.lrr=1"], "--model.optimizer.lr"),
         (["--model.backbone.dimm=1"], "Did you mean dim?"),
-        (["--model.backbone=VSEE"], "Did you mean VSE?"),
-        (["--model.objective=Triplett"], "Did you mean Triplet?"),
+        (["--model.backbone=VSEE"], "the class VSEE does not exist; did you mean VSE?"),
+        (["--model.objective=Triplett"], "did you mean Triplet?"),
         (["--data.batch_size=many"], "data.batch_size is many; it must be a whole number"),
     ],
 )

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from itr.errors import UserError, refusing
+from itr.private_api.lightning import INSTANTIATOR_KEY
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what builds a model from its description, as Lightning asks
@@ -56,9 +57,9 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     Raises:
         UserError: it has another form, or names something else.
     """
-    if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
+    if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, INSTANTIATOR_KEY}:
         raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
-    if description.get("_instantiator") != INSTANTIATOR:
+    if description.get(INSTANTIATOR_KEY) != INSTANTIATOR:
         raise UserError(f"{where} is no checkpoint of itr: something else than {INSTANTIATOR} is to build its model")
     backbone, objective, methods = (description[part] for part in PARTS[:3])
     if not isinstance(description["optimizer"], dict):

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from itr.cli import main
-from itr.commands.parsing import in_words, resolve_configs
+from itr.commands.configs import resolve_configs
+from itr.commands.parsing import in_words
 from itr.errors import UserError
 from itr.runs.command import TrainingCLI
 from tiny import TINY_VSE
@@ -52,12 +53,12 @@ def test_slips_that_a_verb_invites_come_with_what_was_meant(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             main(["fit", *options])
-        assert f"Did you mean {hint}" in capsys.readouterr().err
+        assert f"id you mean {hint}" in capsys.readouterr().err
 
 
 def test_a_config_that_is_no_yaml_is_named_with_the_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("data:\n  root: [a\n")
-    with pytest.raises(UserError, match=r"bad\.yaml, line \d, is no YAML: "):
+    with pytest.raises(UserError, match=r"bad\.yaml, line \d, is not valid YAML: "):
         resolve_configs(["fit", "--config", str(tmp_path / "bad.yaml")])
 
 

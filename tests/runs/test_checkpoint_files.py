@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from itr.errors import UserError
-from itr.runs.checkpoint_files import fault, newest, read, write
+from itr.runs.checkpoints.checkpoint_files import fault, newest, read, write
 
 
 def checkpoint(step: int) -> dict:

@@ -16,7 +16,8 @@ from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.runs.checkpointing import Checkpoints, CheckpointSettings
+from itr.runs.checkpoints.checkpointing import Checkpoints
+from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.command import TrainingCLI
 from itr.runs.stopping import Signals
 from soak import differences, final

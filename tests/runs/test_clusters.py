@@ -22,8 +22,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from itr.cli import main
-from itr.commands.parsing import resolve_configs
+from itr.commands.configs import resolve_configs
 from itr.errors import UserError
+from itr.private_api.lightning import ddp_timeout
 from itr.runs.command import TrainingCLI
 from itr.runs.processes import wait_for_processes
 from launching import ENOUGH, Run, fit, free_port, torchrun
@@ -232,7 +233,7 @@ def test_other_numbers_than_were_started_are_refused(scenes, tmp_path):
     with Run(tmp_path / "log") as run:
         run.start([*torchrun("--nproc_per_node=2", f"--master_port={run.port}"), *fit(scenes, tmp_path / "run")])
         assert run.statuses(ENOUGH) == [1], run.said()
-        assert "2 processes were started, and --trainer.num_nodes 1 with --trainer.devices 1 make 1" in run.said()
+        assert "2 processes were started, but --trainer.num_nodes 1 with --trainer.devices 1 make 1" in run.said()
         assert not (tmp_path / "run").exists()
 
 
@@ -252,7 +253,7 @@ def test_strategies_that_are_not_shown_to_work_are_refused_before_anything_start
 def test_a_timeout_of_collectives_is_a_setting():
     timeout = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:05:00"]
     cli = TrainingCLI([*TINY_VSE, *timeout, "--trainer.accelerator=cpu", "--trainer.devices=2"], run=False)
-    assert cli.trainer.strategy._timeout == timedelta(minutes=5)
+    assert ddp_timeout(cli.trainer.strategy) == timedelta(minutes=5)
 
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "cluster"

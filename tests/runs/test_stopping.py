@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itr.cli import main
-from itr.runs.checkpoint_files import fault
+from itr.runs.checkpoints.checkpoint_files import fault
 from launching import ENOUGH
 from soak import differences, final
 from training_runs import checkpoint, children, options, start, wait_for, wait_for_text
@@ -67,14 +67,14 @@ def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     assert main(options(scenes, tmp_path, *more, *where)) == SIGNALS[signum]
     assert checkpoint(tmp_path)["global_step"] == 2  # the step that had begun was finished
     assert handlers == {known: signal.getsignal(known) for known in SIGNALS}
-    assert "--ckpt_path last goes on from there" in capsys.readouterr().err
+    assert "--ckpt_path last resumes from there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_before_the_first_step_a_signal_ends_at_once(scenes, tmp_path, capsys):
     more = ["--data.num_workers=0", "--trainer.logger=false"]
     assert main(options(scenes, tmp_path, *more, *stop_at("on_fit_start", 0, signal.SIGINT))) == 130
-    assert "stopped by SIGINT before there was anything to keep" in capsys.readouterr().err
+    assert "stopped by SIGINT before there was anything to save" in capsys.readouterr().err
     assert not list((tmp_path / "checkpoints").glob("*.ckpt"))
 
 
@@ -116,10 +116,10 @@ def test_the_second_signal_ends_at_once(scenes, tmp_path):
     process = start(options(scenes, tmp_path, *LONG, *slow), log)
     wait_for_text(log, "slow after step 3", process)
     process.send_signal(signal.SIGTERM)
-    wait_for_text(log, "the signal once more ends it at once", process)
+    wait_for_text(log, "a second signal ends it at once", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    assert "once more: ended at once" in log.read_text()
+    assert "received again: ended at once" in log.read_text()
     assert fault(last) == ""
 
 
@@ -200,9 +200,12 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         assert process.wait(ENOUGH) == 0
         told = log.read_text()
-        assert "last.ckpt could NOT be written (No space left on device)" in told
+        assert "could NOT write" in told
+        assert "last.ckpt (No space left on device)" in told
         assert "logs can NOT be written" in told
-        assert "its last state, after step 20, could not be written: there is the state after step 5 to go on" in told
+        assert (
+            "after step 20, whose checkpoint could not be written: the checkpoint of step 5 is there to resume" in told
+        )
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
         (disk / "filler").unlink()
@@ -212,7 +215,9 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(ENOUGH) == 143
-        assert "which could not be written: there is the state after step 5 to go on from" in log.read_text()
+        assert (
+            "whose checkpoint could not be written: the checkpoint of step 5 is there to resume from" in log.read_text()
+        )
         (disk / "filler").unlink()
         go_on = ["--trainer.max_epochs=2", "--data.num_workers=0", "--ckpt_path=last"]
         assert start(options(scenes, disk / "run", *go_on), log).wait(ENOUGH) == 0

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from itr.files.writing import whole_file
+from itr.private_api.lightning import set_csv_writer
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none within the quota, none in one file
 log = logging.getLogger(__name__)
@@ -90,10 +91,11 @@ class Csv(_Tolerant, CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """Where the rows go."""
-        if self._experiment is None:
-            self._fs.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Rows(log_dir=self.log_dir)
-        return self._experiment
+        return set_csv_writer(self, self._make_writer)
+
+    def _make_writer(self) -> _Rows:
+        Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+        return _Rows(log_dir=self.log_dir)
 
     def save(self) -> None:
         """Write what has been logged."""
@@ -154,7 +156,7 @@ def _room_or_not() -> Iterator[None]:
             raise
 
 
-def print_without_room() -> None:
+def survive_full_disk() -> None:
     """Let no print stop this process for want of room, until it has ended: the last flush is Python's own."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

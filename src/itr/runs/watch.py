@@ -14,7 +14,7 @@ from torch import Tensor
 
 from itr.distributed import largest, process_number, world_size
 from itr.errors import UserError
-from itr.runs.checkpoint_files import newest
+from itr.runs.checkpoints.checkpoint_files import newest
 from itr.training.logging_steps import logs_now
 from itr.training.optim import gradient_scaler
 from itr.types import Batch

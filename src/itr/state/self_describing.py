@@ -11,6 +11,7 @@ from torch import Tensor
 
 from itr.component import INSTANTIATOR, check_description
 from itr.errors import refusing
+from itr.private_api.lightning import INSTANTIATOR_KEY
 from itr.state import random_state
 from itr.state.offline import sealed
 
@@ -46,7 +47,7 @@ class SelfDescribing(pl.LightningModule, ABC):
         """
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             **self.describe(),
-            "_instantiator": INSTANTIATOR,
+            INSTANTIATOR_KEY: INSTANTIATOR,
         }
         # A run that goes on and has not drawn yet hands on what it was given.
         checkpoint["random_state"] = self._random_state or random_state.collect(self.device)

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
-from itr.runs.checkpoint_files import BEST, LAST, fault, newest, read
-from itr.runs.saved_settings import check_resumed
+from itr.runs.checkpoints.checkpoint_files import BEST, LAST, fault, newest, read
+from itr.runs.checkpoints.saved_settings import check_resumed
 from itr.state.offline import sealed
 
 log = logging.getLogger(__name__)
