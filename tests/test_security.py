@@ -279,5 +279,5 @@ def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(s
     embed += ["--out", str(tmp_path / "e.npz")]
     refused = itr(*embed)
     assert refused.returncode == 1
-    assert "names the class 'my_parts.Nothing', which is none of itr's" in refused.stderr
+    assert "names the class 'my_parts.Nothing', which itr does not know" in refused.stderr
     assert itr(*embed, ITR_IMPORT="my_parts").returncode == 0

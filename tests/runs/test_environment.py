@@ -62,7 +62,7 @@ def test_whether_a_file_can_be_written_is_found_out_before_the_work(tmp_path, ca
 @pytest.mark.parametrize("words", [["data", "verify", "~no.body/x"], ["embed", "--ckpt_path=a", "--out=~no.body/a"]])
 def test_the_home_of_a_user_who_is_not_there_is_told(capsys, words):
     assert main(words) == 1
-    assert "error: a path begins with ~, and whose home that is is not known" in capsys.readouterr().err
+    assert "error: a path begins with ~ but has no home folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

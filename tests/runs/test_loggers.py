@@ -31,7 +31,7 @@ def test_a_full_disk_costs_no_row(tmp_path, caplog, figures):
         logger.save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "logs can NOT be written (File too large)" in caplog.text
+    assert "could NOT write logs (File too large)" in caplog.text
     assert [int(row["step"]) for row in rows(logger)] == list(range(30))
     logger.log_metrics({"train/loss": 0.5, **figures}, 60)
     logger.save()

@@ -132,15 +132,15 @@ def parse_function(
     positional: str = "",
     common: Mapping[str, type] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Parse `itr VERB NAME [options]` to a name and the values of its options.
+    """Parse `itr VERB NAME [options]` into a name and the values of its options.
 
     Args:
         arguments: the command line, the verb first.
         functions: by name; their arguments and docstrings make the options.
-        what: what a name stands for, in capitals in the help.
+        what: what the names are, in capitals in the help.
         description: of the verb.
         positional: an argument that is given without its name.
-        common: by name, a class whose arguments are options too, beside those of the function.
+        common: by name, a class whose arguments are further options.
     """
     verb = arguments[0]
     parser = FriendlyParser(prog="itr", description=description)
@@ -155,7 +155,7 @@ def parse_function(
             options.add_argument(positional, type=str)
         shared = (common or {}).get(name)
         skip: set[str | int] = {positional} if positional else set()
-        if shared:  # its arguments stand for themselves, and for a parameter that takes it whole
+        if shared:  # its arguments replace the parameter that takes an object of the class
             skip.update(signature(shared).parameters)
             skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
         options.add_function_arguments(function, skip=skip)

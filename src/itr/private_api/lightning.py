@@ -51,7 +51,7 @@ def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
 
     Missing: a public way to get the dictionary; `Trainer.save_checkpoint` writes it too, and one file at a time.
     """
-    contents: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    contents: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights alone
     return contents
 
 

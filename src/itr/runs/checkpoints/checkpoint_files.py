@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, read only where they are whole."""
+"""Checkpoints on disk: written completely or not at all, and read only if they are intact."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PART = ".part"  # ends the name of a file that is being written
 
 
 def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
-    """Write a checkpoint under another name, make sure that it is on the disk, then give it its name.
+    """Write a checkpoint to a temporary file, sync it to the disk, then rename it.
 
     Args:
-        checkpoint: what to write.
+        checkpoint: its contents.
         path: the file.
-        keep_as: name in the same folder for the file that was there; empty to lose it.
+        keep_as: name in the same folder to keep the earlier file under; empty to replace it.
 
     Raises:
-        OSError: it can't be written; what was there before is as it was.
+        OSError: it could not be written; the earlier file is unchanged.
     """
     part = path.with_name(path.name + PART)
     try:
@@ -48,7 +48,7 @@ def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
 
 
 class _Writer(io.RawIOBase):
-    """A file whose first error is kept: torch.save turns it into one that doesn't tell the reason."""
+    """A file that keeps its first error: torch.save would turn it into one without the reason."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -72,7 +72,7 @@ class _Writer(io.RawIOBase):
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name; a file system without links makes a copy."""
+    """Give a file a second name, or copy it if the file system has no links."""
     part = target.with_name(target.name + PART)
     part.unlink(missing_ok=True)
     try:
@@ -80,11 +80,11 @@ def _link(path: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(path, part)
     os.replace(part, target)
-    part.unlink(missing_ok=True)  # two names of one file: renaming has done nothing
+    part.unlink(missing_ok=True)  # both were names of one file, so that renaming did nothing
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
+    with contextlib.suppress(OSError):  # not every file system supports it
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -93,7 +93,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def fault(path: Path) -> str:
-    """What is wrong with a checkpoint's bytes, by the checksums in it; empty where it is whole."""
+    """What is wrong with the bytes of a checkpoint, by the checksums in it; empty if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -103,10 +103,10 @@ def fault(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors still on disk. No code in it is run.
+    """The contents of a checkpoint, with its tensors still on disk. No code in it is run.
 
     Raises:
-        UserError: it is damaged, or no checkpoint of ours.
+        UserError: it is damaged, or not an itr checkpoint.
     """
     try:
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -114,13 +114,13 @@ def read(path: Path) -> dict[str, Any]:
             raise TypeError("it has no hyper_parameters and weights")
         return saved
     except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"{path} can't be read as a checkpoint of itr: {fault(path) or error}") from None
+        raise UserError(f"could not read {path} as an itr checkpoint: {fault(path) or error}") from None
 
 
 def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
-    """The whole checkpoint that has come farthest, with its step; if it can be, one that lacks no gradients.
+    """The intact checkpoint with the highest step, and its step; preferably one without accumulated gradients.
 
-    Of several of a step it is the one written last.
+    Of several checkpoints of a step, the one written last.
     """
     found: list[tuple[bool, int, float, Path]] = []
     for path in paths:
@@ -128,8 +128,8 @@ def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
             continue
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
             saved = read(path)
-            lacks_gradients = bool(saved.get("between_steps"))
-            found.append((not lacks_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
+            loses_gradients = bool(saved.get("between_steps"))
+            found.append((not loses_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
     if not found:
         return None
     _, step, _, path = max(found)
