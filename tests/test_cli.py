@@ -206,7 +206,7 @@ def test_verbs(capsys):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_is_read_no_more_ends_it_in_a_line(unbuffered):
+def test_closed_output_ends_the_command_with_one_line(unbuffered):
     """As `| head` does, here before anything is printed."""
     end, pipe = os.pipe()
     os.close(end)
