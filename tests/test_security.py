@@ -37,10 +37,6 @@ ALLOWED = {
     ("src/itr/cli.py", "import_module"): "the verbs of its own table",
     ("src/itr/component.py", "import_module"): "modules that the user names in the environment",
     ("src/itr/commands/demo.py", "import_module"): "the verbs of its own list",
-    (
-        "src/itr/commands/near_matches.py",
-        "import_module",
-    ): "a class that the parser has imported and refused an option of",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",
     (
         "src/itr/data/features/array_pickle.py",
