@@ -279,7 +279,7 @@ def test_a_checkpoint_fetches_nothing(component, argument):
         check_description(parts, "x.ckpt")
     backbone["init_args"][argument] = None
     assert check_description(parts, "x.ckpt") is parts
-    with pytest.raises(UserError, match="is to build its model"):
+    with pytest.raises(UserError, match="its model is not built by"):
         check_description({**parts, "_instantiator": "builtins.print"}, "x.ckpt")
 
 
