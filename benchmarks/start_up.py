@@ -22,7 +22,7 @@ import torch
 import itr
 from first_step import IMPORTED, MOMENTS
 from itr.cli import VERBS
-from itr.runs import checkpoint_files
+from itr.runs.checkpoints import checkpoint_files
 from measuring import Line, arguments, device, side_by_side, write
 
 HERE = Path(__file__).parent

@@ -119,7 +119,7 @@ def test_precisions_with_clipping(scenes, tmp_path, precision):
 
 def test_without_a_checkpoint_the_model_is_measured_as_built(scenes, tmp_path, caplog):
     assert run("test", tmp_path, scenes, *TINY_VSE) == 0
-    assert "measuring the model as the config builds it" in caplog.text
+    assert "measuring the model that the config builds" in caplog.text
 
 
 def test_validate_shows_figures(trained, scenes, capsys):
@@ -144,7 +144,7 @@ def test_training_without_validation(scenes, tmp_path):
         (["--data.val_split=train/*.tar"], "train/000000.tar of data.val_split = 'train/*.tar' is trained on too"),
         (["--data.test_split=tset", "--data.val_split=vla"], "no split 'vla' (it has: test, train, val)"),
         (["--model.objective.temperature=7"], "temperature 7.0 must lie within its bounds"),
-        (["--ckpt_path=last"], "there is no checkpoint"),
+        (["--ckpt_path=last"], "last.ckpt does not exist"),
         (["--config=demmo.yaml"], "nearest: demo.yaml"),
     ],
 )
@@ -160,8 +160,8 @@ def test_mistakes_have_one_clear_message(scenes, tmp_path, capsys, options, mess
         (["--trainer.max_epoch=1"], "--trainer.max_epochs"),
         (["--model.optimizer.lrr=1"], "--model.optimizer.lr"),
         (["--model.backbone.dimm=1"], "Did you mean dim?"),
-        (["--model.backbone=VSEE"], "Did you mean VSE?"),
-        (["--model.objective=Triplett"], "Did you mean Triplet?"),
+        (["--model.backbone=VSEE"], "the class VSEE does not exist; did you mean VSE?"),
+        (["--model.objective=Triplett"], "did you mean Triplet?"),
         (["--data.batch_size=many"], "data.batch_size is many; it must be a whole number"),
     ],
 )
@@ -192,7 +192,7 @@ def test_model_options_beside_a_checkpoint_are_refused(trained, scenes, capsys):
 def test_what_is_no_checkpoint_is_named(trained, scenes, tmp_path, capsys):
     (tmp_path / "torn.ckpt").write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     assert run("test", trained, scenes, f"--ckpt_path={tmp_path / 'torn.ckpt'}") == 1
-    assert "torn.ckpt can't be read as a checkpoint" in capsys.readouterr().err
+    assert "torn.ckpt as an itr checkpoint" in capsys.readouterr().err
     assert run("test", trained, scenes, "--ckpt_path=https://host/x.ckpt") == 1
     assert "not a local file" in capsys.readouterr().err
 
@@ -206,7 +206,7 @@ def test_verbs(capsys):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_is_read_no_more_ends_it_in_a_line(unbuffered):
+def test_closed_output_ends_the_command_with_one_line(unbuffered):
     """As `| head` does, here before anything is printed."""
     end, pipe = os.pipe()
     os.close(end)
@@ -214,7 +214,7 @@ def test_output_that_is_read_no_more_ends_it_in_a_line(unbuffered):
     done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, env=variables)
     os.close(pipe)
     assert done.returncode == 128 + signal.SIGPIPE
-    assert done.stderr == "itr: stopped: what it prints is read no more\n"
+    assert done.stderr == "itr: stopped: nothing reads its output any more\n"
 
 
 HELP = """import contextlib, sys, itr.cli

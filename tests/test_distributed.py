@@ -118,4 +118,4 @@ def test_random_numbers_of_another_number_of_processes_are_left(caplog):
     states = random_state.collect(torch.device("cpu"))
     with caplog.at_level("INFO", logger="itr.state.random_state"):
         random_state.restore({"cpu": states["cpu"].repeat(2, 1)}, torch.device("cpu"))
-    assert "of 2 processes and this run of 1: random numbers start anew" in caplog.text
+    assert "of 2 processes and this run of 1: random numbers start from scratch" in caplog.text

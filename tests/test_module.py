@@ -181,5 +181,5 @@ def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
 def test_a_module_of_the_users_own_that_is_not_there_is_named(scenes, tmp_path, monkeypatch):
     made = save_checkpoint(tmp_path, scenes)
     monkeypatch.setenv(IMPORTS, "itr.errors, not_there")
-    with pytest.raises(UserError, match=r"^the module not_there, which ITR_IMPORT names, can't be imported \(Module"):
+    with pytest.raises(UserError, match=r"^could not import the module not_there, which ITR_IMPORT names \(Module"):
         open_checkpoint(made)

@@ -1,4 +1,4 @@
-"""The command `itr`: a verb, then its options. Each verb is imported only when it runs."""
+"""The command `itr`: a verb, then its options. A verb is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from importlib.metadata import version
 from typing import TextIO
 
 from itr.errors import UserError
-from itr.runs.memory import memory_told
+from itr.runs.memory import memory_errors
 
 VERBS = {
     "demo": ("itr.commands.demo", "make a small data set, train on it and test, all in a few minutes"),
     "prepare": ("itr.data.preparing.command", "turn images and captions into shards"),
-    "data": ("itr.data.inspecting.command", "check shards, or look at what they hold"),
+    "data": ("itr.data.inspecting.command", "check shards, or look at what they contain"),
     "densify": ("itr.passes.densify", "have a vision-language model write dense captions of shards once"),
     "features": ("itr.passes.features", "run a frozen teacher over shards once and keep its features"),
-    "fit": ("itr.runs.command", "train a model, or go on with one"),
+    "fit": ("itr.runs.command", "train a model, or resume a run"),
     "stages": ("itr.commands.stages", "train with several configs, one after another"),
     "validate": ("itr.runs.command", "measure a model on the validation split"),
     "test": ("itr.runs.command", "measure a model on the test split and write metrics.json"),
@@ -43,21 +43,21 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:{width}}  {line}" for verb, (_, line) in VERBS.items())
     return (
         "usage: itr VERB [options]\n\nTrain, measure and use image-text retrieval.\n\n"
-        f"{verbs}\n\n`itr VERB --help` tells a verb's options; `itr --version` the version."
+        f"{verbs}\n\n`itr VERB --help` lists the options of a verb; `itr --version` prints the version."
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0, 1 for an error the user can put right, 2 for a wrong command line."""
+    """Run one verb; the exit status is 0, 1 for an error that users can correct, or 2 for a wrong command line."""
     try:
         status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        if not _is_read_no_more(STDOUT):
+        if not _is_closed(STDOUT):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python writes what waits when it ends
-        print("itr: stopped: what it prints is read no more", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # Python flushes stdout when it exits
+        print("itr: stopped: nothing reads its output any more", file=sys.stderr)
         return 128 + signal.SIGPIPE
 
 
@@ -72,29 +72,32 @@ def _main(arguments: list[str]) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"itr: error: there is no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"itr: error: the verb {verb!r} does not exist{hint}\n\n{usage()}", file=sys.stderr)
         return 2
-    # Idle threads that spin take the cores from the workers that decode and from other programs: with two training
-    # programs on two cores a step took ten times as long. It has to be said before torch is imported.
+    # Idle threads that spin take the cores from data workers and from other programs: with two training programs on two
+    # cores a step took ten times as long. This must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_our_messages()
     try:
-        with memory_told(verb):
+        with memory_errors(verb):
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
         print(f"itr: error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if "home directory" not in str(error):  # what pathlib makes of ~nobody
+        if "home directory" not in str(error):  # pathlib, for ~nobody
             raise
-        print("itr: error: a path begins with ~, and whose home that is is not known; write it out", file=sys.stderr)
+        print(
+            "itr: error: a path begins with ~ but has no home folder; write the path in full",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("itr: stopped", file=sys.stderr)
         return 130
 
 
-def _is_read_no_more(pipe: int) -> bool:
+def _is_closed(pipe: int) -> bool:
     """Whether the other end of a pipe is closed, as after `itr ... | head`; another pipe may have broken."""
     poll = select.poll()
     poll.register(pipe, 0)
@@ -102,24 +105,24 @@ def _is_read_no_more(pipe: int) -> bool:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time: it may have been put aside or replaced since."""
+    """Writes to the current `sys.stderr`, which may have been replaced since."""
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """The present stderr."""
+        """The current stderr."""
         return sys.stderr
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """Leave it."""
+        """Ignore the value."""
 
 
 def _show_our_messages() -> None:
     ours = logging.getLogger("itr")
     ours.setLevel(logging.INFO)
-    for stream in (sys.stdout, sys.stderr):  # names and captions may hold what the terminal or UTF-8 can't
+    for stream in (sys.stdout, sys.stderr):  # names and captions may contain what the terminal or UTF-8 cannot encode
         if isinstance(stream, io.TextIOWrapper):
-            # A log shows a line when it is printed, not when 8 kB have come together.
+            # A log shows each line at once, not after 8 kB.
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     ours.propagate = False
     if not ours.handlers:

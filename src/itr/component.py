@@ -1,4 +1,4 @@
-"""Objects that remember how they were built, so that a checkpoint can build them again."""
+"""Objects that store how they were built, so that a checkpoint can build them again."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from importlib import import_module
 from typing import Any
 
 from itr.errors import UserError, refusing
+from itr.private_api.lightning import INSTANTIATOR_KEY
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what builds a model from its description, as Lightning asks
-IMPORTS = "ITR_IMPORT"  # environment: modules with components of the user's own, between commas
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # builds a model from its description
+IMPORTS = "ITR_IMPORT"  # environment: modules with user-defined components, separated by commas
 
 
 class Component:
     """Base of everything that a config selects by class path: backbones, objectives, methods.
 
-    The arguments of the outermost `__init__` are kept; `describe` gives them back as plain types in the form that
-    jsonargparse reads, which is what `RetrievalModule` writes into a checkpoint.
+    The arguments of the outermost `__init__` are kept. `describe` returns them as plain types in the form that
+    jsonargparse reads; `RetrievalModule` writes that into a checkpoint.
 
     Attributes:
         init_args: those arguments.
-        fetched: arguments that name what is fetched or read from elsewhere; `describe` gives None for them.
+        fetched: arguments that name something to download or to read; `describe` gives None for them.
     """
 
     init_args: dict[str, Any]
@@ -42,42 +43,41 @@ class Component:
 
 
 def check_description(description: Any, where: str) -> dict[str, Any]:
-    """Look at how a checkpoint says that its model is built, before anything is imported that it names.
+    """Check the description of a checkpoint's model before anything that it names is imported.
 
-    Jsonargparse imports whatever module a class path names, and thereby runs its code, before it asks whether the class
-    is of the right kind. So a file may only name components that are known already: ours, and those of modules that
-    the user's program or config has imported. Nor may it name anything to be fetched or read from elsewhere, such as a
-    pretrained tower: a checkpoint that we write holds all of it.
+    Jsonargparse imports whatever module a class path names, and so runs its code, before it checks whether the class
+    is of the right kind. So a file may only name components that are already known: ours, and those of modules that
+    the user's program or config has imported. Nor may it name anything to download or to read from elsewhere, such as
+    a pretrained tower: our checkpoints contain all of it.
 
     Args:
         description: the value of `hyper_parameters`, as `RetrievalModule.describe` writes it.
         where: the file, for messages.
 
     Raises:
-        UserError: it has another form, or names something else.
+        UserError: it is malformed, or names something else.
     """
-    if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
-        raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
-    if description.get("_instantiator") != INSTANTIATOR:
-        raise UserError(f"{where} is no checkpoint of itr: something else than {INSTANTIATOR} is to build its model")
+    if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, INSTANTIATOR_KEY}:
+        raise UserError(f"{where} is not an itr checkpoint: it does not describe its {', '.join(PARTS)}")
+    if description.get(INSTANTIATOR_KEY) != INSTANTIATOR:
+        raise UserError(f"{where} is not an itr checkpoint: its model is not built by {INSTANTIATOR}")
     backbone, objective, methods = (description[part] for part in PARTS[:3])
     if not isinstance(description["optimizer"], dict):
-        raise UserError(f"{where} is no checkpoint of itr: its optimizer is {str(description['optimizer'])[:80]}")
+        raise UserError(f"{where} is not an itr checkpoint: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
-        with refusing(f"the module {name.strip()}, which {IMPORTS} names, can't be imported"):
+        with refusing(f"could not import the module {name.strip()}, which {IMPORTS} names"):
             import_module(name.strip())
     import_module(INSTANTIATOR.rpartition(".")[0])
     known = {class_path(cls): cls for cls in subclasses(Component)}
     for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):
         if not isinstance(part, dict) or set(part) - {"init_args"} != {"class_path"}:
-            raise UserError(f"{where} is no checkpoint of itr: a part of its model is {str(part)[:80]}")
+            raise UserError(f"{where} is not an itr checkpoint: a part of its model is {str(part)[:80]}")
     for part in _described(description):
         cls = known.get(str(part["class_path"]))
         if cls is None:
             raise UserError(
-                f"{where} names the class {str(part['class_path'])[:200]!r}, which is none of itr's. If it is a "
-                f"component of yours, import its module before or name it in {IMPORTS}; a stranger's file could name "
-                "anything"
+                f"{where} names the class {str(part['class_path'])[:200]!r}, which itr does not know. If it is your "
+                f"own component, import its module first or name it in {IMPORTS}; an untrusted file could name anything"
             )
         _check_arguments(part.get("init_args"), cls, where)
     return description
@@ -85,16 +85,16 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
 
 def _check_arguments(arguments: Any, cls: type[Component], where: str) -> None:
     if not isinstance(arguments, dict):
-        raise UserError(f"{where} is no checkpoint of itr: the arguments of {cls.__name__} are {str(arguments)[:80]}")
+        raise UserError(f"{where} is not an itr checkpoint: the arguments of {cls.__name__} are {str(arguments)[:80]}")
     for name in cls.fetched:
         if arguments.get(name) is not None:
             raise UserError(
-                f"{where} names a {name} to be fetched, {str(arguments[name])[:200]!r}; a checkpoint of itr holds it"
+                f"{where} names a {name} to download or read, {str(arguments[name])[:200]!r}; our checkpoints hold it"
             )
 
 
 def subclasses(cls: type[Component]) -> Iterator[type[Component]]:
-    """All classes below one that have been imported."""
+    """All subclasses of a class that have been imported, at any depth."""
     for subclass in cls.__subclasses__():
         yield subclass
         yield from subclasses(subclass)
@@ -117,7 +117,7 @@ def class_path(cls: type) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` in types that YAML and a `weights_only` checkpoint can hold."""
+    """`value` in types that YAML and a `weights_only` checkpoint can store."""
     if isinstance(value, Component):
         return value.describe()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

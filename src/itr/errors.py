@@ -1,4 +1,4 @@
-"""The exceptions that a user is meant to read."""
+"""Exceptions whose messages are meant for users."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message names the thing and the way out.
+    """An error that the user can correct: the message names what is wrong and what to do.
 
-    The command line prints it alone, without a traceback, and exits with status 1.
+    The command line prints the message without a traceback and exits with status 1.
     """
 
 
 class UnreadableError(UserError):
-    """A file or URL that is missing, damaged, or can't be read to its end.
+    """A file or URL that is missing, damaged, or could not be read to its end.
 
-    Training may be allowed to do without some shards; whatever else is wrong stops it.
+    Training may be allowed to skip some shards; any other error stops it.
     """
 
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Whatever goes wrong with a stranger's file, as one error that begins with `what`.
+    """Turn any error that an untrusted file causes into one that begins with `what`.
 
-    A crafted file shows itself as anything from a missing key to a wrong type, far from where it was read.
+    A crafted file may cause anything from a missing key to a wrong type, far from where it was read.
 
     Raises:
         UserError: something went wrong.

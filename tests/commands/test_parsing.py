@@ -1,4 +1,4 @@
-"""Command lines: what is missing or mistaken is told in a line, and a part of a config stands for itself."""
+"""Command lines: missing and mistaken options take one line, and a part of a config replaces earlier ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from itr.cli import main
-from itr.commands.parsing import in_words, resolve_configs
+from itr.commands.configs import resolve_configs
+from itr.commands.parsing import in_words
 from itr.errors import UserError
 from itr.runs.command import TrainingCLI
 from tiny import TINY_VSE
@@ -24,7 +25,7 @@ from tiny import TINY_VSE
         ("prepare table --num_workers=many", ["num_workers is many; it must be a whole number or null", "`itr prep"]),
     ],
 )
-def test_what_is_missing_or_mistaken_is_told_as_it_is_given(capsys, options, lines):
+def test_missing_and_mistaken_options_are_named_as_users_give_them(capsys, options, lines):
     with pytest.raises(SystemExit) as exit_:
         main(options.split())
     assert exit_.value.code == 2
@@ -34,7 +35,7 @@ def test_what_is_missing_or_mistaken_is_told_as_it_is_given(capsys, options, lin
     assert told[1].startswith(lines[1])
 
 
-def test_only_plain_faults_of_a_value_are_put_in_words():
+def test_only_simple_errors_of_a_value_are_reworded():
     nested = (
         'Parser key "model":\n  Problem with given class_path \'VSE\':\n    Parser key "dim":\n      Expected a <class'
     )
@@ -43,7 +44,7 @@ def test_only_plain_faults_of_a_value_are_put_in_words():
     assert in_words(text) == "Parser key \"a.b\":\n  Expected a typing.Literal['x', 'y']. Got value: two\nlines"
 
 
-def test_slips_that_a_verb_invites_come_with_what_was_meant(tmp_path, capsys):
+def test_likely_slips_come_with_a_suggestion(tmp_path, capsys):
     (tmp_path / "typo.yaml").write_text("data: {batch_sise: 3}")
     for options, hint in (
         ([f"--config={tmp_path / 'typo.yaml'}"], "--data.batch_size"),
@@ -52,18 +53,18 @@ def test_slips_that_a_verb_invites_come_with_what_was_meant(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             main(["fit", *options])
-        assert f"Did you mean {hint}" in capsys.readouterr().err
+        assert f"id you mean {hint}" in capsys.readouterr().err
 
 
-def test_a_config_that_is_no_yaml_is_named_with_the_line(tmp_path):
+def test_invalid_yaml_is_named_with_file_and_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("data:\n  root: [a\n")
-    with pytest.raises(UserError, match=r"bad\.yaml, line \d, is no YAML: "):
+    with pytest.raises(UserError, match=r"bad\.yaml, line \d, is not valid YAML: "):
         resolve_configs(["fit", "--config", str(tmp_path / "bad.yaml")])
 
 
 @pytest.mark.parametrize("form", [["--model.backbone={}"], ["--model.backbone", "{}"]])
-def test_a_part_takes_the_place_of_what_was_said_before(tmp_path, form):
-    """The parser alone would keep the other settings of the same class."""
+def test_a_part_replaces_earlier_settings(tmp_path, form):
+    """The parser itself would keep other settings of the same class."""
     part = tmp_path / "part.yaml"
     towers = [option.partition("=")[2] for option in TINY_VSE[1:3]]
     part.write_text(
@@ -77,12 +78,12 @@ def test_a_part_takes_the_place_of_what_was_said_before(tmp_path, form):
     assert (settings["dim"], settings["word_mask"]) == (16, 0.5)
 
 
-def test_devices_that_are_no_number_are_refused(tmp_path):
+def test_devices_that_are_not_a_number_are_refused(tmp_path):
     with pytest.raises(UserError, match="`devices`"):
         TrainingCLI([*TINY_VSE, "--trainer.accelerator=cpu", "--trainer.devices=many"], run=False)
 
 
-def test_a_line_shows_in_a_log_when_it_is_printed(monkeypatch):
+def test_a_line_appears_in_a_log_when_it_is_printed(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
     monkeypatch.setattr(sys, "stderr", io.StringIO())

@@ -54,8 +54,8 @@ def test_stages_that_fail_stop(scenes: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_stopped_keeps_its_state_and_the_later_ones_wait(scenes: Path, tmp_path: Path) -> None:
-    """The signal reaches the group, so the stage hears it twice: once itself, once handed on."""
+def test_a_stopped_stage_writes_a_checkpoint_and_later_stages_do_not_start(scenes: Path, tmp_path: Path) -> None:
+    """The signal reaches the group, so the stage receives it twice: directly and forwarded."""
     configs = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for config in configs:
         config.write_text(yaml.safe_dump({"trainer": {"default_root_dir": str(tmp_path / config.stem)}}))

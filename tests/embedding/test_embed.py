@@ -65,7 +65,7 @@ def test_mistakes_are_named(checkpoint, options, message, capsys):
 
 def test_what_is_no_checkpoint(tmp_path, capsys):
     path = tmp_path / "a.ckpt"
-    for said in ("there is no checkpoint", "is no checkpoint that"):
+    for said in ("a.ckpt does not exist", "is not a checkpoint that"):
         assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", "x"]) == 1
         assert said in capsys.readouterr().err
         path.write_bytes(b"nothing")

@@ -21,7 +21,7 @@ from itr.interop import cusa, d2s
 from itr.interop.d2s import made_up_tokenizer
 from itr.methods.d2s_teacher import load_stage1
 from itr.module import RetrievalModule
-from itr.runs.resume import check_settings
+from itr.runs.checkpoints.resume import check_settings
 from judging import Target, check, home, material
 from tiny import save_checkpoint
 

@@ -193,7 +193,7 @@ def test_a_page_says_what_is_missing(shown_run, scenes, names, said):
 def test_a_page_survives_damaged_files(shown_run, scenes, name):
     damage(shown_run, name)
     page = report(shown_run, "--data", scenes)
-    assert ("can't be read" in page.text or "is no checkpoint" in page.text) == (not name.startswith("report"))
+    assert ("can't be read" in page.text or "is not a checkpoint" in page.text) == (not name.startswith("report"))
 
 
 def test_mistakes_are_named(run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What stands in the files of a run, and which of them is the best."""
+"""What the checkpoints of a run contain, and which of them is the best."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.runs.checkpointing import Checkpoints, CheckpointSettings
+from itr.runs.checkpoints.checkpointing import Checkpoints
+from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.command import TrainingCLI
 from itr.runs.stopping import Signals
 from soak import differences, final
@@ -41,28 +42,28 @@ class Scored(RetrievalModule):
 @pytest.mark.parametrize(
     ("scores", "best", "step"), [((100.0, math.nan, 50.0), 100.0, 5), ((math.nan, 7.0, 9.0), 9.0, 15)]
 )
-def test_a_score_that_is_no_number_never_is_the_best(scenes, tmp_path, scores, best, step):
+def test_a_nan_score_is_never_the_best(scenes, tmp_path, scores, best, step):
     assert fit_scored(scenes, tmp_path, scores).best_score == best
     assert checkpoint(tmp_path, "best")["global_step"] == step
     assert checkpoint(tmp_path)["global_step"] == 15
 
 
 class NoRoomForLast(pl.Callback):
-    """Puts a folder where the last checkpoint is to be written."""
+    """Puts a folder in place of the last checkpoint, so that it cannot be written."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt.part").mkdir(exist_ok=True)
 
 
 @pytest.mark.slow
-def test_a_best_that_was_written_stays_where_the_last_could_not_be(scenes, tmp_path):
+def test_the_best_checkpoint_stays_if_the_last_could_not_be_written(scenes, tmp_path):
     assert fit_scored(scenes, tmp_path, (100.0, 50.0, 60.0), NoRoomForLast()).best_score == 100.0
     assert checkpoint(tmp_path, "best")["global_step"] == 5
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 def fit_scored(scenes: Path, tmp_path: Path, scores: tuple[float, ...], *callbacks: pl.Callback) -> Checkpoints:
-    """What wrote the checkpoints of a run of three epochs of five steps with these scores."""
+    """The callback of a run of three epochs of five steps with these scores."""
     quieten()
     built = TrainingCLI([*TINY_VSE, "--trainer.accelerator=cpu"], run=False).model
     module = Scored(built.backbone, InfoNCE())
@@ -81,8 +82,8 @@ def fit_scored(scenes: Path, tmp_path: Path, scores: tuple[float, ...], *callbac
     "stopped",
     [["--trainer.max_steps=7", "--trainer.max_epochs=-1"], ["--trainer.max_steps=7", "--data.val_split=null"]],
 )
-def test_a_run_of_some_steps_goes_on_to_more(scenes, tmp_path, stopped):
-    """Lightning counts the epoch that was under way as done."""
+def test_a_run_with_max_steps_resumes_to_more_steps(scenes, tmp_path, stopped):
+    """Lightning counts the unfinished epoch as done."""
     whole = [*QUICK, *STEADY, *stopped, "--trainer.max_steps=13"]
     assert main(options(scenes, tmp_path / "whole", *whole)) == 0
     assert main(options(scenes, tmp_path / "parts", *QUICK, *STEADY, *stopped)) == 0
@@ -92,7 +93,7 @@ def test_a_run_of_some_steps_goes_on_to_more(scenes, tmp_path, stopped):
 
 
 @pytest.mark.slow
-def test_a_run_whose_time_is_up_goes_on_within_the_epoch(scenes, tmp_path):
+def test_a_run_that_reached_max_time_resumes_within_the_epoch(scenes, tmp_path):
     limited = [
         "--trainer.max_time=00:00:00:02",
         "--trainer.callbacks+=training_runs.Slow",
@@ -108,8 +109,8 @@ def test_a_run_whose_time_is_up_goes_on_within_the_epoch(scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [True, False], ids=["after a validation", "where the run ends early"])
-def test_gradients_that_wait_for_more_batches_are_not_lost(scenes, tmp_path, fails):
-    """Of the five batches of an epoch the third waits for the fourth, and is followed by validation."""
+def test_accumulated_gradients_are_not_lost(scenes, tmp_path, fails):
+    """Gradients of the third of five batches wait for the fourth, and validation comes between them."""
     more = [*QUICK, "--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
     ends = ["--trainer.callbacks+=training_runs.EndsAt", f"--trainer.callbacks.fails={fails}"]
     ends.append(f"--trainer.callbacks.batch={9 if fails else 8}")
@@ -122,7 +123,7 @@ def test_gradients_that_wait_for_more_batches_are_not_lost(scenes, tmp_path, fai
 
 
 @pytest.mark.slow
-def test_the_best_score_of_a_checkpoint_from_before_is_kept(scenes, tmp_path):
+def test_the_best_score_of_an_older_checkpoint_format_is_kept(scenes, tmp_path):
     """Earlier versions had Lightning's ModelCheckpoint write both files."""
     quieten()
     where = [f"--data.root={scenes}", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
@@ -156,7 +157,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(scenes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_beyond_the_wanted_epochs_says_so(scenes, tmp_path, capsys):
+def test_a_run_beyond_max_epochs_is_reported(scenes, tmp_path, capsys):
     stop = ["--trainer.callbacks+=training_runs.SignalAt", "--trainer.callbacks.hook=on_train_batch_end"]
     stop += ["--trainer.callbacks.step=13", "--trainer.max_epochs=3"]
     assert main(options(scenes, tmp_path, *QUICK, *stop)) == 143

@@ -22,8 +22,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from itr.cli import main
-from itr.commands.parsing import resolve_configs
+from itr.commands.configs import resolve_configs
 from itr.errors import UserError
+from itr.private_api.lightning import ddp_timeout
 from itr.runs.command import TrainingCLI
 from itr.runs.processes import wait_for_processes
 from launching import ENOUGH, Run, fit, free_port, torchrun
@@ -72,7 +73,7 @@ def lightning_on_two_nodes(run: Run, arguments: list[str]) -> None:
 
 
 def slurm(run: Run, arguments: list[str]) -> None:
-    """As srun starts two tasks on two nodes."""
+    """Two tasks on two nodes, started as srun does."""
     shared: dict[str, object] = {
         "SLURM_JOB_ID": 4242,
         "SLURM_JOB_NAME": "itr",
@@ -109,7 +110,7 @@ def test_every_launcher_gives_the_same_weights(lightning, scenes, tmp_path, star
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
-    """Two network namespaces with a cable between them: hosts of their own as far as the network goes."""
+    """Two network namespaces with a cable between them: separate hosts to the network."""
     names, links = [f"itr{os.getpid()}{end}" for end in "ab"], [f"v{os.getpid()}{end}" for end in "ab"]
     commands = [f"netns add {name}" for name in names]
     commands.append(f"link add {links[0]} netns {names[0]} type veth peer name {links[1]} netns {names[1]}")
@@ -157,7 +158,7 @@ def rank(run: Run, launcher: object, number: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [started_by_lightning, torchrun_on_one_node])
 @pytest.mark.parametrize("number", [0, 1])
-def test_when_a_rank_is_killed_all_end_and_the_status_tells(scenes, tmp_path, launcher, number):
+def test_when_a_rank_is_killed_all_end_and_the_status_shows_it(scenes, tmp_path, launcher, number):
     with Run(tmp_path / "log") as run:
         launcher(run, fit(scenes, tmp_path, "--trainer.max_epochs=10000"))
         run.wait_for(tmp_path / "checkpoints" / "last.ckpt")
@@ -176,7 +177,7 @@ def test_ranks_that_hang_end_with_their_launcher(scenes, tmp_path, launcher):
     with Run(tmp_path / "log") as run:
         launcher(run, fit(scenes, tmp_path, "--trainer.max_epochs=10000"))
         run.wait_for(tmp_path / "checkpoints" / "last.ckpt")
-        os.kill(rank(run, launcher, 1), signal.SIGSTOP)  # as one that waits in a driver and hears nothing
+        os.kill(rank(run, launcher, 1), signal.SIGSTOP)  # like a process that hangs in a driver
         run.started[0].kill()
         run.statuses(BOUND)
         assert not run.left_after(BOUND), run.said()
@@ -188,7 +189,7 @@ def test_ranks_that_hang_end_with_their_launcher(scenes, tmp_path, launcher):
     [("FailsAtTheEnd", 3, 1), ("FailsWhileTheFirstWaits", 3, 1), ("IsStoppedWhileTheFirstWaits", 130, 130)],
 )
 def test_a_rank_that_ends_early_ends_the_run(scenes, tmp_path, callback, ended, status):
-    """Alone, Lightning ends with 0 where the first has come to its end, and with 137 where no collective tells it."""
+    """Lightning alone exits with 0 if the first process has finished, and with 137 if no collective fails."""
     with Run(tmp_path / "log") as run:
         ends = f"--trainer.callbacks+=launching.{callback}"
         run.start(fit(scenes, tmp_path, "--trainer.devices=2", "--trainer.max_epochs=1", ends))
@@ -197,7 +198,7 @@ def test_a_rank_that_ends_early_ends_the_run(scenes, tmp_path, callback, ended, 
         assert not run.left_after(BOUND), run.said()
 
 
-def test_a_process_that_has_failed_is_told_while_another_still_runs():
+def test_a_failed_process_is_reported_while_another_still_runs():
     launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=3, num_nodes=1)
     launcher.procs = [subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sh", "-c", "exit 3"])]
     other = launcher.procs[0]
@@ -227,12 +228,12 @@ def test_a_port_in_use_is_named(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_numbers_than_were_started_are_refused(scenes, tmp_path):
+def test_settings_that_differ_from_the_number_of_started_processes_are_refused(scenes, tmp_path):
     """Without --trainer.devices each of the two would train alone, and both write to one folder."""
     with Run(tmp_path / "log") as run:
         run.start([*torchrun("--nproc_per_node=2", f"--master_port={run.port}"), *fit(scenes, tmp_path / "run")])
         assert run.statuses(ENOUGH) == [1], run.said()
-        assert "2 processes were started, and --trainer.num_nodes 1 with --trainer.devices 1 make 1" in run.said()
+        assert "2 processes were started, but --trainer.num_nodes 1 with --trainer.devices 1 make 1" in run.said()
         assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +241,7 @@ SPLIT = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepspeed_stag
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", *SPLIT])
-def test_strategies_that_are_not_shown_to_work_are_refused_before_anything_starts(scenes, tmp_path, capsys, strategy):
+def test_untested_strategies_are_refused_before_anything_starts(scenes, tmp_path, capsys, strategy):
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.devices=2"]
     assert main(["fit", *TINY_VSE, *where, f"--trainer.strategy={strategy}"]) == 1
     said = capsys.readouterr().err
@@ -252,7 +253,7 @@ def test_strategies_that_are_not_shown_to_work_are_refused_before_anything_start
 def test_a_timeout_of_collectives_is_a_setting():
     timeout = ["--trainer.strategy=DDPStrategy", "--trainer.strategy.timeout=0:05:00"]
     cli = TrainingCLI([*TINY_VSE, *timeout, "--trainer.accelerator=cpu", "--trainer.devices=2"], run=False)
-    assert cli.trainer.strategy._timeout == timedelta(minutes=5)
+    assert ddp_timeout(cli.trainer.strategy) == timedelta(minutes=5)
 
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "cluster"
@@ -265,18 +266,18 @@ def commands(text: str) -> list[list[str]]:
 
 
 class Parsed(Exception):  # noqa: N818
-    """What a command line says, before anything is built."""
+    """The settings of a command line, before anything is built."""
 
 
 class ParseOnly(TrainingCLI):
     def parse_arguments(self, parser, args) -> None:
-        LightningCLI.parse_arguments(self, parser, args)  # ours goes on to look for the checkpoint
+        LightningCLI.parse_arguments(self, parser, args)  # without looking for the checkpoint
         raise Parsed(self.config)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir()))
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-def test_the_examples_are_whole(name):
+def test_the_example_scripts_are_valid(name):
     text = (EXAMPLES / name).read_text()
     if name.endswith(".yaml"):
         service, job = yaml.safe_load_all(text)
@@ -300,7 +301,7 @@ def test_the_examples_are_whole(name):
 
 
 @pytest.mark.parametrize(("accelerator", "devices"), [("gpu", 8), ("cpu", 0)])
-def test_devices_that_are_not_there_are_named(scenes, tmp_path, capsys, accelerator, devices):
+def test_missing_devices_are_named(scenes, tmp_path, capsys, accelerator, devices):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}"]

@@ -48,7 +48,7 @@ def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, caps
         ["report", "no", "--out={}/a.html"],
     ],
 )
-def test_whether_a_file_can_be_written_is_found_out_before_the_work(tmp_path, capsys, words):
+def test_an_unwritable_output_file_is_refused_before_the_work(tmp_path, capsys, words):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "more"
     assert main([word.format(folder) for word in words]) == 1
@@ -60,14 +60,14 @@ def test_whether_a_file_can_be_written_is_found_out_before_the_work(tmp_path, ca
 
 
 @pytest.mark.parametrize("words", [["data", "verify", "~no.body/x"], ["embed", "--ckpt_path=a", "--out=~no.body/a"]])
-def test_the_home_of_a_user_who_is_not_there_is_told(capsys, words):
+def test_the_home_of_an_unknown_user_is_reported(capsys, words):
     assert main(words) == 1
-    assert "error: a path begins with ~, and whose home that is is not known" in capsys.readouterr().err
+    assert "error: a path begins with ~ but has no home folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_refused(scenes, tmp_path, capsys):
+def test_without_a_gpu_the_cpu_is_used_and_an_explicit_gpu_is_refused(scenes, tmp_path, capsys):
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
     assert main(["fit", *where, *SMALL, "--trainer.accelerator=gpu"]) == 1
     assert "itr: error: No supported gpu backend found" in capsys.readouterr().err
@@ -76,8 +76,8 @@ def test_without_a_gpu_the_processor_is_taken_and_a_gpu_that_is_asked_for_is_ref
 
 
 @pytest.mark.slow
-def test_without_a_network_a_name_of_the_hub_is_told_with_the_way_out(scenes, tmp_path):
-    """Offline by the hub's own switch; a network that is not there is asked five times and ends the same."""
+def test_without_a_network_a_hub_name_is_refused_with_alternatives(scenes, tmp_path):
+    """Offline by the hub's own switch; a missing network is tried five times with the same result."""
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", *QUIET]
     command = [*ITR, "fit", *where, "--model.backbone=VSE", "--model.backbone.vision=google/vit-base-patch16-224"]
     environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
@@ -90,7 +90,7 @@ def test_without_a_network_a_name_of_the_hub_is_told_with_the_way_out(scenes, tm
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+def test_checking_that_a_folder_is_writable_leaves_nothing(tmp_path):
     check_writable(tmp_path / "a" / "b", "--out")
     assert not list(tmp_path.iterdir())
     (tmp_path / "checkpoints").symlink_to(tmp_path / "gone")
@@ -100,7 +100,7 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_read_only_file_system_is_refused_before_training(scenes, tmp_path):
-    """A real one, mounted in a name space of its own."""
+    """A real one, mounted in its own namespace."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("needs leave to mount a file system (unshare -rm)")
     disk = tmp_path / "disk"
@@ -119,7 +119,7 @@ def test_a_read_only_file_system_is_refused_before_training(scenes, tmp_path):
     assert "epoch 1/" not in done.stdout + done.stderr
 
 
-C_LOCALE = {"LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}  # in which Python itself goes over to UTF-8
+C_LOCALE = {"LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}  # in which Python itself switches to UTF-8
 ASCII_ONLY = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii", "TZ": "UTC"}
 
 
@@ -157,7 +157,7 @@ def test_spaces_links_locale_time_zone_and_windows_lines(tmp_path, locale, name)
     assert "B\u00e4r" in (tmp_path / "my runs" / "a b" / "report" / "index.html").read_text("utf-8")
 
 
-def test_a_name_that_the_terminal_cannot_show_does_not_end_the_work(tmp_path):
+def test_a_name_that_the_terminal_cannot_show_does_not_stop_the_command(tmp_path):
     save_image(tmp_path / "ok.jpg", 1)
     rows = [{"image": name, "captions": ["x"], "split": "train"} for name in ("b\u00e4r.jpg", "ok.jpg")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))

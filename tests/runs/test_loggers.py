@@ -1,4 +1,4 @@
-"""Figures of a run on disk: what is there stays there, whatever happens while more is written."""
+"""Logs of a run on disk: rows that are written stay, whatever happens while more are written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rows(logger: Csv) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("figures", [{}, {"val/rsum": 1.0}], ids=["rows", "another header"])
-def test_a_full_disk_costs_no_row(tmp_path, caplog, figures):
+def test_a_full_disk_loses_no_row(tmp_path, caplog, figures):
     logger = Csv(tmp_path, "logs")
     for step in range(30):
         logger.log_metrics({"train/loss": 0.5}, step)
@@ -31,7 +31,7 @@ def test_a_full_disk_costs_no_row(tmp_path, caplog, figures):
         logger.save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "logs can NOT be written (File too large)" in caplog.text
+    assert "could NOT write logs (File too large)" in caplog.text
     assert [int(row["step"]) for row in rows(logger)] == list(range(30))
     logger.log_metrics({"train/loss": 0.5, **figures}, 60)
     logger.save()

@@ -1,4 +1,4 @@
-"""Memory that really runs out, by a limit on what the process may have."""
+"""Running out of memory for real, by a limit on the process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def training(folder: Path, shards: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_memory_that_runs_out_in_a_step_names_what_takes_less_and_spoils_no_checkpoint(scenes, tmp_path):
+def test_running_out_of_memory_in_a_step_names_remedies_and_harms_no_checkpoint(scenes, tmp_path):
     done = run(4096, *training(tmp_path, scenes), "--trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -55,7 +55,7 @@ def test_memory_that_runs_out_in_a_step_names_what_takes_less_and_spoils_no_chec
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_model_that_does_not_fit_is_told_as_such(scenes, tmp_path):
+def test_a_model_that_does_not_fit_into_memory_is_reported(scenes, tmp_path):
     done = run(1024, *training(tmp_path, scenes), "--model.backbone.dim=100000000")
     assert done.returncode == 1
     assert "out of memory" in done.stderr

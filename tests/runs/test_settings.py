@@ -1,4 +1,4 @@
-"""Settings that can't be, that contradict a checkpoint, or that stand at an edge."""
+"""Settings that are impossible, that contradict a checkpoint, or that are at a limit."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def command(folder: Path, shards: Path, *options: str) -> list[str]:
         ("--watch.max_bad_steps=0", "watch.max_bad_steps is 0; it must be 1 or more"),
     ],
 )
-def test_a_setting_that_can_not_be_is_refused_with_its_name(scenes, tmp_path, capsys, options, message):
+def test_an_impossible_setting_is_refused_by_name(scenes, tmp_path, capsys, options, message):
     assert main(command(tmp_path, scenes, *options.split())) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.slow
-def test_distilling_from_dense_captions_that_are_not_there_is_refused(tmp_path, capsys):
+def test_distilling_from_missing_dense_captions_is_refused(tmp_path, capsys):
     assert main(command(tmp_path / "run", plain_images(tmp_path), "--model.methods+=D2S")) == 1
     assert "has no dense caption; make them by `itr densify`" in capsys.readouterr().err
 
@@ -102,7 +102,9 @@ def test_a_resumed_run_refuses_options_that_its_checkpoint_contradicts(scenes, t
 
     monkeypatch.setattr(torch, "load", counting)
     with caplog.at_level(logging.INFO, logger="itr"):
-        assert main(command(tmp_path, scenes, f"--config={config}", *again)) == 0  # a config is told, not refused
+        assert (
+            main(command(tmp_path, scenes, f"--config={config}", *again)) == 0
+        )  # differences in a config are reported, not refused
     assert len(whole) == 1  # its settings are read without its tensors
     assert "model.optimizer.lr is 0.001, as in" in caplog.text
     assert "the config's 0.5 is not used" in caplog.text
@@ -138,7 +140,7 @@ def test_an_embedding_of_zeros_gives_a_finite_loss_and_gradients(objective: Obje
 
 
 @pytest.mark.slow
-def test_a_last_batch_of_one_is_left_out_of_training_and_measured_in_evaluation(tmp_path, capsys):
+def test_a_last_batch_of_one_is_dropped_in_training_and_used_in_evaluation(tmp_path, capsys):
     shards = plain_images(tmp_path)
     assert main(command(tmp_path / "run", shards, "--data.eval_batch_size=8", "--model.objective=Triplet")) == 0
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -154,7 +156,7 @@ def test_training_never_opens_the_test_split(scenes, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(scenes, shards)
     for tar in (shards / "test").iterdir():
-        tar.write_bytes(np.random.default_rng(0).bytes(1000))  # whoever reads one fails
+        tar.write_bytes(np.random.default_rng(0).bytes(1000))  # reading one fails
     assert main(command(tmp_path / "run", shards)) == 0
     assert main(["test", f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / 'run'}",
                  "--trainer.accelerator=cpu", "--data.num_workers=0"]) == 1  # fmt: skip

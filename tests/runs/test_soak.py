@@ -8,7 +8,7 @@ from soak import soak
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
+def test_a_run_that_is_killed_repeatedly_ends_like_an_uninterrupted_one(tmp_path):
     found = soak(tmp_path, kills=6, seed=1, epochs=12, longest=14, images=80)
     assert found["wrong"] == []
     assert found["kills"] == 6

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, or are stopped without being asked."""
+"""Runs that are stopped by a signal, or killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itr.cli import main
-from itr.runs.checkpoint_files import fault
+from itr.runs.checkpoints.checkpoint_files import fault
 from launching import ENOUGH
 from soak import differences, final
 from training_runs import checkpoint, children, options, start, wait_for, wait_for_text
@@ -44,7 +44,7 @@ def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
 
 
 @pytest.mark.parametrize("place", [p if p in OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(scenes, tmp_path, capsys, place):
+def test_a_stopped_run_resumes_to_the_same_end(scenes, tmp_path, capsys, place):
     """Weights, optimizer, schedule, averages, random states, position and best score, to the bit."""
     hook, step, more = PLACES[place]
     more = ["--data.num_workers=0", "--trainer.max_epochs=2", "--trainer.logger=false", *more]
@@ -65,16 +65,16 @@ def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     more = ["--data.num_workers=0", "--trainer.logger=false", "--trainer.limit_val_batches=0"]
     where = stop_at("on_train_batch_start", 1, signum)
     assert main(options(scenes, tmp_path, *more, *where)) == SIGNALS[signum]
-    assert checkpoint(tmp_path)["global_step"] == 2  # the step that had begun was finished
+    assert checkpoint(tmp_path)["global_step"] == 2  # the step in progress was finished
     assert handlers == {known: signal.getsignal(known) for known in SIGNALS}
-    assert "--ckpt_path last goes on from there" in capsys.readouterr().err
+    assert "--ckpt_path last resumes from there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_before_the_first_step_a_signal_ends_at_once(scenes, tmp_path, capsys):
+def test_before_the_first_step_a_signal_ends_the_run_at_once(scenes, tmp_path, capsys):
     more = ["--data.num_workers=0", "--trainer.logger=false"]
     assert main(options(scenes, tmp_path, *more, *stop_at("on_fit_start", 0, signal.SIGINT))) == 130
-    assert "stopped by SIGINT before there was anything to keep" in capsys.readouterr().err
+    assert "stopped by SIGINT before there was anything to save" in capsys.readouterr().err
     assert not list((tmp_path / "checkpoints").glob("*.ckpt"))
 
 
@@ -93,8 +93,8 @@ def test_the_workers_of_the_loader_survive_a_signal_to_the_whole_group(scenes, t
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_does_not_wait_for_workers_that_hear_no_signal():
-    """As one that is stopped while its loader is being started, and so was never shut down."""
+def test_a_process_that_ends_does_not_wait_for_workers_that_ignore_signals():
+    """Like a process that is stopped while its loader starts, so that the loader is never shut down."""
     keeps_its_loader = """
 import os
 from torch.utils.data import DataLoader
@@ -110,22 +110,22 @@ batches._shutdown_workers = lambda: None
 
 
 @pytest.mark.slow
-def test_the_second_signal_ends_at_once(scenes, tmp_path):
+def test_a_second_signal_ends_the_run_at_once(scenes, tmp_path):
     last, log = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "log"
     slow = ["--trainer.callbacks+=training_runs.Slow", "--trainer.callbacks.seconds=60", "--trainer.callbacks.after=3"]
     process = start(options(scenes, tmp_path, *LONG, *slow), log)
     wait_for_text(log, "slow after step 3", process)
     process.send_signal(signal.SIGTERM)
-    wait_for_text(log, "the signal once more ends it at once", process)
+    wait_for_text(log, "a second signal ends it at once", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    assert "once more: ended at once" in log.read_text()
+    assert "received again: ended at once" in log.read_text()
     assert fault(last) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heard_by", ["the first process", "the second process"])
-def test_two_processes_stop_at_one_step_and_go_on_to_the_same_end(scenes, tmp_path, heard_by):
+def test_two_processes_stop_at_one_step_and_resume_to_the_same_end(scenes, tmp_path, heard_by):
     log = tmp_path / "log"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--data.num_workers=0"]
     two += ["--trainer.max_epochs=8", "--trainer.logger=false", "--checkpoint.every_steps=3"]
@@ -143,8 +143,8 @@ def test_two_processes_stop_at_one_step_and_go_on_to_the_same_end(scenes, tmp_pa
 
 
 @pytest.mark.slow
-def test_slurm_queues_the_job_again_and_the_same_command_goes_on(scenes, tmp_path):
-    """The environment and the signal as SLURM gives them; `scontrol` is a program that notes what it was asked."""
+def test_slurm_requeues_the_job_and_the_same_command_resumes(scenes, tmp_path):
+    """The environment and the signal of SLURM, with a program `scontrol` that records its arguments."""
     asked, log, folder = tmp_path / "asked", tmp_path / "log", tmp_path / "run"
     tool = tmp_path / "bin" / "scontrol"
     tool.parent.mkdir()
@@ -170,8 +170,8 @@ def test_slurm_queues_the_job_again_and_the_same_command_goes_on(scenes, tmp_pat
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_from_the_last_checkpoint(scenes, tmp_path):
-    """One of two processes is killed; torchrun starts both again, and they end as if nothing had been."""
+def test_torchrun_restarts_from_the_last_checkpoint(scenes, tmp_path):
+    """One of two processes is killed; torchrun starts both again, and they end as without the kill."""
     log = tmp_path / "log"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--data.num_workers=0"]
     two += ["--trainer.max_epochs=8", "--trainer.logger=false", "--checkpoint.every_steps=3"]
@@ -187,7 +187,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(scenes, tmp_path):
+def test_a_full_disk_neither_stops_training_nor_harms_the_earlier_file(scenes, tmp_path):
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", disk], capture_output=True).returncode:
@@ -200,9 +200,12 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         assert process.wait(ENOUGH) == 0
         told = log.read_text()
-        assert "last.ckpt could NOT be written (No space left on device)" in told
-        assert "logs can NOT be written" in told
-        assert "its last state, after step 20, could not be written: there is the state after step 5 to go on" in told
+        assert "could NOT write" in told
+        assert "last.ckpt (No space left on device)" in told
+        assert "could NOT write logs" in told
+        assert (
+            "after step 20, whose checkpoint could not be written: the checkpoint of step 5 is there to resume" in told
+        )
         assert [fault(path) for path in sorted((disk / "run" / "checkpoints").glob("*.ckpt"))] == [""] * 2
         assert checkpoint(disk / "run")["global_step"] == 5
         (disk / "filler").unlink()
@@ -212,7 +215,9 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(ENOUGH) == 143
-        assert "which could not be written: there is the state after step 5 to go on from" in log.read_text()
+        assert (
+            "whose checkpoint could not be written: the checkpoint of step 5 is there to resume from" in log.read_text()
+        )
         (disk / "filler").unlink()
         go_on = ["--trainer.max_epochs=2", "--data.num_workers=0", "--ckpt_path=last"]
         assert start(options(scenes, disk / "run", *go_on), log).wait(ENOUGH) == 0
@@ -223,35 +228,35 @@ def test_a_full_disk_stops_neither_training_nor_harms_the_file_that_is_there(sce
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
-def test_a_run_whose_output_finds_no_room_goes_on(scenes, tmp_path):
+def test_a_run_whose_output_does_not_fit_on_the_disk_continues(scenes, tmp_path):
     arguments = options(scenes, tmp_path, "--trainer.max_epochs=1", "--data.num_workers=0", "--trainer.logger=false")
     assert start(arguments, Path("/dev/full")).wait(ENOUGH) == 0
     assert checkpoint(tmp_path)["global_step"] == 5
 
 
-def test_a_torn_last_gives_way_to_the_newest_whole_one(scenes, tmp_path, caplog, capsys):
+def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_intact_one(scenes, tmp_path, caplog, capsys):
     more = ["--data.num_workers=0", "--trainer.logger=false"]
     assert main(options(scenes, tmp_path, *more, "--trainer.max_epochs=1")) == 0
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     assert main(options(scenes, tmp_path, *more, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
-    assert "best.ckpt, the newest that is whole, of step 5" in caplog.text
+    assert "best.ckpt, the newest intact one, of step 5" in caplog.text
     assert checkpoint(tmp_path)["global_step"] == 10
     for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         path.write_bytes(b"torn")
     assert main(options(scenes, tmp_path, *more, "--ckpt_path=last")) == 1
-    assert "holds no other that is whole" in capsys.readouterr().err
+    assert "contains no other that is intact" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_auto_begins_or_goes_on(scenes, tmp_path):
+def test_auto_starts_or_resumes(scenes, tmp_path):
     more = ["--data.num_workers=0", "--trainer.logger=false", "--ckpt_path=auto"]
     for epochs in (1, 2):
         assert main(options(scenes, tmp_path, *more, f"--trainer.max_epochs={epochs}")) == 0
         assert checkpoint(tmp_path)["global_step"] == 5 * epochs
 
 
-def test_what_is_no_setting_of_checkpoints_is_refused(scenes, tmp_path, capsys):
+def test_impossible_checkpoint_settings_are_refused(scenes, tmp_path, capsys):
     assert main(options(scenes, tmp_path, "--checkpoint.every_minutes=-1")) == 1
     assert "checkpoint.every_minutes is -1.0; it must be 0 (off) or a positive number" in capsys.readouterr().err
 
@@ -259,7 +264,7 @@ def test_what_is_no_setting_of_checkpoints_is_refused(scenes, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("changed", "told"), [("batch_size=4", "batch_size 8 -> 4"), ("seed=7", "seed 0 -> 7")])
 @pytest.mark.parametrize("step", [3, 5], ids=["within an epoch", "after an epoch"])
-def test_a_run_that_is_no_longer_the_same_says_what_begins_anew(scenes, tmp_path, caplog, changed, told, step):
+def test_a_run_that_has_changed_reports_what_starts_again(scenes, tmp_path, caplog, changed, told, step):
     more = ["--data.num_workers=0", "--trainer.logger=false", "--trainer.max_epochs=2"]
     hook = "on_train_batch_end" if step == 3 else "on_train_epoch_end"
     assert main(options(scenes, tmp_path, *more, *stop_at(hook, step))) == 143
@@ -267,13 +272,13 @@ def test_a_run_that_is_no_longer_the_same_says_what_begins_anew(scenes, tmp_path
     assert main(options(scenes, tmp_path, *more, f"--data.{changed}", "--ckpt_path=last")) == 0
     assert told in caplog.text
     anew = step == 3
-    assert ("epoch 1 begins anew" in caplog.text) == anew
+    assert ("epoch 1 starts again" in caplog.text) == anew
     epoch = 11 if changed == "batch_size=4" else 5  # 44 images
     assert checkpoint(tmp_path)["global_step"] == reached + epoch * (2 if anew else 1)
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_with_one(scenes, tmp_path):
+def test_a_run_of_two_processes_resumes_with_one(scenes, tmp_path):
     log = tmp_path / "log"
     more = ["--data.num_workers=0", "--trainer.logger=false", "--trainer.max_epochs=2", "--checkpoint.every_steps=2"]
     two = [*more, "--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -286,6 +291,6 @@ def test_a_run_of_two_processes_goes_on_with_one(scenes, tmp_path):
     assert start(options(scenes, tmp_path, *more, "--data.batch_size=4", "--ckpt_path=last"), log).wait(ENOUGH) == 0
     told = log.read_text()
     assert "processes 2 -> 1" in told
-    assert "epoch 1 begins anew" in told
-    assert "random numbers start anew" in told
+    assert "epoch 1 starts again" in told
+    assert "random numbers start from scratch" in told
     assert checkpoint(tmp_path)["global_step"] == reached + 2 * 11

@@ -1,4 +1,4 @@
-"""What training logs of its data: how long it waited for them, and what of them it left out."""
+"""What training logs about its data: how long it waited for them, and what it skipped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_images(folder: Path, size: int, cut: set[int]) -> Path:
 
 
 @pytest.mark.slow
-def test_an_epoch_of_waiting_for_data_is_told_once_with_what_helps(tmp_path, capsys):
+def test_an_epoch_of_waiting_for_data_gives_advice_once(tmp_path, capsys):
     assert fit(tmp_path / "run", write_images(tmp_path, 3000, set())) == 0
     said = capsys.readouterr().err
     assert said.count(HINT) == 1
@@ -57,34 +57,34 @@ def test_an_epoch_of_waiting_for_data_is_told_once_with_what_helps(tmp_path, cap
 
 
 @pytest.mark.slow
-def test_an_epoch_without_waiting_is_not_told_of(scenes, tmp_path, capsys):
+def test_an_epoch_without_waiting_gives_no_advice(scenes, tmp_path, capsys):
     slow = [
         "--trainer.callbacks+=training_runs.Slow",
         "--trainer.callbacks.seconds=0.1",
-    ]  # whatever else the machine does
+    ]  # regardless of the load of the machine
     assert fit(tmp_path, scenes, *slow) == 0
     assert HINT not in capsys.readouterr().err
     assert all(0 < wait < 1 for wait in logged(tmp_path, "train/data_wait"))
 
 
 @pytest.mark.slow
-def test_images_that_are_skipped_show_in_the_curves(tmp_path):
+def test_skipped_images_appear_in_the_curves(tmp_path):
     assert fit(tmp_path / "run", write_images(tmp_path, 32, {2, 7})) == 0
     skipped = logged(tmp_path / "run", "train/skipped")
-    assert len(skipped) == 6  # counted anew in each epoch
+    assert len(skipped) == 6  # counted from 0 in each epoch
     assert skipped[2] == skipped[5] == 2
     assert logged(tmp_path / "run", "train/bad_shards") == [0] * 6
 
 
 @pytest.mark.slow
-def test_figures_of_the_steps_between_are_neither_made_nor_logged(scenes, tmp_path):
+def test_metrics_between_logging_steps_are_neither_computed_nor_logged(scenes, tmp_path):
     assert fit(tmp_path, scenes, "--trainer.log_every_n_steps=5") == 0
     for name in ("loss", "grad_norm", "data_wait", "skipped"):
         assert len(logged(tmp_path, f"train/{name}")) == 4  # of 22 steps
 
 
 @pytest.mark.slow
-def test_images_that_are_skipped_are_counted_over_all_processes(tmp_path):
+def test_skipped_images_are_counted_over_all_processes(tmp_path):
     shards = write_images(tmp_path, 32, {2, 7, 8})
     where = [f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--data.val_split=null"]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.num_workers=0"]

@@ -1,4 +1,4 @@
-"""Losses and weights that are not finite: what stops, what is told, and what is left on disk."""
+"""Losses and weights that are not finite: what stops, what is reported, and what is left on disk."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def logged(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def test_a_loss_that_is_nan_stops_the_run_and_says_where(scenes, tmp_path, capsys):
+def test_a_nan_loss_stops_the_run_and_names_the_step(scenes, tmp_path, capsys):
     assert main(command(tmp_path, scenes, *AT_ONCE, "--data.val_split=null")) == 1
     said = capsys.readouterr().err
     assert "the loss is not finite in step 1 (epoch 1, batch 2; its samples:" in said
@@ -100,14 +100,14 @@ def test_the_last_good_checkpoint_is_named_and_stays(scenes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_an_earlier_run_is_not_taken_for_one_of_this(scenes, tmp_path, capsys):
+def test_a_checkpoint_of_an_earlier_run_is_not_mistaken_for_one_of_this_run(scenes, tmp_path, capsys):
     assert main(command(tmp_path, scenes, "--trainer.max_epochs=1")) == 0
     assert main(command(tmp_path, scenes, "--overwrite=true", *AT_ONCE)) == 1
     assert "last good checkpoint: none" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_step_with_a_finite_loss_that_spoils_the_weights_leaves_no_checkpoint(scenes, tmp_path, capsys):
+def test_a_step_with_a_finite_loss_that_makes_weights_infinite_leaves_no_checkpoint(scenes, tmp_path, capsys):
     lost = ["--model.optimizer.lr=1e42", "--model.optimizer.warmup=0", "--trainer.limit_train_batches=1"]
     saving = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]
     for name, options in (
@@ -120,7 +120,7 @@ def test_a_step_with_a_finite_loss_that_spoils_the_weights_leaves_no_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_feature_that_is_infinite_shows_in_the_term_that_uses_it(scenes, tmp_path, capsys):
+def test_an_infinite_feature_appears_in_the_term_that_uses_it(scenes, tmp_path, capsys):
     split = find_split(scenes, "train")
     samples = [sample for shard in split.shards for sample in read_tar(shard.place)]
     ids = {"image": [s.image_id for s in samples], "text": [i for s in samples for i in s.caption_ids]}
@@ -163,7 +163,7 @@ def train(
     return watch
 
 
-def test_too_many_steps_that_fp16_skips_stop_the_run(scenes, tmp_path):
+def test_too_many_steps_skipped_by_fp16_stop_the_run(scenes, tmp_path):
     message = r"(?s)5 steps in a row were skipped .* the last in step 4 \(epoch 1, batch 5; .*bf16-mixed"
     with pytest.raises(UserError, match=message):
         train(tmp_path, scenes, scale=2.0**60, max_bad_steps=5)
@@ -171,7 +171,7 @@ def test_too_many_steps_that_fp16_skips_stop_the_run(scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 2}], ids=str)
-def test_a_few_steps_that_fp16_skips_are_counted(scenes, tmp_path, options):
+def test_a_few_steps_skipped_by_fp16_are_counted(scenes, tmp_path, options):
     watch = train(tmp_path, scenes, scale=2.0**18, max_bad_steps=8, **options)
     assert 1 <= watch.skipped_steps < 8
     norms = logged(tmp_path, "train/grad_norm")
@@ -181,7 +181,7 @@ def test_a_few_steps_that_fp16_skips_are_counted(scenes, tmp_path, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_the_gradient_norm_is_that_before_clipping_and_without_the_scale_of_fp16(scenes, tmp_path, clip):
+def test_the_gradient_norm_is_logged_before_clipping_and_without_the_fp16_scale(scenes, tmp_path, clip):
     train(tmp_path / "single", scenes, scale=None, max_steps=1, gradient_clip_val=clip)
     train(tmp_path / "half", scenes, scale=1024.0, max_steps=1, gradient_clip_val=clip)
     (single,), (half,) = (logged(tmp_path / name, "train/grad_norm") for name in ("single", "half"))
@@ -190,7 +190,7 @@ def test_the_gradient_norm_is_that_before_clipping_and_without_the_scale_of_fp16
 
 
 @pytest.mark.slow
-def test_fp16_clips_what_has_been_unscaled(scenes, tmp_path):
+def test_fp16_clips_unscaled_gradients(scenes, tmp_path):
     """A norm far above the real one changes nothing; clipping scaled gradients would shrink them a thousandfold."""
     losses = []
     for name, clip in (("free", None), ("clipped", 1e4)):
@@ -200,7 +200,7 @@ def test_fp16_clips_what_has_been_unscaled(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_stays_nan_under_fp16_is_told_as_such(scenes, tmp_path):
+def test_a_loss_that_stays_nan_under_fp16_is_reported(scenes, tmp_path):
     with pytest.raises(UserError, match=r"(?s)3 steps in a row.* the last in step 3 .*objective = nan"):
         train(tmp_path, scenes, scale=1.0, max_bad_steps=3, lr=1e30)
 
@@ -217,7 +217,7 @@ def test_two_processes_stop_at_the_same_step(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_one_process_alone_meets_is_told_by_it_and_ends_all(scenes, tmp_path):
+def test_a_nan_on_one_process_is_reported_by_it_and_ends_all(scenes, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
     arguments = command(tmp_path, scenes, *two, "--model.methods+=test_watch.NotANumber")
     here = Path(__file__).parent

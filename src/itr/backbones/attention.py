@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from itr.private_api.transformers import attention_of
+
 NAME = "itr_sdpa"
 
 
@@ -17,7 +19,7 @@ def ask_nothing(tower: nn.Module) -> None:
     alone.
     """
     config: Any = getattr(tower, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa":
+    if attention_of(config) != "sdpa":
         return
     _register()
     tower.set_attn_implementation(NAME)  # type: ignore[operator]

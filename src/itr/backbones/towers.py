@@ -17,6 +17,7 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import first_line
 from itr.component import plain
 from itr.errors import UserError
+from itr.private_api.transformers import NAME_KEY
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a config carries beside the architecture; the first two tie it to a machine and a version.
 _NOT_ARCHITECTURE = {
-    "_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
+    NAME_KEY, "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
     "return_dict", "output_attentions", "output_hidden_states",
 }  # fmt: skip
 
@@ -180,10 +181,12 @@ def near(word: str, words: Any) -> str:
 
 
 def _new_tower(modality: Modality, config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModel
+
     settings = _checked_config(f"{modality}_config", config)
-    tower_class, options = _tower_class(modality, settings)
+    _, options = _tower_class(modality, settings)
     try:
-        tower: nn.Module = tower_class._from_config(settings, dtype=torch.float32, **options)
+        tower: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, **options)
     except Exception as error:  # whatever the architecture makes of inconsistent sizes
         raise UserError(f"{modality}_config {config}: no such tower can be built ({first_line(error)})") from error
     return tower

@@ -1,4 +1,4 @@
-"""`itr demo`: the whole path on made-up images, by the commands that a user would give."""
+"""`itr demo`: all steps on synthetic images, by the commands that a user would give."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ What to try next:
   itr report {run}    (figures, curves and images on one page: {run}/report/index.html)
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/clip --model.backbone CLIP
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/triplet --model.objective Triplet
-  itr fit --config {run}/config.yaml --ckpt_path last --trainer.max_epochs {epochs}    (go on with this run)
+  itr fit --config {run}/config.yaml --ckpt_path last --trainer.max_epochs {epochs}    (resume this run)
   itr prepare table --root FOLDER --out shards    (your own images; the README says what FOLDER holds)
   tensorboard --logdir {run}"""
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare scenes, train, and test; the exit status."""
+    """Prepare scenes, train and test; return the exit status."""
     parser = FriendlyParser(prog="itr demo", description="Make a small data set, train on it and test.")
-    parser.add_argument("--out", type=str, default="runs/demo", help="run folder; one with a run in it is left alone")
+    parser.add_argument("--out", type=str, default="runs/demo", help="run folder; if it exists, a new name is used")
     run = _free(Path(parser.parse_args(arguments[1:]).out))
     shards = run / "shards"
     steps = [("itr.data.preparing.command", f"prepare scenes --out {shlex.quote(str(shards))}")]
@@ -33,12 +33,12 @@ def main(arguments: list[str]) -> int:
         print(f"\n$ itr {command}", flush=True)
         if status := import_module(module).main(shlex.split(command)):
             return int(status)
-    print(f"\nEverything lies in {run}: shards/, checkpoints/best.ckpt, metrics.json, config.yaml, logs/.")
+    print(f"\nEverything is in {run}: shards/, checkpoints/best.ckpt, metrics.json, config.yaml, logs/.")
     print(NEXT.format(run=run, shards=shards, epochs=40))
     return 0
 
 
 def _free(wanted: Path) -> Path:
-    """The folder, or the first of `folder-2`, `folder-3` ... that is not there yet."""
+    """The folder, or the first of `folder-2`, `folder-3` ... that does not exist yet."""
     names = itertools.chain([wanted], (wanted.with_name(f"{wanted.name}-{n}") for n in itertools.count(2)))
     return next(path for path in names if not path.exists())

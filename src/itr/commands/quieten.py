@@ -1,4 +1,4 @@
-"""Warnings of libraries that tell a user nothing."""
+"""Warnings of libraries that are of no use to users."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import warnings
 
 
 def quieten() -> None:
-    """Leave out what Lightning says that is no news to anybody."""
+    """Hide messages of Lightning that are of no use to users."""
     for message in (
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning on its own code
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # about Lightning's own code
         ".*is smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*is not supported by the model summary.*",
         ".*predict returned None.*",  # the embeddings are in the module
-        ".*It is recommended to use `self.log.*sync_dist=True.*",  # every process has the same figures
-        "Checkpoint directory .* exists and is not empty.*",  # before_fit has asked about it
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # every process has the same metrics
+        "Checkpoint directory .* exists and is not empty.*",  # before_fit checks this
         ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*`IterableDataset` has `__len__` defined.*",  # our streams know their exact length
+        ".*`IterableDataset` has `__len__` defined.*",  # the length of our streams is exact
         ".*the hooks will not be called on every batch.*",  # values are clamped after each step, not each batch
-        ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 has skipped the first step
+        ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
-    told = ("pypi.org/project/lit", "TPU available: False", "to estimate number of stepping batches")
+    useless = ("pypi.org/project/lit", "TPU available: False", "to estimate number of stepping batches")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in told))
+        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in useless))

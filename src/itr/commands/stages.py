@@ -7,23 +7,23 @@ import signal
 import subprocess
 import sys
 
-from itr.commands.parsing import find_config
+from itr.commands.configs import find_config
 from itr.errors import UserError
 
-STOPPED = (130, 143)  # exit statuses of a run that a signal has ended in good order
+STOPPED = (130, 143)  # exit statuses of a run that a signal has stopped in good order
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HANDED_ON = "ITR_SIGNALS_HANDED_ON"  # environment: says that a signal may come twice
+FORWARDED = "ITR_SIGNALS_HANDED_ON"  # environment: set if a signal may arrive twice
 
 USAGE = """usage: itr stages CONFIG CONFIG ... [options]
 
 Train with one config after another: `itr fit --config CONFIG [options]` for each. The options go to all of them, so
-leave out those that belong to one; a later config names what it takes from an earlier one.
+omit those that belong to one of them. A later config names what it takes from an earlier one.
 
   itr stages f30k_d2s_stage1.yaml f30k_d2s.yaml --data.root shards"""
 
 
 def main(arguments: list[str]) -> int:
-    """Run `itr fit` for each config, each as a process of its own, and stop at the first that fails or is stopped."""
+    """Run `itr fit` for each config in a separate process, and stop at the first that fails or is stopped."""
     configs: list[str] = []
     rest = arguments[1:]
     while rest and not rest[0].startswith("-"):
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(command: list[str]) -> int:
-    """Run a stage, handing signals on to it, which may reach it on its own too; its exit status."""
-    process = subprocess.Popen(command, env={**os.environ, HANDED_ON: "1"})
+    """Run a stage and return its exit status. Signals are forwarded to it, although they may reach it directly too."""
+    process = subprocess.Popen(command, env={**os.environ, FORWARDED: "1"})
     earlier = {signum: signal.signal(signum, lambda signum, _: process.send_signal(signum)) for signum in SIGNALS}
     try:
         return process.wait()

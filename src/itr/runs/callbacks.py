@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from itr.commands.parsing import MADE_WITH, made_with
+from itr.commands.configs import MADE_WITH, made_with
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
 from itr.evaluation.retrieval import DIRECTIONS, table
 from itr.evaluation.scoring import mean_scores
@@ -35,21 +35,21 @@ class SaveConfig(SaveConfigCallback):
     """Keeps the complete config of a training run as `config.yaml` in the run folder."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file at the start of `fit`; the other verbs leave it as it is."""
+        """Write the file at the start of `fit`; other verbs do not change it."""
         if stage == "fit" and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             names = [made_with(str(config)) for config in self.config.get("config") or ()]
             head = f"{MADE_WITH}{', '.join(names)}\n" if names else ""  # a comment: the file stays a config
-            with whole_file(path) as file:  # a run that goes on writes it again, and may be killed meanwhile
+            with whole_file(path) as file:  # a resumed run rewrites it, and may be killed meanwhile
                 file.write((head + self.parser.dump(self.config, skip_none=False)).encode())
 
 
 class History(pl.Callback):
-    """Logs what is worth a curve besides losses and recalls, such as `train/lr` and the cosines of pairs."""
+    """Logs further curves besides losses and recalls, such as `train/lr` and the cosines of pairs."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """The largest learning rate of all groups, as this step takes it, and what was left out so far in the epoch."""
+        """The largest learning rate of all groups in this step, and what the epoch has skipped so far."""
         if logs_now(trainer):
             rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
             pl_module.log("train/lr", max(rates))
@@ -79,13 +79,13 @@ class History(pl.Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the number of the log folder, and with the newest loss that has come to the CPU.
+    """Lightning's bar without the number of the log folder, and with the newest loss that has reached the CPU.
 
-    NOTE: what is logged with `prog_bar=True` Lightning asks the device for after each step, bar or no bar.
+    NOTE: for values logged with `prog_bar=True`, Lightning waits for the device after each step, even without a bar.
     """
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        """The figures beside the bar."""
+        """The metrics beside the bar."""
         figures = super().get_metrics(trainer, pl_module)
         figures.pop("v_num", None)
         watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
@@ -94,17 +94,17 @@ class ProgressBar(TQDMProgressBar):
 
 
 class Results(pl.Callback):
-    """Shows and keeps what an evaluation found: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
+    """Prints and stores the results of an evaluation: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the figures of `itr validate` whole, and those of an epoch of `itr fit` in a line."""
+        """Print all metrics of `itr validate`, and one line for an epoch of `itr fit`."""
         if trainer.state.fn == "validate":
             self._show(trainer, pl_module)
         elif not trainer.sanity_checking:
             self._show_epoch(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the figures and write them down."""
+        """Print the metrics and write them to a file."""
         self._show(trainer, pl_module)
         self._write(trainer, pl_module)
 
@@ -127,7 +127,7 @@ class Results(pl.Callback):
     def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = self._module(pl_module).metrics
         recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
-        loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # none yet if a resumed run validates first
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # missing if a resumed run validates first
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         more = f", {data.skipped} bad images skipped" if data.skipped else ""
         more += f", {data.bad_shards} bad shards" if data.bad_shards else ""
@@ -144,7 +144,7 @@ class Results(pl.Callback):
         print(f"\nwritten to {path}")
 
     def _about(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Where the figures come from."""
+        """The provenance of the metrics."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         model = checkpoint_identity(checkpoint) if checkpoint and checkpoint.is_file() else {"checkpoint": "none"}

@@ -19,28 +19,23 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
-from itr.commands.parsing import FriendlyParser, resolve_configs
+from itr.commands.configs import resolve_configs
+from itr.commands.parsing import FriendlyParser
 from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.files.writing import check_writable
 from itr.module import RetrievalModule
+from itr.private_api.lightning import TakesSavedSettings, no_signal_handlers
 from itr.runs.callbacks import History, ProgressBar, Results, SaveConfig
-from itr.runs.checkpoint_files import BEST, LAST, PREVIOUS
-from itr.runs.checkpointing import Checkpoints, CheckpointSettings
-from itr.runs.loggers import Csv, TensorBoard, print_without_room
-from itr.runs.processes import (
-    UnusedParameters,
-    check_numbers,
-    check_strategy,
-    follow_launcher,
-    meet_anew,
-    meeting,
-    wait_for_processes,
-    watch_processes,
-)
-from itr.runs.resume import SameOrder, check_settings, find_checkpoint, refuse_swa, with_saved
-from itr.runs.stopping import Signals, Stopped, leave_signals_alone, requeue
+from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
+from itr.runs.checkpoints.checkpointing import Checkpoints
+from itr.runs.checkpoints.resume import SameOrder, check_settings, find_checkpoint, refuse_swa, with_saved
+from itr.runs.checkpoints.settings import CheckpointSettings
+from itr.runs.loggers import Csv, TensorBoard, survive_full_disk
+from itr.runs.processes import follow_launcher, wait_for_processes, watch_processes
+from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
+from itr.runs.stopping import Signals, Stopped, requeue
 from itr.runs.waiting import DataWait
 from itr.runs.watch import Watch
 from itr.state.offline import sealed
@@ -53,12 +48,13 @@ class Parser(FriendlyParser, LightningArgumentParser):
     """Lightning's parser with our errors."""
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(TakesSavedSettings, LightningCLI):
     """Puts a run's files below `--trainer.default_root_dir` and finds checkpoints there by name."""
 
     def __init__(self, arguments: list[str] | None = None, run: bool = True, signals: Signals | None = None) -> None:
         self.signals = signals or Signals()
-        self.saved: dict[str, Any] | None = None  # how a checkpoint says that its model is built
+        self.saved: dict[str, Any] | None = None  # the model settings of the checkpoint
+        self.parsers: list[LightningArgumentParser] = []  # one for each verb
         super().__init__(
             RetrievalModule,
             ShardData,
@@ -70,21 +66,22 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": "runs/itr", "max_epochs": 30},
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # RetrievalModule writes how to build it again itself
+            load_from_checkpoint_support=False,  # RetrievalModule describes itself
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options of our own, and defaults that later options can refine (`--model.backbone.dim 256`)."""
+        """Add our own options, and defaults that later options can refine (`--model.backbone.dim 256`)."""
+        self.parsers.append(parser)
         parser.set_defaults({f"model.{part}": {"class_path": name} for part, name in DEFAULT_CLASSES.items()})
         parser.add_class_arguments(CheckpointSettings, "checkpoint")
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a folder that holds a run")
-        parser.add_lightning_class_args(Watch, "watch")  # a callback of the trainer with that
+        parser.add_lightning_class_args(Watch, "watch")  # which also adds the callback to the trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, then turn `--ckpt_path best|last` into a file of the run folder."""
+        """Parse, then resolve `--ckpt_path best|last` to a file of the run folder."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            asked = [a for a in args or [] if not a.startswith("--print_config")]  # which would print and end
+            asked = [a for a in args or [] if not a.startswith("--print_config")]  # which would print and exit
             super().parse_arguments(parser, asked)
             if self._default_to_chosen_classes() or len(asked) < len(args or []):
                 super().parse_arguments(parser, args)
@@ -92,24 +89,24 @@ class TrainingCLI(LightningCLI):
         check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
         if subcommand:
             settings = self.config[subcommand]
-            root = settings.trainer.default_root_dir  # Lightning makes a path of ~ in some places, and we in others
+            root = settings.trainer.default_root_dir  # Lightning expands ~ in some places only
             settings.trainer.default_root_dir = str(Path(root).expanduser())
             settings.ckpt_path = find_checkpoint(settings, subcommand)
-            settings.weights_only = True  # whatever the option or torch's environment say
+            settings.weights_only = True  # whatever the option or torch's environment variables say
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
             if settings.ckpt_path:
                 self.saved = check_settings(settings, subcommand, args or [])
 
-    def _parse_ckpt_path(self) -> None:
-        """Take the model's settings from the checkpoint, as Lightning does, which would load all of it for them."""
+    def take_saved_settings(self) -> None:
+        """Put the model settings of the checkpoint into the config."""
         if self.saved is not None:
             self.config = with_saved(self.parser, self.config, self.saved)
 
     def _default_to_chosen_classes(self) -> bool:
-        """Let what isn't set be as the chosen class has it; whether that changes anything.
+        """Give options that are not set the defaults of the chosen class; whether that changes anything.
 
-        The parser keeps settings when the class changes that the new one knows too: Sigmoid would begin with the
+        When the class changes, the parser keeps settings that the new one has too: Sigmoid would start with the
         temperature that is InfoNCE's default.
         """
         verb = self.config.get("subcommand")
@@ -117,11 +114,12 @@ class TrainingCLI(LightningCLI):
         chosen = {part: model[part].class_path for part in DEFAULT_CLASSES}
         if all(path.endswith(f".{DEFAULT_CLASSES[part]}") for part, path in chosen.items()):
             return False
-        self._parser(verb).set_defaults({f"model.{part}": {"class_path": path} for part, path in chosen.items()})
+        for parser in self.parsers:
+            parser.set_defaults({f"model.{part}": {"class_path": path} for part, path in chosen.items()})
         return True
 
     def instantiate_classes(self) -> None:
-        """As Lightning does; settings that a component refuses or the machine lacks are for the user to mend."""
+        """As Lightning does; report settings that a component refuses or that the machine does not support."""
         try:
             with nullcontext() if self.saved is None else sealed(self.saved):
                 super().instantiate_classes()
@@ -132,7 +130,8 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add our loggers and callbacks, which need the run folder."""
-        settings = self._get(self.config_init, "trainer")
+        options = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        settings = options["trainer"]
         root = settings["default_root_dir"]
         settings["default_root_dir"] = str(root)
         if settings["accumulate_grad_batches"] < 1:
@@ -147,20 +146,19 @@ class TrainingCLI(LightningCLI):
         own: list[Callback] = [Results(), *self._progress_bar(settings)]
         if training:
             folder = Path(os.path.abspath(root)) / "checkpoints"
-            when, fresh = self._get(self.config_init, "checkpoint"), not self._get(self.config, "ckpt_path")
             own += [History(), DataWait(), UnusedParameters(), SameOrder()]
-            own.append(Checkpoints(folder, when, self.signals, fresh))
+            own.append(Checkpoints(folder, options["checkpoint"], self.signals, fresh=not options["ckpt_path"]))
         settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except TypeError as error:  # as Lightning calls a number of devices that is none
+        except TypeError as error:  # Lightning's, for an impossible number of devices
             raise UserError(str(error)) from error
-        leave_signals_alone(trainer)
+        no_signal_handlers(trainer)  # `Checkpoints` stops the run at the end of a step, for a signal to any rank
         check_numbers(trainer)
         refuse_swa(trainer)
-        meet_anew(trainer)
+        use_fresh_rendezvous(trainer)
         watch_processes(trainer)
         return trainer
 
@@ -176,24 +174,23 @@ class TrainingCLI(LightningCLI):
         return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
 
     def before_fit(self) -> None:
-        """Never write over a run unasked."""
+        """Never overwrite a run without `--overwrite`."""
         settings = self.config["fit"]
         folder = Path(settings.trainer.default_root_dir) / "checkpoints"
         there = any((folder / name).exists() for name in (LAST, BEST, PREVIOUS))
         if there and not settings.ckpt_path and not settings.overwrite:
             raise UserError(
-                f"{settings.trainer.default_root_dir} already holds a run. Go on with it by --ckpt_path last, choose "
+                f"{settings.trainer.default_root_dir} already holds a run. Resume it by --ckpt_path last, choose "
                 "another folder by --trainer.default_root_dir, or give --overwrite true"
             )
-
         self._check_folder("checkpoints", "logs")
 
     def before_test(self) -> None:
-        """Find out now whether the figures can be written, not when all is measured."""
+        """Check that the metrics can be written before anything is measured."""
         self._check_folder()
 
     def before_predict(self) -> None:
-        """As `before_test`, for the embeddings."""
+        """Check that the embeddings can be written before anything is embedded."""
         self._check_folder()
 
     def _check_folder(self, *parts: str) -> None:
@@ -203,17 +200,17 @@ class TrainingCLI(LightningCLI):
                 check_writable(folder, "--trainer.default_root_dir")
 
     def after_fit(self) -> None:
-        """Say where things are."""
+        """Print where the results are."""
         if self.trainer.is_global_zero:
             root = self.trainer.default_root_dir
             print(f"\nthe run is in {root}: checkpoints/, config.yaml, logs/ (`tensorboard --logdir {root}`)")
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoints) and (lost := callback.unwritten(self.trainer.global_step)):
-                    log.error(lost)
+                if isinstance(callback, Checkpoints) and (message := callback.unwritten(self.trainer.global_step)):
+                    log.error(message)
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of Lightning's verbs; the exit status."""
+    """Run one of Lightning's verbs and return the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
     follow_launcher()
@@ -221,16 +218,16 @@ def main(arguments: list[str]) -> int:
     signals = Signals()
     signals.listen()
     if arguments[0] == "fit":
-        print_without_room()
+        survive_full_disk()
     try:
         with meeting():
             cli = TrainingCLI(resolve_configs(arguments), signals=signals)
         wait_for_processes(cli.trainer)
-    except MisconfigurationException as error:  # settings that Lightning refuses once it knows the checkpoint
+    except MisconfigurationException as error:  # settings that Lightning refuses for this checkpoint
         raise UserError(str(error)) from error
     except Stopped as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"\nitr: {stop}", file=sys.stderr)  # on a line of its own, below the bar
+            print(f"\nitr: {stop}", file=sys.stderr)  # on its own line, below the progress bar
             if signal.Signals(stop.signum).name == "SIGUSR1":
                 requeue()
         return stop.status

@@ -1,4 +1,4 @@
-"""Lightning's loggers and what is printed: a full disk costs a message and not the run."""
+"""Lightning's loggers and printed output: a full disk is reported, and the run continues."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from itr.files.writing import whole_file
+from itr.private_api.lightning import set_csv_writer
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none within the quota, none in one file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, or the size of a file
 log = logging.getLogger(__name__)
 
 
 class _Tolerant:
-    """Says once that figures can't be written, and goes on."""
+    """Reports once that logs could not be written, and continues."""
 
-    told = False
+    reported = False
 
     def try_to(self, write: Callable[[], Any]) -> None:
-        """Write, or say why not."""
+        """Write, or report why not."""
         try:
             write()
         except (OSError, ValueError) as error:
-            cause = error.__cause__ if isinstance(error, ValueError) else error  # TensorBoard's logger takes it so
+            cause = error.__cause__ if isinstance(error, ValueError) else error  # TensorBoard's logger wraps it
             if not isinstance(cause, OSError):
                 raise
-            if not self.told:
-                log.error("logs can NOT be written (%s). Training goes on without", cause.strerror or cause)
-            self.told = True
+            if not self.reported:
+                log.error("could NOT write logs (%s). Training continues without them", cause.strerror or cause)
+            self.reported = True
 
 
 class _Rows(ExperimentWriter):
-    """Rows of `metrics.csv`, of which those that are there survive a kill and a full disk at any moment.
+    """Rows of `metrics.csv`. Rows that are written survive a kill or a full disk at any moment.
 
-    Lightning's empties the file to write it with another header, and leaves parts of rows where the disk is full.
+    Lightning's own writer empties the file to write a new header, and leaves partial rows if the disk is full.
     """
 
     def save(self) -> None:
-        """Add the new rows; a figure that is new makes another header, and thereby another file."""
+        """Add the new rows. A new metric changes the header, so that the file is rewritten."""
         if not self.metrics:
             return
         path, known = Path(self.metrics_file_path), set(self.metrics_keys).union(*self.metrics)
@@ -84,16 +85,17 @@ class _Rows(ExperimentWriter):
 
 
 class Csv(_Tolerant, CSVLogger):
-    """`metrics.csv`; what could not be written is written later."""
+    """`metrics.csv`; rows that could not be written are written later."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Where the rows go."""
-        if self._experiment is None:
-            self._fs.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Rows(log_dir=self.log_dir)
-        return self._experiment
+        """The writer of the rows."""
+        return set_csv_writer(self, self._make_writer)
+
+    def _make_writer(self) -> _Rows:
+        Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+        return _Rows(log_dir=self.log_dir)
 
     def save(self) -> None:
         """Write what has been logged."""
@@ -105,10 +107,10 @@ class Csv(_Tolerant, CSVLogger):
 
 
 class TensorBoard(_Tolerant, TensorBoardLogger):
-    """Event files; its writer does not come back after a full disk."""
+    """Event files; their writer does not recover from a full disk."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Hand figures to the writer."""
+        """Pass metrics to the writer."""
         self.try_to(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     def save(self) -> None:
@@ -121,7 +123,7 @@ class TensorBoard(_Tolerant, TensorBoardLogger):
 
 
 class Output:
-    """A stream to a file, whose text is left out, or comes later, where the disk is full.
+    """A stream to a file; while the disk is full, its text is dropped or written later.
 
     Args:
         stream: where to write.
@@ -134,19 +136,19 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write what there is room for; the length of the text."""
-        with _room_or_not():
+        """Write as much as fits, and return the length of the text."""
+        with _ignore_full_disk():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits, if there is room."""
-        with _room_or_not():
+        """Write buffered text, if it fits."""
+        with _ignore_full_disk():
             self._stream.flush()
 
 
 @contextlib.contextmanager
-def _room_or_not() -> Iterator[None]:
+def _ignore_full_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -154,8 +156,8 @@ def _room_or_not() -> Iterator[None]:
             raise
 
 
-def print_without_room() -> None:
-    """Let no print stop this process for want of room, until it has ended: the last flush is Python's own."""
+def survive_full_disk() -> None:
+    """Let no print stop this process because the disk is full, not even Python's last flush at exit."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):

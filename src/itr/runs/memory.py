@@ -1,4 +1,4 @@
-"""Memory that runs out: one message with what takes less of it."""
+"""Out of memory: one message with the options that need less."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from itr.errors import UserError
 
-# torch, NumPy, the system, and a loader whose worker the system has ended; known by their words, as each has its type.
+# Errors of torch, NumPy, the system, and a loader whose worker was killed. Each has its own type, so match the words.
 SIGNS = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Unable to allocate|Cannot allocate memory"
     r"|DataLoader worker .* killed by signal: (Killed|Bus error)"
@@ -17,7 +17,7 @@ TRAINING = (
     "--trainer.precision bf16-mixed; --model.backbone.gradient_checkpointing true; --model.large_batch.gradient_cache, "
     "which keeps the batch; a smaller --data.batch_size; a smaller --data.eval_batch_size if it is validation that "
     "fails; for the machine's own memory fewer --data.num_workers and a smaller --data.shuffle_buffer. "
-    "The checkpoints are as they were: --ckpt_path last goes on from there with other --trainer, --data and "
+    "The checkpoints are unchanged: --ckpt_path last resumes from there with other --trainer, --data and "
     "--model.large_batch options, while other --model options need a new run"
 )
 LEVERS = {
@@ -29,8 +29,8 @@ LEVERS = {
 
 
 @contextmanager
-def memory_told(verb: str) -> Iterator[None]:
-    """Say what takes less memory when it runs out in a verb; nothing is written on the way out.
+def memory_errors(verb: str) -> Iterator[None]:
+    """Report the options that need less memory if a verb runs out of it; nothing is written meanwhile.
 
     Raises:
         UserError: memory ran out.

@@ -1,4 +1,4 @@
-"""How long training waits for its data, and what helps when that is most of the time."""
+"""How long training waits for its data, with advice if that takes most of the time."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ log = logging.getLogger(__name__)
 
 
 class DataWait(pl.Callback):
-    """Logs `train/data_wait`, and says what helps after an epoch that was spent waiting for data.
+    """Logs `train/data_wait`, and gives advice after an epoch that was mostly spent waiting for data.
 
-    It is the time in seconds that a step waited for its batch, averaged over the steps since it was last logged; of
+    It is the time in seconds that a step waited for its batch, averaged over the steps since the last log; with
     several processes, that of the one which waited longest.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._advised = False
         self._steps = 0
-        self._logged = 0.0  # what the loader had waited when it was last logged, in seconds
-        self._since: float | None = None  # when the clock of the epoch was started; None while it stands
+        self._logged = 0.0  # seconds that the loader had waited at the last log
+        self._since: float | None = None  # when the clock of the epoch was started; None while it is stopped
         self._spent = 0.0
-        self._waited = -1.0  # what the loader had waited when the clock was started; below 0 before the first time
+        self._waited = -1.0  # seconds waited when the clock was first started; below 0 before that
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock begins after the first batch, for which the workers have to start."""
+        """Reset the clock, which starts after the first batch: for that the workers have to start."""
         self._since, self._spent, self._waited = None, 0.0, -1.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Log at the steps that are logged."""
+        """Log at the logging steps."""
         waited = _waited(trainer)
         if self._since is None:
             self._since = time.perf_counter()
@@ -55,16 +55,16 @@ class DataWait(pl.Callback):
             self._since = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say once what helps, if any process waited for more than half of the epoch."""
+        """Give advice once, if any process waited for more than half of the epoch."""
         self.on_validation_start(trainer, pl_module)
         share = (_waited(trainer) - self._waited) / self._spent if self._spent else 0.0
         share = float(stack(torch.tensor(share), trainer.strategy.root_device).max())
-        if share <= TOO_MUCH or self._told or not trainer.is_global_zero:
+        if share <= TOO_MUCH or self._advised or not trainer.is_global_zero:
             return
-        self._told = True
+        self._advised = True
         workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
         log.info(
-            "%.0f%% of the epoch was spent waiting for data: give more --data.num_workers (now %d; there are %d cores) "
+            "%.0f%% of the epoch was spent waiting for data: use more --data.num_workers (now %d; there are %d cores) "
             "or make the images small once, by `itr prepare ... --resize 256`",
             100 * share,
             workers,

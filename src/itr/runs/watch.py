@@ -1,4 +1,4 @@
-"""A run whose loss or weights are no longer finite is stopped, told about, and leaves no spoilt checkpoint."""
+"""A run whose loss or weights are no longer finite is stopped and reported, and writes no such checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from itr.distributed import largest, process_number, world_size
 from itr.errors import UserError
-from itr.runs.checkpoint_files import newest
+from itr.runs.checkpoints.checkpoint_files import newest
 from itr.training.logging_steps import logs_now
 from itr.training.optim import gradient_scaler
 from itr.types import Batch
@@ -24,7 +24,7 @@ NAMED = 3
 
 @dataclass
 class Moment:
-    """A place in a run: steps done before it, epoch and batch from 0, and the keys of the samples that it works on."""
+    """A step of a run: steps done before it, epoch and batch from 0, and the keys of its samples."""
 
     step: int
     epoch: int
@@ -38,12 +38,12 @@ class Moment:
 
 
 class Reading:
-    """The terms of one loss, on their way from the device while it goes on with the step.
+    """The terms of one loss, copied from the device while it continues with the step.
 
     Args:
         moment: the step.
         terms: the terms [] by name.
-        scale: factor [] that fp16 training has its loss scaled by; None without it.
+        scale: factor [] by which fp16 training multiplies the loss; None in other precisions.
     """
 
     def __init__(self, moment: Moment, terms: dict[str, Tensor], scale: Tensor | None) -> None:
@@ -59,13 +59,13 @@ class Reading:
 
     @property
     def loss(self) -> float | None:
-        """The sum of the terms; None while they are on their way."""
+        """The sum of the terms; None until they have arrived."""
         if self._arrived and not self._arrived.query():
             return None
         return math.fsum(self._values[: len(self.names)].tolist())
 
     def arrive(self) -> None:
-        """Wait until the values are here."""
+        """Wait until the values have arrived."""
         if self._arrived:
             self._arrived.synchronize()
         values: list[float] = self._values.tolist()
@@ -77,9 +77,9 @@ class Reading:
 class Watch(pl.Callback):
     """Stops a run whose loss or weights are not finite.
 
-    The loss of a step is copied to the CPU without waiting for it, and looked at when the next step begins, before
-    validation, and before a checkpoint is written; the device is never idle for it. Under 16-mixed, where a step with
-    infinite gradients is skipped and the next one takes a smaller scale, so many skipped in a row stop the run.
+    The loss of a step is copied to the CPU without waiting for it, and checked when the next step begins, before
+    validation, and before a checkpoint is written; the device is never idle for it. Under 16-mixed, a step with
+    infinite gradients is skipped and the next one uses a smaller scale; too many skipped steps in a row stop the run.
 
     Args:
         max_bad_steps: steps in a row that 16-mixed may skip before the run stops; without a scaler the first stops it.
@@ -99,7 +99,7 @@ class Watch(pl.Callback):
         self._old: dict[Path, int] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember which checkpoints are not of this run."""
+        """Note which checkpoints exist before this run."""
         self._trainer = trainer
         self._old = _checkpoints(trainer)
         self._moment = Moment(trainer.global_step, trainer.current_epoch, 0, ())
@@ -107,37 +107,37 @@ class Watch(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Look at the last step before the next one begins."""
+        """Check the last step before the next one begins."""
         self._look()
         self._moment = Moment(trainer.global_step, trainer.current_epoch, batch_idx, batch.keys)
         if gradient_scaler(trainer) and logs_now(trainer):
             pl_module.log("train/skipped_steps", float(self.skipped_steps))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Let the terms of the loss come to the CPU."""
+        """Start to copy the terms of the loss to the CPU."""
         terms: dict[str, Tensor] = pl_module.last_terms  # type: ignore[assignment]
         scaler = gradient_scaler(trainer)
-        scale = scaler.scale(torch.ones((), device=loss.device)) if scaler else None  # read so, it stays on the device
+        scale = scaler.scale(torch.ones((), device=loss.device)) if scaler else None  # this way it stays on the device
         self._pending.append(Reading(self._moment, terms, scale))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A spoilt model is not worth measuring."""
+        """Check before validation."""
         if trainer.state.fn == "fit":
             self.check()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing stays unseen at the end."""
+        """Check at the end of the epoch."""
         self.check()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A spoilt model is never written, whoever writes."""
+        """Check before any callback writes a checkpoint."""
         if self._trainer is not None:
             self.check()
 
     def check(self) -> None:
-        """Look at all that has been computed so far, and at the weights. All processes must call it together.
+        """Check all losses so far and the weights. All processes must call this together.
 
         Raises:
             UserError: a loss or a weight is not finite.
@@ -152,7 +152,7 @@ class Watch(pl.Callback):
 
     @property
     def loss(self) -> float | None:
-        """The loss of the newest step whose loss is here, without waiting for one; None before the first."""
+        """The newest loss that has arrived, without waiting for one; None before the first."""
         arrived = [reading.loss for reading in self._pending]
         self._loss = next((loss for loss in reversed(arrived) if loss is not None), self._loss)
         return self._loss
@@ -165,10 +165,10 @@ class Watch(pl.Callback):
             if reading.scaled:
                 self._count(reading)
             elif reading.bad:
-                raise self._error("the loss is not finite in", reading.moment, _told(reading.bad))
+                raise self._error("the loss is not finite in", reading.moment, _values(reading.bad))
 
     def _count(self, reading: Reading) -> None:
-        """Whether the step before this reading was skipped shows in the scale: it has fallen since."""
+        """Count the step before this reading if it was skipped, which lowers the scale."""
         before, self._before = self._before, reading
         if before is None:
             return
@@ -184,7 +184,7 @@ class Watch(pl.Callback):
             what = (
                 f"{self._in_a_row} steps in a row were skipped for gradients that are not finite in fp16, the last in"
             )
-            raise self._error(what, before.moment, _told(before.bad))
+            raise self._error(what, before.moment, _values(before.bad))
 
     def _error(self, what: str, moment: Moment, bad: Sequence[str]) -> UserError:
         assert self._trainer is not None
@@ -205,7 +205,7 @@ class Watch(pl.Callback):
         found = newest(new) or newest(resumed)
         if found is None:
             return "none was written yet"
-        return "{}, after {} steps; go on from it by --ckpt_path".format(*found)
+        return "{}, after {} steps; resume from it by --ckpt_path".format(*found)
 
 
 def _checkpoints(trainer: pl.Trainer) -> dict[Path, int]:
@@ -219,5 +219,5 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _told(bad: dict[str, float]) -> list[str]:
+def _values(bad: dict[str, float]) -> list[str]:
     return [f"{name} = {value}" for name, value in bad.items()]

@@ -1,4 +1,4 @@
-"""What a checkpoint may not do while a model is built from it: have something fetched, or a module imported."""
+"""A checkpoint must not cause downloads or imports while a model is built from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """The hub's clients refuse to go to the network meanwhile; files that they have fetched before are found."""
+    """Meanwhile the hub's clients do not use the network; they still find files downloaded earlier."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -26,9 +26,9 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def sealed(description: Any) -> Iterator[None]:
-    """Offline, and no module is imported that a description names, wherever in it: jsonargparse takes text for a path.
+    """Offline, and no module that a description names anywhere is imported: to jsonargparse any text may be a path.
 
-    What is imported already may be named, and whatever code imports of its own is.
+    Modules already imported may be named, and code may import what it needs itself.
     """
     refused = _Refuse({name for text in _texts(description) for name in _modules(text)} - set(sys.modules))
     sys.meta_path.insert(0, refused)
@@ -44,9 +44,9 @@ class _Refuse(MetaPathFinder):
         self.names = names
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
-        """Stands before all who find modules."""
+        """Refuse before any other finder sees the name."""
         if fullname in self.names:
-            raise ImportError(f"a checkpoint names the module {fullname}, and may not have it imported")
+            raise ImportError(f"a checkpoint names the module {fullname}, but must not cause its import")
         return None
 
 

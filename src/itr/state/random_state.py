@@ -1,4 +1,4 @@
-"""The random numbers of a training run, so that a run that goes on draws what it would have drawn."""
+"""The random state of a training run, so that a resumed run draws the numbers that it would have drawn."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def collect(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set this process's generators as `collect` found them, unless there were more or fewer processes."""
+    """Restore the generators of this process, unless the number of processes has changed."""
     if len(states["cpu"]) != world_size():
         log.info(
-            "the checkpoint is of %d processes and this run of %d: random numbers start anew",
+            "the checkpoint is of %d processes and this run of %d: random numbers start from scratch",
             len(states["cpu"]),
             world_size(),
         )
@@ -36,7 +36,7 @@ def restore(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(own["cpu"])
     if device.type == "cuda" and "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"], device)
-    if "python" in own:  # checkpoints of the first versions have none, and those of numpy neither
+    if "python" in own:  # checkpoints of the first versions have neither Python's nor numpy's
         kept, gauss = own["python_gauss"].tolist()
         random.setstate((3, tuple(own["python"].tolist()), gauss if kept else None))
         *numbers, position = own["numpy"].tolist()

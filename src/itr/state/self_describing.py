@@ -1,4 +1,4 @@
-"""A module whose checkpoint opens alone: it says how to build the module anew and where its random numbers stand."""
+"""A module whose checkpoint opens by itself: it contains how to build the module, and its random state."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from itr.component import INSTANTIATOR, check_description
 from itr.errors import refusing
+from itr.private_api.lightning import INSTANTIATOR_KEY
 from itr.state import random_state
 from itr.state.offline import sealed
 
@@ -28,35 +29,35 @@ class SelfDescribing(pl.LightningModule, ABC):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Any, map_location: Any = None, **options: Any
     ) -> Self:
-        """As Lightning does, of a local file whose description names nothing but known components.
+        """Load a local file, as Lightning does, if its description names only known components.
 
         Raises:
-            UserError: it names others.
+            UserError: it names something else.
         """
         saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
         description = check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
         options.pop("weights_only", None)
-        with refusing(f"{checkpoint_path} is no checkpoint of itr"), sealed(description):
+        with refusing(f"{checkpoint_path} is not an itr checkpoint"), sealed(description):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write how to build this module again: plain types, and nothing that has to be fetched.
+        """Write how to build this module again: plain types, and nothing to download.
 
-        `load_from_checkpoint` hands them to jsonargparse, which instantiates the class paths.
+        `load_from_checkpoint` passes them to jsonargparse, which instantiates the class paths.
         """
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {
             **self.describe(),
-            "_instantiator": INSTANTIATOR,
+            INSTANTIATOR_KEY: INSTANTIATOR,
         }
-        # A run that goes on and has not drawn yet hands on what it was given.
+        # A resumed run that has not drawn yet keeps the state that it was given.
         checkpoint["random_state"] = self._random_state or random_state.collect(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random numbers until training is about to go on."""
+        """Keep the random state until training resumes."""
         self._random_state = checkpoint.get("random_state")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Go on with the random numbers of the run that is resumed, now that nothing else will draw."""
+        """Restore the random state of the resumed run, now that nothing else will draw."""
         if self._random_state is not None:
             random_state.restore(self._random_state, self.device)
             self._random_state = None

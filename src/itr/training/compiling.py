@@ -18,6 +18,7 @@ from torch import nn
 
 from itr.backbones.base import Backbone
 from itr.errors import UserError
+from itr.private_api.torch import forget_compiled
 
 GRAPHS = 64  # that torch may compile of one function: all towers share one, and each length is a graph
 COMPILERS = {"cpu": ("C++", "CXX", ("g++", "clang++")), "cuda": ("C", "CC", ("gcc", "clang"))}  # inductor's, Triton's
@@ -56,7 +57,7 @@ class Compilation:
         check_compiler(next(module.parameters()).device.type, "compilation.towers")
         # torch looks at it itself while it traces what another part gave.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, GRAPHS)
         for backbone in _backbones(module):
             backbone.lengths = self.lengths
             parts = _parts(backbone)
@@ -70,7 +71,7 @@ class Compilation:
         for backbone in _backbones(module) if self.towers else []:
             backbone.lengths = ()
             for part in _parts(backbone):
-                part._compiled_call_impl = None
+                forget_compiled(part)
 
     @contextmanager
     def suspended(self, module: nn.Module) -> Iterator[None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from itr.private_api.torch import own_buffers
 from itr.types import Batch, Encoded
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class SecondPass:
         self.kept: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
 
     def __enter__(self) -> None:
-        buffers = [part._buffers for part in self.module.modules() if part.training and part._buffers]
+        buffers = [own_buffers(part) for part in self.module.modules() if part.training]
         self.kept = [(own, dict(own)) for own in buffers]
         for own in buffers:
             own.update({name: None if value is None else value.clone() for name, value in own.items()})

@@ -197,7 +197,7 @@ def test_common_options_stand_beside_the_source_s_own(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--resiz=3"], "Did you mean --resize?"),
+        (["--resiz=3"], "did you mean --resize?"),
         (["--resize=much"], "resize"),
         (["--bad_images=mend"], "bad_images"),
         (["--shard-size=3"], "--shard_size"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -23,6 +24,7 @@ from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.loading.workers import ignore_signals, signals_held
 from itr.data.shards.schema import Sample, is_whole, stable_id
 from itr.errors import UserError
+from itr.private_api.torch import StartsWorkersWithin
 from itr.types import Batch
 
 
@@ -129,7 +131,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return [Item(sample, [int(i) for i in drawn])]
 
 
-class ShardLoader(DataLoader[Batch]):
+class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
     """A loader that asks before each epoch where training stands, and raises the errors of its workers as they are.
 
     Args:
@@ -165,10 +167,9 @@ class ShardLoader(DataLoader[Batch]):
         if self.cut_texts:
             self.cut_texts.tell()
 
-    def _get_iterator(self) -> Any:
-        """As torch does, which starts the workers here."""
-        with signals_held():
-            return super()._get_iterator()
+    def starting_workers(self) -> AbstractContextManager[None]:
+        """Hold signals back: a worker must not inherit the handlers of this process."""
+        return signals_held()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""

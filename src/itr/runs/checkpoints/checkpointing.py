@@ -5,120 +5,91 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from itr.errors import UserError
-from itr.runs import checkpoint_files
-from itr.runs.checkpoint_files import BEST, LAST, PREVIOUS
+from itr.private_api.lightning import dump_checkpoint, is_accumulating, is_epoch_over, script_launcher
+from itr.runs.checkpoints import checkpoint_files
+from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
+from itr.runs.checkpoints.contents import FORMAT, MONITOR, check_format, lightning_best_score, restart_validation
+from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.stopping import Agreement, Signals, Stopped
 
-MONITOR = "val/rsum"
-FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CheckpointSettings:
-    """When a run writes `checkpoints/last.ckpt` besides the end of each validation and epoch.
-
-    Args:
-        every_minutes: time between two of them within an epoch; 0 for none.
-        every_steps: optimizer steps between two of them; 0 for none.
-        keep_previous: keep the one before as `previous.ckpt` until the run ends, in case the disk damages the last.
-    """
-
-    every_minutes: float = 30.0
-    every_steps: int = 0
-    keep_previous: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be."""
-        for name in ("every_minutes", "every_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be 0 (off) or a positive number")
-
-
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` and, by the sum of recalls on the validation split, `best.ckpt`; stops where a signal asks to.
+    """Writes `last.ckpt` and, by the sum of recalls on the validation split, `best.ckpt`; stops the run on a signal.
 
-    Every file is written whole or not at all; one that can't be written costs a message, not the run. All processes
-    take part in each, since each has random numbers of its own. The last is only written where an optimizer step has
-    been made, since gradients that wait for more are not in it; so is the best, but for a validation between two steps.
+    Each file is written completely or not at all. If one cannot be written, an error is logged and the run continues.
+    All processes take part in each checkpoint, since each has its own random state. `last.ckpt` is written only after
+    an optimizer step, since a checkpoint does not contain accumulated gradients; so is `best.ckpt`, except for a
+    validation between two steps.
 
     Args:
-        folder: where they lie.
+        folder: where checkpoints are written.
         settings: when they are written.
-        signals: what asks the run to stop.
-        fresh: whether the run goes on with none, so that files of an earlier one there are removed.
+        signals: the signals that stop the run.
+        fresh: whether the run starts from scratch, so that checkpoints of an earlier run in the folder are removed.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings, signals: Signals, fresh: bool) -> None:
         self.folder, self.settings, self.signals, self.fresh = folder, settings, signals, fresh
         self.agreement = Agreement()
         self.best_score: float | None = None
-        self._saved_step = -1  # when it was last tried
+        self._saved_step = -1  # step of the last attempt
         self._saved_time = 0.0
-        self._kept_step: int | None = None  # what is on the disk
+        self._kept_step: int | None = None  # step of the checkpoint on disk
         self._stop = 0
         self._due = False
         self._ends = False
 
-    # What a checkpoint says of this callback
+    # The state of this callback in a checkpoint
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score so far."""
+        """Restore the best score so far."""
         self.best_score = state_dict["best_score"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say which form the checkpoint has."""
+        """Add the version of the format."""
         checkpoint["itr_format"] = FORMAT
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the best score of a checkpoint from before this callback, of Lightning's.
+        """Take over the best score from a checkpoint of the first versions.
 
         Raises:
-            UserError: a newer version has written it.
+            UserError: a newer version wrote the checkpoint.
         """
-        found = checkpoint.get("itr_format", 0)
-        if found > FORMAT:
-            raise UserError(
-                f"{trainer.ckpt_path} has format {found}, and this version reads up to {FORMAT}: update itr"
-            )
+        check_format(checkpoint, str(trainer.ckpt_path))
         self._saved_step = self._kept_step = checkpoint["global_step"]
-        for state in checkpoint["callbacks"].values():
-            if isinstance(state, Mapping) and state.get("monitor") == MONITOR and "best_model_score" in state:
-                score = state["best_model_score"]
-                self.best_score = None if score is None else float(score)
+        if (score := lightning_best_score(checkpoint)) is not None:
+            self.best_score = score
 
-    # Where they are written
+    # When checkpoints are written
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Know the processes that this one has started, which a second signal ends with it."""
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
+        """Note which processes this one has started: a second signal ends them too."""
+        if launcher := script_launcher(trainer):
             self.signals.children = launcher.procs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal waits for the end of a step.
+        """From now on a signal stops the run at the end of a step.
 
         Raises:
-            UserError: no checkpoint can be written.
+            UserError: the folder is not writable.
         """
         if trainer.is_global_zero:
             self._clear()
@@ -127,31 +98,32 @@ class Checkpoints(Checkpoint):
         self.signals.patient = True
 
     def _clear(self) -> None:
-        """Make the folder, and remove what an earlier run left there that this one does not go on with."""
+        """Make the folder, and remove partial files and, for a fresh run, checkpoints of an earlier run."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             stale = [LAST, BEST, PREVIOUS] if self.fresh else []
             for name in [*stale, *(path.name for path in self.folder.glob("*" + checkpoint_files.PART))]:
                 (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
-            told = f"{self.folder} can't be written: {error.strerror}; choose another --trainer.default_root_dir"
-            raise UserError(told) from None
+            raise UserError(
+                f"could not write to {self.folder}: {error.strerror}; choose another --trainer.default_root_dir"
+            ) from None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Within an epoch: write where it is time, and stop where it was asked."""
+        """Within an epoch, write a checkpoint if one is due, and stop if a signal asked for it."""
         self._listen(trainer)
-        if self._waits_for_step(trainer) or trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-            return  # the end of an epoch is that of its validation
-        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step  # Lightning calls the epoch done
+        if self._waits_for_step(trainer) or is_epoch_over(trainer):
+            return  # validation or the end of the epoch follows, and writes
+        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step  # Lightning ends the epoch here
         if self._stop or self._due or ends:
             self._save(trainer, LAST)
         self._end_if_asked(trainer)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Stop within a long validation; it begins anew when the run goes on."""
+        """Stop within a long validation, which starts again from its first batch when the run resumes."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
-        if self._idle(trainer) or averaged:  # the averages stand in the model's place until validation ends
+        if self._idle(trainer) or averaged:  # averages replace the weights until validation ends
             return
         self._listen(trainer)
         if self._stop and not self._waits_for_step(trainer):
@@ -159,11 +131,11 @@ class Checkpoints(Checkpoint):
             self._end_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last, and the best where it is that."""
+        """Write `last.ckpt`, and `best.ckpt` if the score has improved."""
         if self._idle(trainer):
             return
         score = float(trainer.callback_metrics.get(MONITOR, math.nan))
-        better = score > (-math.inf if self.best_score is None else self.best_score)  # a NaN never is
+        better = score > (-math.inf if self.best_score is None else self.best_score)  # false for NaN
         waits = self._waits_for_step(trainer)
         self._save(trainer, *([BEST] if better else []), *([] if waits else [LAST]), score=score if better else None)
         self._due = waits
@@ -171,20 +143,20 @@ class Checkpoints(Checkpoint):
             self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last where validation has not, or took place earlier in the epoch."""
+        """Write `last.ckpt` unless validation has just written it."""
         if self._saved_step != trainer.global_step:
             self._save(trainer, LAST)
         self._end_if_asked(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There is nothing left to stop, nor to go back to."""
+        """Nothing is left to stop, and `previous.ckpt` is no longer needed."""
         self.agreement.finish()
         if trainer.is_global_zero and self._kept_step == trainer.global_step:
             (self.folder / PREVIOUS).unlink(missing_ok=True)
 
     def _waits_for_step(self, trainer: pl.Trainer) -> bool:
-        """Whether gradients wait for those of more batches. If so, what ends the run early does so after their step."""
-        waits = trainer.fit_loop.epoch_loop._should_accumulate()
+        """Whether gradients are still being accumulated. If so, an early end of the run is put off until their step."""
+        waits = is_accumulating(trainer)
         if waits and trainer.should_stop:
             self._ends, trainer.should_stop = True, False
         elif self._ends and not waits:
@@ -196,7 +168,7 @@ class Checkpoints(Checkpoint):
         return trainer.state.fn != "fit" or trainer.sanity_checking
 
     def _listen(self, trainer: pl.Trainer) -> None:
-        """Hear what the processes wish."""
+        """Exchange with the other processes whether to stop and whether a checkpoint is due."""
         stop, due = self.agreement.exchange([self.signals.received, self._is_due(trainer)])
         self._stop, self._due = max(self._stop, stop), self._due or bool(due)
 
@@ -212,38 +184,36 @@ class Checkpoints(Checkpoint):
         if not self._stop:
             return
         self.agreement.finish()
-        launcher = trainer.strategy.launcher
-        ours = isinstance(launcher, _SubprocessScriptLauncher) and isinstance(
-            launcher.cluster_environment, LightningEnvironment
-        )
-        raise Stopped(self._stop, self._told(trainer.global_step), helper=ours and trainer.local_rank > 0)
+        launcher = script_launcher(trainer)
+        ours = launcher is not None and isinstance(launcher.cluster_environment, LightningEnvironment)
+        raise Stopped(self._stop, self._stop_message(trainer.global_step), helper=ours and trainer.local_rank > 0)
 
-    def _told(self, step: int) -> str:
+    def _stop_message(self, step: int) -> str:
         if self._kept_step == step:
-            return f"stopped after step {step}; --ckpt_path last goes on from there"
-        return f"stopped after step {step}, which {self._lost()}"
+            return f"stopped after step {step}; --ckpt_path last resumes from there"
+        return f"stopped after step {step}, {self._loss_message()}"
 
-    def _lost(self) -> str:
-        kept = "nothing" if self._kept_step is None else f"the state after step {self._kept_step}"
-        return f"could not be written: there is {kept} to go on from"
+    def _loss_message(self) -> str:
+        newest = "no checkpoint" if self._kept_step is None else f"the checkpoint of step {self._kept_step}"
+        return f"whose checkpoint could not be written: {newest} is there to resume from"
 
     def unwritten(self, step: int) -> str:
-        """What is to be told of a run that has ended after a step whose state could not be written; else nothing."""
+        """The message for a run that has ended after `step` if its checkpoint could not be written; else empty."""
         if self._kept_step == step or self._saved_step != step:
             return ""
-        return f"training is done, but its last state, after step {step}, {self._lost()}, with --ckpt_path last"
+        return f"training has ended after step {step}, {self._loss_message()} by --ckpt_path last"
 
     def _save(
         self, trainer: pl.Trainer, *names: str, score: float | None = None, before_validation: bool = False
     ) -> None:
-        """Write a checkpoint under some names. Every process must call this."""
+        """Write a checkpoint under each of these names. Every process must call this."""
         if not names:
             return
         earlier, self.best_score = self.best_score, self.best_score if score is None else score
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(False)
+        checkpoint = dump_checkpoint(trainer)
         checkpoint["between_steps"] = LAST not in names
         if before_validation:
-            _begin_validation_anew(checkpoint)
+            restart_validation(checkpoint)
         mine = self._write(checkpoint, names) if trainer.is_global_zero else []
         written = trainer.strategy.broadcast(mine)
         if BEST not in written:
@@ -254,7 +224,7 @@ class Checkpoints(Checkpoint):
             self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
 
     def _write(self, checkpoint: dict[str, Any], names: tuple[str, ...]) -> list[str]:
-        """Those that could be written. Each is a file of its own, so that what damages one leaves the other."""
+        """The names that could be written. Each is a separate file, so that damage to one leaves the other intact."""
         written: list[str] = []
         path = self.folder
         try:
@@ -264,16 +234,9 @@ class Checkpoints(Checkpoint):
                 written.append(path.name)
         except OSError as error:
             log.error(
-                "step %d: %s could NOT be written (%s). Training goes on, and the earlier file is as it was; make room",
+                "step %d: could NOT write %s (%s). Training continues, the earlier file is unchanged; free some space",
                 checkpoint["global_step"],
                 path,
                 error.strerror or error,
             )
         return written
-
-
-def _begin_validation_anew(checkpoint: dict[str, Any]) -> None:
-    """Make the state of a run that is within its validation that of one which is about to begin it."""
-    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    progress = {"total": begun, "current": begun, "is_last_batch": False}
-    checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress

@@ -1,4 +1,4 @@
-"""Going on with a run: which file, what it says, and what starts anew where the run is no longer the same."""
+"""Resuming a run: which checkpoint, which settings, and what starts from scratch if the run has changed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
-from itr.runs.checkpoint_files import BEST, LAST, fault, newest, read
-from itr.runs.saved_settings import check_resumed
+from itr.runs.checkpoints.checkpoint_files import BEST, LAST, fault, newest, read
+from itr.runs.checkpoints.saved_settings import check_resumed
 from itr.state.offline import sealed
 
 log = logging.getLogger(__name__)
 
 
 def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
-    """The file that `--ckpt_path` means: a path; `best` or `last` of the run folder; or `auto`, `last` if there is one.
+    """The file for `--ckpt_path`: a path; `best` or `last` of the run folder; or `auto`, which is `last` if it exists.
 
-    A run that torchrun or SLURM starts again goes on from `last`, whatever it began with. Evaluation without the option
-    takes the folder's best checkpoint where there is one, and says so. A `last` that is damaged gives way to the newest
-    file that is whole.
+    A run that torchrun or SLURM restarts resumes from `last`, whatever it started from. Evaluation without the option
+    uses the best checkpoint of the folder if there is one, and logs it. If `last` is damaged, the newest intact file
+    is used instead.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: the file does not exist, or it is damaged.
     """
     folder = Path(settings.trainer.default_root_dir) / "checkpoints"
     wanted, training = settings.ckpt_path, subcommand == "fit"
@@ -42,9 +42,9 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
         raise UserError(f"checkpoint {wanted} is not a local file; download it first")
     path = folder / f"{wanted}.ckpt" if wanted in ("best", "last") else Path(wanted).expanduser()
     if wanted == "last" and training:
-        return str(_whole_last(path))
+        return str(_intact_last(path))
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path} (in {folder}: {_names(folder)})")
+        raise UserError(f"the checkpoint {path} does not exist (in {folder}: {_names(folder)})")
     _refuse_damage(path)
     return str(path)
 
@@ -57,9 +57,9 @@ def started_again() -> bool:
 def _best_if_there(folder: Path) -> str | None:
     best = folder / BEST
     if not best.is_file():
-        log.info("no --ckpt_path given and no %s: measuring the model as the config builds it", best)
+        log.info("no --ckpt_path given and %s does not exist: measuring the model that the config builds", best)
         return None
-    log.info("no --ckpt_path given: taking %s", best)
+    log.info("no --ckpt_path given: using %s", best)
     _refuse_damage(best)
     return str(best)
 
@@ -72,29 +72,29 @@ def _refuse_damage(path: Path) -> None:
     why = fault(path)
     if why:
         beside = _names(path.parent)
-        raise UserError(f"{path} can't be read as a checkpoint of itr: it is damaged ({why}); in its folder: {beside}")
+        raise UserError(f"could not read {path} as an itr checkpoint: it is damaged ({why}); in its folder: {beside}")
 
 
-def _whole_last(path: Path) -> Path:
-    why = fault(path) if path.is_file() else "there is no such file"
+def _intact_last(path: Path) -> Path:
+    why = fault(path) if path.is_file() else "it does not exist"
     if not why:
         return path
     found = newest(other for other in path.parent.glob("*.ckpt") if other != path)
     if found is None:
-        state = f"checkpoint {path} is damaged ({why})" if path.is_file() else f"there is no checkpoint {path}"
-        raise UserError(f"{state}, and {path.parent} holds no other that is whole")
+        state = f"checkpoint {path} is damaged ({why})" if path.is_file() else f"checkpoint {path} does not exist"
+        raise UserError(f"{state}, and {path.parent} contains no other that is intact")
     other, step = found
-    log.warning("%s can't be used (%s): going on from %s, the newest that is whole, of step %d", path, why, other, step)
+    log.warning("could not use %s (%s): resuming from %s, the newest intact one, of step %d", path, why, other, step)
     return other
 
 
 def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -> dict[str, Any]:
-    """The model settings of the checkpoint, which hold: refuse others of the command line, mention the config's."""
+    """The model settings of the checkpoint: refuse different options, and report differences in a config."""
     saved = check_description(read(Path(settings.ckpt_path))["hyper_parameters"], settings.ckpt_path)
     given = [a.partition("=")[0] for a in arguments if a.startswith("--model.") or a.startswith("--model=")]
     if given and subcommand != "fit":
         raise UserError(
-            f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; leave the option away"
+            f"{', '.join(given)}: the model and its settings come from {settings.ckpt_path}; remove the option"
         )
     if subcommand == "fit":
         check_resumed(plain(namespace_to_dict(settings.model)), saved, arguments, settings.ckpt_path)
@@ -102,10 +102,10 @@ def check_settings(settings: Namespace, subcommand: str, arguments: list[str]) -
 
 
 def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any]) -> Namespace:
-    """A verb's config with the model settings of its checkpoint, `saved`.
+    """The config of a verb with the model settings `saved` in its checkpoint.
 
     Raises:
-        UserError: they are none of ours.
+        UserError: they are not the settings of one of our models.
     """
     verb = config.subcommand
     model = {part: deepcopy(saved[part]) for part in PARTS}
@@ -114,7 +114,7 @@ def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any])
             parsed: Namespace = parser.parse_object({verb: {"model": model}}, config)
     except SystemExit:
         path = config[verb].ckpt_path
-        raise UserError(f"{path} is no checkpoint of itr: its settings are not those of a model") from None
+        raise UserError(f"{path} is not an itr checkpoint: its settings are not those of a model") from None
     return parsed
 
 
@@ -128,24 +128,23 @@ def namespace_to_dict(value: Any) -> Any:
 
 
 def refuse_swa(trainer: pl.Trainer) -> None:
-    """Refuse averages that no checkpoint holds.
+    """Refuse StochasticWeightAveraging, whose averages no checkpoint contains.
 
     Raises:
-        UserError: the trainer is to average so.
+        UserError: the trainer has that callback.
     """
     if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise UserError(
             "StochasticWeightAveraging puts its averages into the model after the last checkpoint is written, and a "
-            "run that is stopped does not go on as it was; take --trainer.callbacks+=EMAWeightAveraging, or "
-            "WeightAveraging"
+            "stopped run does not resume exactly; use --trainer.callbacks+=EMAWeightAveraging or WeightAveraging"
         )
 
 
 class SameOrder(pl.Callback):
-    """Begins an epoch anew where its batches would no longer be those that the checkpoint has counted.
+    """Restarts an epoch if its batches would no longer be those that the checkpoint has counted.
 
-    The order of an epoch depends on the number of processes and workers, on batch size, seed and data. Where one of
-    them has changed, a number of batches says nothing of which pairs have been seen.
+    The order of an epoch depends on the number of processes and workers, on batch size, seed and data. If one of them
+    has changed, the number of batches does not determine which pairs the run has seen.
     """
 
     def __init__(self) -> None:
@@ -160,20 +159,20 @@ class SameOrder(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what the order depends on."""
+        """Store what the order depends on."""
         checkpoint["order"] = self._order(trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember it until training begins."""
+        """Keep it until training starts."""
         self._saved = checkpoint.get("order", {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what has changed, and put the epoch's counts in order."""
+        """Report what has changed, and correct the counts of the epoch."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler):
-                callback.on_train_epoch_start(trainer)  # Lightning leaves it out where an epoch goes on
+                callback.on_train_epoch_start(trainer)  # Lightning omits this when an epoch is resumed
         now = self._order(trainer)
         changed = [f"{name} {was} -> {now.get(name)}" for name, was in self._saved.items() if was != now.get(name)]
         self._saved = {}
@@ -182,10 +181,10 @@ class SameOrder(pl.Callback):
         loop: Any = trainer.fit_loop.epoch_loop
         unfinished = loop.batch_progress.current.processed and not loop.batch_progress.is_last_batch
         log.warning(
-            "not the run that the checkpoint is of (%s): weights, optimizer and step go on, the learning rate follows "
-            "the new number of steps%s",
+            "the run differs from that of the checkpoint (%s): weights, optimizer and step continue, the learning "
+            "rate follows the new number of steps%s",
             ", ".join(changed),
-            f", and epoch {trainer.current_epoch + 1} begins anew" if unfinished else "",
+            f", and epoch {trainer.current_epoch + 1} starts again" if unfinished else "",
         )
         if unfinished:
             _count(loop.batch_progress, 0)
@@ -195,6 +194,6 @@ class SameOrder(pl.Callback):
 
 
 def _count(progress: Any, batches: int) -> None:
-    """Let so many batches of the epoch have been made."""
+    """Set the number of batches of the epoch that are done."""
     current = progress.current
     current.ready = current.started = current.processed = current.completed = batches

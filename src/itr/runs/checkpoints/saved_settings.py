@@ -1,4 +1,4 @@
-"""A run that goes on keeps the model settings of its checkpoint: what differs from them is told or refused."""
+"""A resumed run keeps the model settings of its checkpoint: settings that differ are reported or refused."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ log = logging.getLogger(__name__)
 
 
 def check_resumed(wanted: Mapping[str, Any], saved: Mapping[str, Any], arguments: Sequence[str], path: str) -> None:
-    """Compare the settings that a run is given with those of the checkpoint that it goes on from.
+    """Compare the settings of a run with those of the checkpoint that it resumes from.
 
     Args:
         wanted: model settings of config and command line, as plain types.
-        saved: those of the checkpoint, which hold.
+        saved: those of the checkpoint, which apply.
         arguments: the command line.
         path: the checkpoint, for messages.
 
     Raises:
-        UserError: an option of the command line says something else than the checkpoint.
+        UserError: an option on the command line differs from the checkpoint.
     """
     options = _options(arguments)
     for key, (value, kept) in differences(wanted, saved).items():
         if key in options or any(key.startswith(f"{name}.") for name, whole in options.items() if whole):
             raise UserError(
-                f"--{key} {value} differs from {kept}, with which {path} was trained. A run that goes on keeps its "
-                "settings: leave the option away, or begin a new run in another folder"
+                f"--{key} {value} differs from {kept}, with which {path} was trained. A resumed run keeps its "
+                "settings: remove the option, or start a new run in another folder"
             )
         log.info("%s is %s, as in %s; the config's %s is not used", key, kept, path, value)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, bool]:
-    """Model options of the command line by name, and whether a file or a dictionary gives all that lies below."""
+    """Model options of the command line by name, and whether a file or a dictionary gives all settings below them."""
     found = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
@@ -46,10 +46,10 @@ def _options(arguments: Sequence[str]) -> dict[str, bool]:
 
 
 def differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings by name that both know and that differ, with both values.
+    """Settings by name that are set on both sides and differ, with both values.
 
-    What a model is made of (names of towers, their configs, a first stage) is written into checkpoints in another form
-    than it is given, with null in its old place, so only what is set on both sides is compared.
+    The sources of a model (names of towers, their configs, a first stage) are given in one form and stored in another,
+    with null in the first place. So only settings that both sides set are compared.
     """
     found = {}
     for part in PARTS:
@@ -76,6 +76,6 @@ def _flat(value: Any, key: str) -> dict[str, Any]:
 
 
 def _name(key: str) -> str:
-    """A setting's name as it is given: without what jsonargparse nests it in, and without the number in a list."""
+    """The name of a setting as users give it: without what jsonargparse nests it in and without list indices."""
     parts = [part for part in key.rstrip("+").split(".") if part not in ("init_args", "class_path")]
     return ".".join(part for part in parts if not part.isdigit())

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, read only where they are whole."""
+"""Checkpoints on disk: written completely or not at all, and read only if they are intact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
     """Write a checkpoint, complete and on the disk or not at all.
 
     Args:
-        checkpoint: what to write.
+        checkpoint: its contents.
         path: the file.
         keep_as: name in the same folder for an earlier file; empty to remove it.
 
@@ -36,7 +36,7 @@ def write(checkpoint: Mapping[str, Any], path: Path, keep_as: str = "") -> None:
 
 
 class _Writer(io.RawIOBase):
-    """A file whose first error is kept: torch.save turns it into one that doesn't tell the reason."""
+    """A file that keeps its first error: torch.save would turn it into one without the reason."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -60,7 +60,7 @@ class _Writer(io.RawIOBase):
 
 
 def fault(path: Path) -> str:
-    """What is wrong with a checkpoint's bytes, by the checksums in it; empty where it is whole."""
+    """What is wrong with the bytes of a checkpoint, by the checksums in it; empty if it is intact."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -70,10 +70,10 @@ def fault(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors still on disk. No code in it is run.
+    """The contents of a checkpoint, with its tensors still on disk. No code in it is run.
 
     Raises:
-        UserError: it is damaged, or no checkpoint of ours.
+        UserError: it is damaged, or not an itr checkpoint.
     """
     try:
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -81,13 +81,13 @@ def read(path: Path) -> dict[str, Any]:
             raise TypeError("it has no hyper_parameters and weights")
         return saved
     except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
-        raise UserError(f"{path} can't be read as a checkpoint of itr: {fault(path) or error}") from None
+        raise UserError(f"could not read {path} as an itr checkpoint: {fault(path) or error}") from None
 
 
 def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
-    """The whole checkpoint that has come farthest, with its step; if it can be, one that lacks no gradients.
+    """The intact checkpoint with the highest step, and its step; preferably one without accumulated gradients.
 
-    Of several of a step it is the one written last.
+    Of several checkpoints of a step, the one written last.
     """
     found: list[tuple[bool, int, float, Path]] = []
     for path in paths:
@@ -95,8 +95,8 @@ def newest(paths: Iterable[Path]) -> tuple[Path, int] | None:
             continue
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, OSError):
             saved = read(path)
-            lacks_gradients = bool(saved.get("between_steps"))
-            found.append((not lacks_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
+            loses_gradients = bool(saved.get("between_steps"))
+            found.append((not loses_gradients, int(saved["global_step"]), path.stat().st_mtime, path))
     if not found:
         return None
     _, step, _, path = max(found)

@@ -1,0 +1,29 @@
+"""Private names of jsonargparse, and of argparse below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """Names of all options of a parser, with dots and without dashes.
+
+    Missing: a public list of what a parser accepts.
+    """
+    found: dict[str, None] = {}
+    for action in parser._actions:
+        for option in getattr(action, "option_strings", []):
+            found[option.lstrip("-").rstrip("+")] = None
+    return list(found)
+
+
+def subcommands(parser: ArgumentParser) -> tuple[str, dict[str, ArgumentParser]]:
+    """The key under which a parser stores its subcommand, and the parsers by subcommand; empty without any.
+
+    Missing: public access to the subcommands that `add_subcommands` has added.
+    """
+    action = parser._subcommands_action
+    return ("", {}) if action is None else (action.dest, dict(action.choices))

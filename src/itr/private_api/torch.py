@@ -1,0 +1,41 @@
+"""Private names of torch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of a module without those of its children, as the dictionary that the module itself reads.
+
+    Missing: a public way to replace buffers for a while; `named_buffers` gives a copy.
+    """
+    return module._buffers
+
+
+def forget_compiled(module: nn.Module) -> None:
+    """Run a module as it is written again, after `module.compile()`.
+
+    Missing: a public method that undoes `nn.Module.compile`.
+    """
+    module._compiled_call_impl = None
+
+
+class StartsWorkersWithin:
+    """Mixin for a DataLoader that starts its worker processes inside a context.
+
+    Missing: a public hook around the start of workers. `__iter__` starts them too, but also resets workers that
+    persist, which waits for their answer.
+    """
+
+    def starting_workers(self) -> AbstractContextManager[Any]:
+        """The context in which workers are started."""
+        return nullcontext()
+
+    def _get_iterator(self) -> Any:
+        with self.starting_workers():
+            return super()._get_iterator()  # type: ignore[misc]
