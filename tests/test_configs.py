@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from itr.commands.parsing import config_folder, find_config, resolve_configs
+from itr.commands.config_files import config_folder, find_config, resolve_configs
 from itr.commands.quieten import quieten
 from itr.runs.command import TrainingCLI
 from tiny import TINY_CLIP, TINY_VSE

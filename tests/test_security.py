@@ -35,7 +35,9 @@ MUST_METHODS = {"load_from_checkpoint": ("weights_only", True), "load_checkpoint
 MUST_NOT = {"shell": True, "trust_remote_code": True, "allow_pickle": True, "weights_only": False}
 ALLOWED = {
     ("src/itr/cli.py", "import_module"): "the verbs of its own table",
-    ("src/itr/component.py", "import_module"): "modules that the user names in the environment",
+    ("src/itr/component.py", "import_module"): "the module that builds a model, always the same",
+    ("src/itr/importing.py", "import_module"): "modules that the user names on the command line, in a config or in the "
+    "environment",
     ("src/itr/commands/demo.py", "import_module"): "the verbs of its own list",
     ("src/itr/commands/parsing.py", "import_module"): "a class that the parser has imported and refused an option of",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from itr.errors import UserError, refusing
+from itr.errors import UserError
+from itr.importing import import_module_of_user
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # what builds a model from its description, as Lightning asks
-IMPORTS = "ITR_IMPORT"  # environment: modules with components of the user's own, between commas
+IMPORTS = "ITR_IMPORT"  # environment: modules with user-defined components, separated by commas
 
 
 class Component:
@@ -42,54 +46,62 @@ class Component:
 
 
 def check_description(description: Any, where: str) -> dict[str, Any]:
-    """Look at how a checkpoint says that its model is built, before anything is imported that it names.
+    """Check how a checkpoint describes its model, before anything that it names is imported.
 
-    Jsonargparse imports whatever module a class path names, and thereby runs its code, before it asks whether the class
-    is of the right kind. So a file may only name components that are known already: ours, and those of modules that
-    the user's program or config has imported. Nor may it name anything to be fetched or read from elsewhere, such as a
-    pretrained tower: a checkpoint that we write holds all of it.
+    Jsonargparse imports whatever module a class path names, which runs the module's code, before it checks the class.
+    So a file may only name components that are already known: those of itr, and those of modules that the user's
+    program or config has imported. It may not name anything to be downloaded or read from elsewhere, such as a
+    pretrained tower: a checkpoint of itr contains all of it.
 
     Args:
         description: the value of `hyper_parameters`, as `RetrievalModule.describe` writes it.
         where: the file, for messages.
 
     Raises:
-        UserError: it has another form, or names something else.
+        UserError: it has another form, or names something else; the message says what to type.
     """
     if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, "_instantiator"}:
-        raise UserError(f"{where} is no checkpoint of itr: it does not say how its {', '.join(PARTS)} are built")
+        raise UserError(f"{where} is not an itr checkpoint: it does not say how its {', '.join(PARTS)} are built")
     if description.get("_instantiator") != INSTANTIATOR:
-        raise UserError(f"{where} is no checkpoint of itr: something else than {INSTANTIATOR} is to build its model")
+        raise UserError(f"{where} is not an itr checkpoint: its model must be built by {INSTANTIATOR}")
     backbone, objective, methods = (description[part] for part in PARTS[:3])
     if not isinstance(description["optimizer"], dict):
-        raise UserError(f"{where} is no checkpoint of itr: its optimizer is {str(description['optimizer'])[:80]}")
+        raise UserError(f"{where} is not an itr checkpoint: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
-        with refusing(f"the module {name.strip()}, which {IMPORTS} names, can't be imported"):
-            import_module(name.strip())
+        import_module_of_user(name.strip(), IMPORTS)
     import_module(INSTANTIATOR.rpartition(".")[0])
     known = {class_path(cls): cls for cls in subclasses(Component)}
     for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):
         if not isinstance(part, dict) or set(part) - {"init_args"} != {"class_path"}:
-            raise UserError(f"{where} is no checkpoint of itr: a part of its model is {str(part)[:80]}")
+            raise UserError(f"{where} is not an itr checkpoint: a part of its model is {str(part)[:80]}")
     for part in _described(description):
         cls = known.get(str(part["class_path"]))
         if cls is None:
-            raise UserError(
-                f"{where} names the class {str(part['class_path'])[:200]!r}, which is none of itr's. If it is a "
-                f"component of yours, import its module before or name it in {IMPORTS}; a stranger's file could name "
-                "anything"
-            )
+            raise UserError(_unknown_class(str(part["class_path"])[:200], where))
         _check_arguments(part.get("init_args"), cls, where)
     return description
 
 
+def _unknown_class(path: str, where: str) -> str:
+    """What to do about a checkpoint that names a class which nothing has imported."""
+    beside = Path(where).parent.parent / "config.yaml"  # of the run folder that the checkpoint is in
+    config = "FILE, the config that names it"
+    with contextlib.suppress(OSError, ValueError):
+        if path.rpartition(".")[2] in beside.read_text(encoding="utf-8"):
+            config = shlex.quote(str(beside))
+    return (
+        f"{where} names the class {path!r}, which is not part of itr. A checkpoint alone may not import code. If you "
+        f"trust this class, add --config {config}; a Python program imports its module first"
+    )
+
+
 def _check_arguments(arguments: Any, cls: type[Component], where: str) -> None:
     if not isinstance(arguments, dict):
-        raise UserError(f"{where} is no checkpoint of itr: the arguments of {cls.__name__} are {str(arguments)[:80]}")
+        raise UserError(f"{where} is not an itr checkpoint: the arguments of {cls.__name__} are {str(arguments)[:80]}")
     for name in cls.fetched:
         if arguments.get(name) is not None:
             raise UserError(
-                f"{where} names a {name} to be fetched, {str(arguments[name])[:200]!r}; a checkpoint of itr holds it"
+                f"{where} names a {name} to be fetched, {str(arguments[name])[:200]!r}; an itr checkpoint contains it"
             )
 
 

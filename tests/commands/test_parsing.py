@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from itr.cli import main
-from itr.commands.parsing import in_words, resolve_configs
+from itr.commands.config_files import resolve_configs
+from itr.commands.parsing import in_words
 from itr.errors import UserError
 from itr.runs.command import TrainingCLI
 from tiny import TINY_VSE

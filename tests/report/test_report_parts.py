@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from itr.cli import main
-from itr.commands.parsing import config_folder, made_with
+from itr.commands.config_files import config_folder, made_with
 from itr.data.shards.positives import Positives
 from itr.embedding.files import gallery_of
 from itr.errors import UserError

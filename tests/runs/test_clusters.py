@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from itr.cli import main
-from itr.commands.parsing import resolve_configs
+from itr.commands.config_files import resolve_configs
 from itr.errors import UserError
 from itr.runs.command import TrainingCLI
 from itr.runs.processes import wait_for_processes

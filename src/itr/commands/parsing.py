@@ -1,113 +1,24 @@
-"""Command lines and configs: one short message for a mistake, near matches, and configs shipped with the package."""
+"""Command lines: one short message for a mistake, with near matches."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.resources import files
-from inspect import isabstract, signature
-from pathlib import Path
+from inspect import isabstract, isclass, signature
 from typing import Any, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
-from itr.component import Component, plain, subclasses
-from itr.errors import UserError
+from itr.commands.config_files import import_config_classes
+from itr.component import Component, subclasses
 
-MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it came from
-WHOLE = ("--model.backbone", "--model.objective")  # options whose file takes the place of what configs say
+CLASS_CONFIG = "--config"
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null",
     "list": "a list", "tuple": "a list", "dict": "a dictionary",
 }  # fmt: skip
-
-
-def config_folder() -> Path:
-    """Where the shipped configs lie: in the package once installed, at the top of the repository before."""
-    packaged = Path(str(files("itr"))) / "configs"
-    return packaged if packaged.is_dir() else Path(str(files("itr"))).parents[1] / "configs"
-
-
-def find_config(name: str) -> str:
-    """A config file by path, or by its name among the shipped ones.
-
-    Raises:
-        UserError: if there is neither; it names those that come close.
-    """
-    if Path(name).is_file():
-        return name
-    folder = config_folder()
-    for candidate in (folder / name, folder / f"{name}.yaml"):
-        if candidate.is_file():
-            return str(candidate)
-    shipped = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
-    near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5) or [path for path in shipped if "/" not in path]
-    raise UserError(f"there is no config file {name!r}, here or among the shipped ones; nearest: {', '.join(near)}")
-
-
-def made_with(path: str) -> str:
-    """The names of the configs that a run's `config.yaml` was made with; of any other config its own name."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    said = next((line for line in lines if line.startswith(MADE_WITH)), None)
-    return Path(path).name if said is None else said.removeprefix(MADE_WITH)
-
-
-def resolve_configs(arguments: list[str]) -> list[str]:
-    """The same command line with shipped configs given by their path: `--config demo.yaml`, `--data=data/coco.yaml`."""
-
-    def resolved() -> Iterator[str]:
-        option = ""
-        for argument in arguments:
-            name, equals, value = argument.partition("=")
-            if argument.startswith("-") and equals:
-                yield from (f"{name}={given}" for given in _resolve(name, value))
-            else:
-                *before, last = _resolve(option, argument)
-                yield from (text for given in before for text in (given, option))
-                yield last
-            option = argument
-
-    return list(resolved())
-
-
-def _resolve(option: str, value: str) -> list[str]:
-    """What an option is given, one after another, in place of a name."""
-    part = option.startswith(("--model", "--data")) and value.endswith(".yaml")
-    config = option in ("--config", "-c")
-    if not (part or config):
-        return [value]
-    path = find_config(value)
-    content = _content(path)
-    return [*(_defaults(content) if option in WHOLE else []), path]
-
-
-def _content(path: str) -> Any:
-    """What a config holds; UserError with file and line where it is no YAML."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
-        raise UserError(f"{path}{line} is no YAML: {error.problem or error.context}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} can't be read as YAML: {error}") from None
-
-
-def _defaults(part: Any) -> list[str]:
-    """All settings of the class that a part selects, as the class has them.
-
-    Given before the part, they make it stand for itself: the parser would lay it over what an earlier config says of
-    the same class.
-    """
-    name = str(part.get("class_path") if isinstance(part, dict) else None)
-    known = {cls.__name__: cls for cls in subclasses(Component)}
-    if (cls := known.get(name.rpartition(".")[2])) is None:
-        return []
-    settings = {n: plain(p.default) for n, p in signature(cls).parameters.items() if p.default is not p.empty}
-    return [json.dumps({"class_path": name, "init_args": settings})]
 
 
 class FriendlyParser(ArgumentParser):
@@ -193,15 +104,42 @@ def in_words(text: str) -> str:
     return f"{said['key']} is {said['value']}; it must be {wanted}"
 
 
-def run_verb(arguments: list[str], function: Callable[..., None]) -> None:
-    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options."""
+def run_verb(arguments: list[str], function: Callable[..., None], opens_checkpoints: bool = False) -> None:
+    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options.
+
+    Args:
+        arguments: the command line, the verb first.
+        function: what runs the verb.
+        opens_checkpoints: add `--config`, see `add_class_config`.
+    """
     line = (function.__doc__ or "").strip().splitlines()[0]
     parser = FriendlyParser(prog="itr", description=line)
     verbs = parser.add_subcommands(required=True, metavar="VERB")
     options = FriendlyParser(description=line)
     options.add_function_arguments(function)
+    if opens_checkpoints:
+        add_class_config(options)
     verbs.add_subcommand(arguments[0], options)
-    function(**parser.parse_args(arguments)[arguments[0]].as_dict())
+    function(**options_of(parser.parse_args(arguments)[arguments[0]]))
+
+
+def add_class_config(options: ArgumentParser) -> None:
+    """Add `--config`, for a verb that opens checkpoints and has no config of its own; `options_of` acts on it."""
+    options.add_argument(
+        CLASS_CONFIG,
+        type=str,
+        nargs="+",
+        help="configs that name the checkpoint's user-defined classes, such as the run's config.yaml; their modules "
+        "are imported, the settings come from the checkpoint",
+    )
+
+
+def options_of(parsed: Namespace) -> dict[str, Any]:
+    """The options of a verb by name. The classes that `--config` names are imported, and it is removed."""
+    values = parsed.as_dict()
+    for config in values.pop(CLASS_CONFIG.removeprefix("--"), None) or ():
+        import_config_classes(config)
+    return values
 
 
 def run_function(
@@ -219,16 +157,18 @@ def parse_function(
     description: str,
     positional: str = "",
     common: Mapping[str, type] | None = None,
+    opens_checkpoints: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Parse `itr VERB NAME [options]` to a name and the values of its options.
 
     Args:
         arguments: the command line, the verb first.
-        functions: by name; their arguments and docstrings make the options.
+        functions: functions or classes by name; their arguments and docstrings make the options.
         what: what a name stands for, in capitals in the help.
         description: of the verb.
         positional: an argument that is given without its name.
         common: by name, a class whose arguments are options too, beside those of the function.
+        opens_checkpoints: add `--config`, see `add_class_config`.
     """
     verb = arguments[0]
     parser = FriendlyParser(prog="itr", description=description)
@@ -237,21 +177,38 @@ def parse_function(
     verbs.add_subcommand(verb, names)
     choices = names.add_subcommands(required=True, dest=what, metavar=what.upper())
     for name, function in functions.items():
-        line = (function.__doc__ or "").strip().splitlines()[0]
-        options = FriendlyParser(description=line)
-        if positional:
-            options.add_argument(positional, type=str)
-        shared = (common or {}).get(name)
-        skip: set[str | int] = {positional} if positional else set()
-        if shared:  # its arguments stand for themselves, and for a parameter that takes it whole
-            skip.update(signature(shared).parameters)
-            skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
+        options = _options(function, positional, (common or {}).get(name))
+        if opens_checkpoints:
+            add_class_config(options)
+        choices.add_subcommand(_key(name), options, help=options.description)
+        options.prog = options.prog.replace(_key(name), name)
+    given = [_key(argument) if argument in functions else argument for argument in arguments[1:2]]
+    chosen = parser.parse_args([verb, *given, *arguments[2:]])[verb]
+    name = next(name for name in functions if _key(name) == chosen[what])
+    return name, options_of(chosen[chosen[what]])
+
+
+def _key(name: str) -> str:
+    """The name by which the parser knows a function or a class path; to it a dot separates keys."""
+    return name.replace(".", ":")
+
+
+def _options(function: Callable[..., object], positional: str, shared: type | None) -> FriendlyParser:
+    """The parser of one name's options; see `parse_function`."""
+    options = FriendlyParser(description=next(iter((function.__doc__ or "").strip().splitlines()), ""))
+    if positional:
+        options.add_argument(positional, type=str)
+    skip: set[str | int] = {positional} if positional else set()
+    if shared:  # its arguments stand for themselves, and for a parameter that takes it whole
+        skip.update(signature(shared).parameters)
+        skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
+    if isclass(function):
+        options.add_class_arguments(function, skip=skip)
+    else:
         options.add_function_arguments(function, skip=skip)
-        if shared:
-            options.add_class_arguments(shared)
-        choices.add_subcommand(name, options, help=line)
-    chosen = parser.parse_args(arguments)[verb]
-    return chosen[what], chosen[chosen[what]].as_dict()
+    if shared:
+        options.add_class_arguments(shared)
+    return options
 
 
 def component_names() -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from itr.commands.parsing import find_config
+from itr.commands.config_files import find_config
 from itr.errors import UserError
 
 STOPPED = (130, 143)  # exit statuses of a run that a signal has ended in good order

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from itr.commands.parsing import MADE_WITH, made_with
+from itr.commands.config_files import MADE_WITH, made_with
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
 from itr.evaluation.retrieval import DIRECTIONS, table
 from itr.evaluation.scoring import mean_scores

@@ -19,7 +19,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from itr import backbones, methods, objectives  # noqa: F401  importing makes their classes selectable by name
-from itr.commands.parsing import FriendlyParser, resolve_configs
+from itr.commands.config_files import resolve_configs
+from itr.commands.parsing import FriendlyParser
 from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
 from itr.errors import UserError

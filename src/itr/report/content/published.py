@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from itr.commands.parsing import config_folder
+from itr.commands.config_files import config_folder
 from itr.report.content.runs import Run
 
 # Where things lie and how they are read, which is no setting of the model.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from itr.commands.parsing import config_folder, made_with
+from itr.commands.config_files import config_folder, made_with
 from itr.errors import UserError
 
 Curve = list[tuple[float, float]]
