@@ -257,7 +257,7 @@ def test_the_lock_file_names_files_by_hash_and_no_places():
 
 
 @pytest.mark.slow
-def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(scenes, tmp_path):
+def test_a_user_defined_component_is_known_if_the_user_names_its_module(scenes, tmp_path):
     (tmp_path / "my_parts.py").write_text(
         "from itr.methods import Method, MethodModule\n\n"
         "class Nothing(Method):\n    name = 'nothing'\n\n"
@@ -278,5 +278,6 @@ def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(s
     embed += ["--out", str(tmp_path / "e.npz")]
     refused = itr(*embed)
     assert refused.returncode == 1
-    assert "names the class 'my_parts.Nothing', which is none of itr's" in refused.stderr
+    assert "names the class 'my_parts.Nothing', which is not part of itr" in refused.stderr
     assert itr(*embed, ITR_IMPORT="my_parts").returncode == 0
+    assert itr(*embed, f"--config={tmp_path / 'run' / 'config.yaml'}").returncode == 0

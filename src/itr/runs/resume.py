@@ -114,7 +114,7 @@ def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any])
             parsed: Namespace = parser.parse_object({verb: {"model": model}}, config)
     except SystemExit:
         path = config[verb].ckpt_path
-        raise UserError(f"{path} is no checkpoint of itr: its settings are not those of a model") from None
+        raise UserError(f"{path} is not an itr checkpoint: its settings are not those of a model") from None
     return parsed
 
 

@@ -36,7 +36,7 @@ class SelfDescribing(pl.LightningModule, ABC):
         saved = torch.load(checkpoint_path, weights_only=True, map_location="cpu", mmap=True)
         description = check_description(saved[cls.CHECKPOINT_HYPER_PARAMS_KEY], str(checkpoint_path))
         options.pop("weights_only", None)
-        with refusing(f"{checkpoint_path} is no checkpoint of itr"), sealed(description):
+        with refusing(f"{checkpoint_path} is not an itr checkpoint"), sealed(description):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -271,7 +271,7 @@ def test_an_image_in_two_splits_or_twice_in_one_is_refused(tmp_path):
     karpathy(tmp_path / "dataset_flickr30k.json", images)
     fault(tmp_path, "a.jpg is in train and in test")
     karpathy(tmp_path / "dataset_flickr30k.json", [images[0], images[0]])
-    fault(tmp_path, r"a.jpg stands (twice|2 times) in train")
+    fault(tmp_path, r"a.jpg appears (twice|2 times) in train")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from itr.data.raw.entries import Entry, RawData
 from itr.errors import UserError
@@ -43,6 +44,7 @@ def check_read(found: object, name: str) -> RawData:
         for number, entry in enumerate(entries):
             if problem := _problem(entry):
                 raise UserError(f"entry {number} of the split {split} of {name}: {problem}")
+    found.image_root = Path(found.image_root)
     found.source = found.source or name
     return found
 
