@@ -82,7 +82,7 @@ def make_shards(images: Path, out: Path, resize: int | None) -> Path:
     texts = make_captions(CAPTIONS * len(paths))
     entries = [Entry(path.name, texts[CAPTIONS * i : CAPTIONS * (i + 1)]) for i, path in enumerate(paths)]
     with contextlib.redirect_stdout(io.StringIO()):
-        write_shards(RawData("benchmark", images, {"train": entries}), Writing(str(out), resize, shard_size=200))
+        write_shards(RawData(images, {"train": entries}, "benchmark"), Writing(str(out), resize, shard_size=200))
     return out
 
 

@@ -64,7 +64,7 @@ def prepare(images: Path, out: Path, resize: int | None) -> None:
         Entry(path.name, ["a typical caption of some ten words, more or less"] * 5) for path in sorted(images.iterdir())
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        write_shards(RawData("benchmark", images, {"train": entries}), Writing(str(out), resize=resize, num_workers=1))
+        write_shards(RawData(images, {"train": entries}, "benchmark"), Writing(str(out), resize=resize, num_workers=1))
 
 
 def prepare_bytes(images: Path, out: Path, resize: int) -> None:

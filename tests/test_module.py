@@ -178,8 +178,8 @@ def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_module_of_the_users_own_that_is_not_there_is_named(scenes, tmp_path, monkeypatch):
+def test_a_missing_module_of_the_user_is_named(scenes, tmp_path, monkeypatch):
     made = save_checkpoint(tmp_path, scenes)
     monkeypatch.setenv(IMPORTS, "itr.errors, not_there")
-    with pytest.raises(UserError, match=r"^could not import the module not_there, which ITR_IMPORT names \(Module"):
+    with pytest.raises(UserError, match=r"^there is no module not_there, which ITR_IMPORT names\. "):
         open_checkpoint(made)

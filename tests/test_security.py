@@ -35,7 +35,9 @@ MUST_METHODS = {"load_from_checkpoint": ("weights_only", True), "load_checkpoint
 MUST_NOT = {"shell": True, "trust_remote_code": True, "allow_pickle": True, "weights_only": False}
 ALLOWED = {
     ("src/itr/cli.py", "import_module"): "the verbs of its own table",
-    ("src/itr/component.py", "import_module"): "modules that the user names in the environment",
+    ("src/itr/component.py", "import_module"): "the module that builds a model, always the same",
+    ("src/itr/importing.py", "import_module"): "modules that the user names on the command line, in a config or in the "
+    "environment",
     ("src/itr/commands/demo.py", "import_module"): "the verbs of its own list",
     ("src/itr/interop/d2s.py", "safe_globals"): "argparse.Namespace, a bag of values, in the authors' checkpoints",
     (
@@ -254,7 +256,7 @@ def test_the_lock_file_names_files_by_hash_and_no_places():
 
 
 @pytest.mark.slow
-def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(scenes, tmp_path):
+def test_a_user_defined_component_is_known_if_the_user_names_its_module(scenes, tmp_path):
     (tmp_path / "my_parts.py").write_text(
         "from itr.methods import Method, MethodModule\n\n"
         "class Nothing(Method):\n    name = 'nothing'\n\n"
@@ -275,5 +277,6 @@ def test_a_component_of_the_users_own_is_known_where_the_user_names_its_module(s
     embed += ["--out", str(tmp_path / "e.npz")]
     refused = itr(*embed)
     assert refused.returncode == 1
-    assert "names the class 'my_parts.Nothing', which itr does not know" in refused.stderr
+    assert "names the class 'my_parts.Nothing', which is not part of itr" in refused.stderr
     assert itr(*embed, ITR_IMPORT="my_parts").returncode == 0
+    assert itr(*embed, f"--config={tmp_path / 'run' / 'config.yaml'}").returncode == 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from itr.errors import UserError, refusing
+from itr.errors import UserError
+from itr.importing import import_module_of_user
 from itr.private_api.lightning import INSTANTIATOR_KEY
 
 PARTS = ("backbone", "objective", "methods", "optimizer")
@@ -55,7 +59,7 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
         where: the file, for messages.
 
     Raises:
-        UserError: it is malformed, or names something else.
+        UserError: it is malformed, or names something else; the message says what to type.
     """
     if not isinstance(description, dict) or not set(PARTS) <= description.keys() <= {*PARTS, INSTANTIATOR_KEY}:
         raise UserError(f"{where} is not an itr checkpoint: it does not describe its {', '.join(PARTS)}")
@@ -65,8 +69,7 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     if not isinstance(description["optimizer"], dict):
         raise UserError(f"{where} is not an itr checkpoint: its optimizer is {str(description['optimizer'])[:80]}")
     for name in filter(None, os.environ.get(IMPORTS, "").split(",")):
-        with refusing(f"could not import the module {name.strip()}, which {IMPORTS} names"):
-            import_module(name.strip())
+        import_module_of_user(name.strip(), IMPORTS)
     import_module(INSTANTIATOR.rpartition(".")[0])
     known = {class_path(cls): cls for cls in subclasses(Component)}
     for part in (backbone, objective, *(methods if isinstance(methods, list) else [methods])):
@@ -75,12 +78,22 @@ def check_description(description: Any, where: str) -> dict[str, Any]:
     for part in _described(description):
         cls = known.get(str(part["class_path"]))
         if cls is None:
-            raise UserError(
-                f"{where} names the class {str(part['class_path'])[:200]!r}, which itr does not know. If it is your "
-                f"own component, import its module first or name it in {IMPORTS}; an untrusted file could name anything"
-            )
+            raise UserError(_unknown_class(str(part["class_path"])[:200], where))
         _check_arguments(part.get("init_args"), cls, where)
     return description
+
+
+def _unknown_class(path: str, where: str) -> str:
+    """What to do about a checkpoint that names a class which nothing has imported."""
+    beside = Path(where).parent.parent / "config.yaml"  # of the run folder that the checkpoint is in
+    config = "FILE, the config that names it"
+    with contextlib.suppress(OSError, ValueError):
+        if path.rpartition(".")[2] in beside.read_text(encoding="utf-8"):
+            config = shlex.quote(str(beside))
+    return (
+        f"{where} names the class {path!r}, which is not part of itr. A checkpoint alone may not import code. If you "
+        f"trust this class, add --config {config}; a Python program imports its module first"
+    )
 
 
 def _check_arguments(arguments: Any, cls: type[Component], where: str) -> None:

@@ -20,7 +20,7 @@ from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
 from itr.data.preparing.writing import Writing, write_shards
 from itr.data.shards.captions import CaptionCleaner
 from itr.data.shards.tars import read_tar
-from itr.data.sources.table import read_table
+from itr.data.sources.table import Table
 from itr.images.decode import BadImageError, image_size, shrink
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform, decode
 from itr.interop.d2s import made_up_tokenizer
@@ -117,7 +117,7 @@ def prepared(example: Any, folder: Path) -> None:
     texts, name = example
     Image.new("RGB", (8, 8)).save(folder / "0.png")
     (folder / "table.jsonl").write_text(json.dumps({"image": "0.png", "captions": texts, "dense": name}) + "\n")
-    write_shards(read_table(str(folder / "table.jsonl"), holdout=0.0), Writing(str(folder / "out"), num_workers=1))
+    write_shards(Table(str(folder / "table.jsonl"), holdout=0.0).read(), Writing(str(folder / "out"), num_workers=1))
     [sample] = read_tar(folder / "out" / "train" / "000000.tar")
     wanted = CaptionCleaner().clean(texts, "")
     check(sample.captions == wanted, f"{texts!r} became {sample.captions!r}, not {wanted!r}")

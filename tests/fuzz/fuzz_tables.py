@@ -19,9 +19,9 @@ from itr.data.preparing.writing import Writing, write_shards
 from itr.data.raw.dense import attach_dense
 from itr.data.raw.entries import RawData
 from itr.data.shards.tars import read_tar
-from itr.data.sources.coco import read_coco
-from itr.data.sources.flickr30k import read_flickr30k
-from itr.data.sources.table import read_table
+from itr.data.sources.coco import Coco
+from itr.data.sources.flickr30k import Flickr30K
+from itr.data.sources.table import Table
 from judging import Target, check, home, material
 
 NAMES = ["0.png", "1.png", "a/2.png", "3.png"]
@@ -102,13 +102,13 @@ def table(example: Any, folder: Path) -> None:
     rows = twisted(ROWS, changes)
     data = written(rows if isinstance(rows, list) else [rows], ending)
     (folder / f"table{ending}").write_bytes(broken(data, bytes_too))
-    prepare(lambda: read_table(str(folder / f"table{ending}")), folder)
+    prepare(lambda: Table(str(folder / f"table{ending}")).read(), folder)
 
 
 def table_of_anything(example: Any, folder: Path) -> None:
     ending, data = example
     (folder / f"table{ending}").write_bytes(data)
-    prepare(lambda: read_table(str(folder / f"table{ending}")), folder)
+    prepare(lambda: Table(str(folder / f"table{ending}")).read(), folder)
 
 
 def names_of_images(example: Any, folder: Path) -> None:
@@ -120,7 +120,7 @@ def names_of_images(example: Any, folder: Path) -> None:
     rows = [{"image": name.replace("SECRET", outside), "captions": ["a", "b"]} for name in names]
     rows += [{"image": str(secret()), "captions": ["a"]}, {"image": f"a/../../{outside}", "captions": ["a"]}]
     (root / f"table{ending}").write_bytes(written([*rows, {"image": NAMES[0], "captions": ["c"]}], ending))
-    prepare(lambda: read_table(str(root / f"table{ending}")), folder)
+    prepare(lambda: Table(str(root / f"table{ending}")).read(), folder)
 
 
 KARPATHY = {
@@ -149,7 +149,7 @@ def karpathy(example: Any, folder: Path) -> None:
     lay(folder, NAMES)
     name = "dataset_coco.json" if coco else "dataset_flickr30k.json"
     (folder / name).write_bytes(broken(json.dumps(twisted(KARPATHY, changes)).encode(), bytes_too))
-    prepare(lambda: (read_coco if coco else read_flickr30k)(str(folder), layout="karpathy"), folder)
+    prepare(lambda: (Coco if coco else Flickr30K)(str(folder), layout="karpathy").read(), folder)
 
 
 def official(example: Any, folder: Path) -> None:
@@ -164,7 +164,7 @@ def official(example: Any, folder: Path) -> None:
             if isinstance(image, dict) and isinstance(image.get("cocoid"), int):
                 image["cocoid"] -= 7
         (folder / "dataset_coco.json").write_text(json.dumps(split))
-    prepare(lambda: read_coco(str(folder), layout="official"), folder)
+    prepare(lambda: Coco(str(folder), layout="official").read(), folder)
 
 
 def lines(example: Any, folder: Path) -> None:
@@ -174,7 +174,7 @@ def lines(example: Any, folder: Path) -> None:
     (folder / "train_ids.txt").write_bytes("\n".join(ids).encode("utf-8", "surrogatepass"))
     whole = {str(at): name for at, name in enumerate(NAMES)}
     (folder / "id_mapping.json").write_text(json.dumps(twisted(whole, mapping)))
-    prepare(lambda: read_flickr30k(str(folder), layout="text", splits="train"), folder)
+    prepare(lambda: Flickr30K(str(folder), layout="text", splits="train").read(), folder)
 
 
 def rows_files(example: Any, folder: Path) -> None:
@@ -182,7 +182,7 @@ def rows_files(example: Any, folder: Path) -> None:
     lay(folder, NAMES)
     rows = [{"image": name, "caption": ["one", "two"], "image_id": f"{at}"} for at, name in enumerate(NAMES)]
     (folder / "flickr30k_train.json").write_bytes(broken(json.dumps(twisted(rows, changes)).encode(), bytes_too))
-    prepare(lambda: read_flickr30k(str(folder), layout="rows", splits="train"), folder)
+    prepare(lambda: Flickr30K(str(folder), layout="rows", splits="train").read(), folder)
 
 
 def dense(example: Any, folder: Path) -> None:
@@ -194,7 +194,7 @@ def dense(example: Any, folder: Path) -> None:
     (folder / f"dense{ending}").write_bytes(data)
 
     def read() -> RawData:
-        raw = read_table(str(folder / "table.json"))
+        raw = Table(str(folder / "table.json")).read()
         attach_dense(raw, str(folder / f"dense{ending}"))
         return raw
 

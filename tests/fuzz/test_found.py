@@ -26,9 +26,9 @@ from itr.data.raw.dense import attach_dense
 from itr.data.shards.locations import find_split, read_positives
 from itr.data.shards.schema import Manifest
 from itr.data.shards.tars import read_tar
-from itr.data.sources.coco import read_coco
-from itr.data.sources.flickr30k import read_flickr30k
-from itr.data.sources.table import read_table
+from itr.data.sources.coco import Coco
+from itr.data.sources.flickr30k import Flickr30K
+from itr.data.sources.table import Table
 from itr.embedding.files import load_embeddings
 from itr.errors import UserError
 from itr.interop import cusa, d2s
@@ -117,7 +117,7 @@ def test_damaged_true_matches(tmp_path, damage):
 def test_tables_of_another_form(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name):
-        read_table(str(tmp_path / name))
+        Table(str(tmp_path / name)).read()
 
 
 def test_a_parquet_table_with_a_broken_page(tmp_path):
@@ -128,7 +128,7 @@ def test_a_parquet_table_with_a_broken_page(tmp_path):
     data[4:40] = b"\xff" * 36
     (tmp_path / "t.parquet").write_bytes(data)
     with pytest.raises(UserError, match="Parquet"):
-        read_table(str(tmp_path / "t.parquet"))
+        Table(str(tmp_path / "t.parquet")).read()
 
 
 @pytest.mark.parametrize("change", [{"split": ["test"]}, {"filename": None}, {"filepath": [1]}])
@@ -136,7 +136,7 @@ def test_names_in_karpathys_json_that_are_no_texts(tmp_path, change):
     image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]} | change
     write_json(tmp_path / "dataset_flickr30k.json", {"images": [image]})
     with pytest.raises(UserError, match="must be texts"):
-        read_flickr30k(str(tmp_path))
+        Flickr30K(str(tmp_path)).read()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
     named = {"filename": "a.jpg", "split": "train", "sentences": [], "cocoid": change.get("split", 1)}
     write_json(tmp_path / "dataset_coco.json", {"images": [named]})
     with pytest.raises(UserError, match=r"captions_train2014|COCO's images"):
-        read_coco(str(tmp_path), layout="official")
+        Coco(str(tmp_path), layout="official").read()
 
 
 def test_two_annotations_of_coco_with_one_number(tmp_path):
@@ -160,7 +160,7 @@ def test_two_annotations_of_coco_with_one_number(tmp_path):
     )
     write_json(tmp_path / "dataset_coco.json", {"images": []})
     with pytest.raises(UserError, match="an annotation or image has no 'caption'"):
-        read_coco(str(tmp_path), layout="official")
+        Coco(str(tmp_path), layout="official").read()
 
 
 @pytest.mark.parametrize("content", [b'{"image": "0.png", "dense": "\xff"}\n', b"7\n", DEEP.encode()])
@@ -168,7 +168,7 @@ def test_dense_tables_of_another_form(tmp_path, content):
     write_json(tmp_path / "t.json", [{"image": "0.png", "caption": "x", "split": "train"}])
     (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"d\.jsonl"):
-        attach_dense(read_table(str(tmp_path / "t.json")), str(tmp_path / "d.jsonl"))
+        attach_dense(Table(str(tmp_path / "t.json")).read(), str(tmp_path / "d.jsonl"))
 
 
 HEADER = {"teacher": "t", "modality": "image", "width": 2, "rows": 1, "data": "d", "format": FORMAT}
@@ -260,7 +260,7 @@ def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypa
         parts[place] = [stranger] if place == "methods" else stranger
     torch.save(saved, path)
     for read in (open_checkpoint, RetrievalModule.load_from_checkpoint):
-        with pytest.raises(UserError, match=r"which itr does not know|not an? (itr )?checkpoint"):
+        with pytest.raises(UserError, match=r"which is not part of itr|not an itr checkpoint"):
             read(path)
     shards = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     assert main(["test", *shards, f"--ckpt_path={path}"]) == 1

@@ -31,7 +31,7 @@ def make_raw(root: Path, train: int = 11, val: int = 5, **options: int) -> RawDa
             name = f"{split}/{i:04d}.jpg"
             save_image(root / name, i, **options)
             entries[split].append(Entry(name, [f"{split} {i} says {c}" for c in range(1 + i % 3)]))
-    return RawData("made", root, entries)
+    return RawData(root, entries, "made")
 
 
 def as_table(raw: RawData) -> Path:

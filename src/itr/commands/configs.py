@@ -1,10 +1,11 @@
-"""Config files: those shipped with the package, found by name, and how a part of a config replaces another."""
+"""Config files: shipped configs by name, parts given as options, and the user-defined classes that a config names."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
@@ -14,8 +15,10 @@ import yaml
 
 from itr.component import Component, plain, subclasses
 from itr.errors import UserError
+from itr.importing import DOTTED, add_current_folder, import_module_of_user
 
 MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it was made from
+CLASS_KEYS = ("class_path", "backbone", "objective", "methods", "methods+")  # where a config names a class of a model
 WHOLE = ("--model.backbone", "--model.objective")  # options whose file replaces what earlier configs say
 
 
@@ -52,7 +55,11 @@ def made_with(path: str) -> str:
 
 
 def resolve_configs(arguments: list[str]) -> list[str]:
-    """The same command line with the paths of shipped configs: `--config demo.yaml`, `--data=data/coco.yaml`."""
+    """The same command line with the paths of shipped configs: `--config demo.yaml`, `--data=data/coco.yaml`.
+
+    If an option or a config names a class of the current folder, that folder becomes importable.
+    """
+    add_current_folder(name for argument in arguments for name in dotted_names(_value(argument)))
 
     def resolved() -> Iterator[str]:
         option = ""
@@ -69,6 +76,15 @@ def resolve_configs(arguments: list[str]) -> list[str]:
     return list(resolved())
 
 
+def _value(argument: str) -> Any:
+    """What an argument of the command line holds after its name."""
+    text = argument.partition("=")[2] if argument.startswith("-") else argument
+    if text.startswith(("{", "[")):
+        with suppress(yaml.YAMLError):  # the parser says what is wrong with it
+            return yaml.safe_load(text)
+    return text
+
+
 def _resolve(option: str, value: str) -> list[str]:
     """The values that replace the value of an option, in this order."""
     part = option.startswith(("--model", "--data")) and value.endswith(".yaml")
@@ -77,6 +93,7 @@ def _resolve(option: str, value: str) -> list[str]:
         return [value]
     path = find_config(value)
     content = _read_yaml(path)
+    add_current_folder(dotted_names(content))
     return [*(_defaults(content) if option in WHOLE else []), path]
 
 
@@ -103,3 +120,32 @@ def _defaults(part: Any) -> list[str]:
         return []
     settings = {n: plain(p.default) for n, p in signature(cls).parameters.items() if p.default is not p.empty}
     return [json.dumps({"class_path": name, "init_args": settings})]
+
+
+def import_config_classes(name: str) -> None:
+    """Import the modules of the user-defined components that a config names, so that a checkpoint may name them too.
+
+    Args:
+        name: a config file, or the name of a shipped one.
+
+    Raises:
+        UserError: there is no such config, or a module cannot be imported.
+    """
+    path = find_config(name)
+    content = _read_yaml(path)
+    add_current_folder(dotted_names(content))
+    model = content.get("model") if isinstance(content, dict) else None
+    for found in dict.fromkeys(dotted_names(model, CLASS_KEYS)):
+        import_module_of_user(found.rpartition(".")[0], path)
+
+
+def dotted_names(value: Any, keys: tuple[str, ...] | None = None, key: str = "") -> Iterator[str]:
+    """All dotted names in a config's content, such as `my_package.MyBackbone`; only those of some keys, if given."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from dotted_names(item, keys, str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from dotted_names(item, keys, key)
+    elif isinstance(value, str) and (keys is None or key in keys) and DOTTED.fullmatch(value):
+        yield value

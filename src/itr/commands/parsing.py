@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import isclass, signature
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from itr.commands.configs import import_config_classes
 from itr.commands.near_matches import did_you_mean, near_arguments, near_options, unknown_class
 from itr.private_api.jsonargparse import option_names, subcommands
 
+CLASS_CONFIG = "--config"
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null",
     "list": "a list", "tuple": "a list", "dict": "a dictionary",
@@ -105,15 +107,42 @@ def in_words(text: str) -> str:
     return f"{found['key']} is {found['value']}; it must be {wanted}"
 
 
-def run_verb(arguments: list[str], function: Callable[..., None]) -> None:
-    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options."""
+def run_verb(arguments: list[str], function: Callable[..., None], opens_checkpoints: bool = False) -> None:
+    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options.
+
+    Args:
+        arguments: the command line, the verb first.
+        function: what runs the verb.
+        opens_checkpoints: add `--config`, see `add_class_config`.
+    """
     line = (function.__doc__ or "").strip().splitlines()[0]
     parser = FriendlyParser(prog="itr", description=line)
     verbs = parser.add_subcommands(required=True, metavar="VERB")
     options = FriendlyParser(description=line)
     options.add_function_arguments(function)
+    if opens_checkpoints:
+        add_class_config(options)
     verbs.add_subcommand(arguments[0], options)
-    function(**parser.parse_args(arguments)[arguments[0]].as_dict())
+    function(**options_of(parser.parse_args(arguments)[arguments[0]]))
+
+
+def add_class_config(options: ArgumentParser) -> None:
+    """Add `--config`, for a verb that opens checkpoints and has no config of its own; `options_of` acts on it."""
+    options.add_argument(
+        CLASS_CONFIG,
+        type=str,
+        nargs="+",
+        help="configs that name the checkpoint's user-defined classes, such as the run's config.yaml; their modules "
+        "are imported, the settings come from the checkpoint",
+    )
+
+
+def options_of(parsed: Namespace) -> dict[str, Any]:
+    """The options of a verb by name. The classes that `--config` names are imported, and it is removed."""
+    values = parsed.as_dict()
+    for config in values.pop(CLASS_CONFIG.removeprefix("--"), None) or ():
+        import_config_classes(config)
+    return values
 
 
 def run_function(
@@ -131,16 +160,18 @@ def parse_function(
     description: str,
     positional: str = "",
     common: Mapping[str, type] | None = None,
+    opens_checkpoints: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """Parse `itr VERB NAME [options]` into a name and the values of its options.
 
     Args:
         arguments: the command line, the verb first.
-        functions: by name; their arguments and docstrings make the options.
-        what: what the names are, in capitals in the help.
+        functions: functions or classes by name; their arguments and docstrings make the options.
+        what: what a name stands for, in capitals in the help.
         description: of the verb.
         positional: an argument that is given without its name.
         common: by name, a class whose arguments are further options.
+        opens_checkpoints: add `--config`, see `add_class_config`.
     """
     verb = arguments[0]
     parser = FriendlyParser(prog="itr", description=description)
@@ -149,18 +180,35 @@ def parse_function(
     verbs.add_subcommand(verb, names)
     choices = names.add_subcommands(required=True, dest=what, metavar=what.upper())
     for name, function in functions.items():
-        line = (function.__doc__ or "").strip().splitlines()[0]
-        options = FriendlyParser(description=line)
-        if positional:
-            options.add_argument(positional, type=str)
-        shared = (common or {}).get(name)
-        skip: set[str | int] = {positional} if positional else set()
-        if shared:  # its arguments replace the parameter that takes an object of the class
-            skip.update(signature(shared).parameters)
-            skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
+        options = _options(function, positional, (common or {}).get(name))
+        if opens_checkpoints:
+            add_class_config(options)
+        choices.add_subcommand(_key(name), options, help=options.description)
+        options.prog = options.prog.replace(_key(name), name)
+    given = [_key(argument) if argument in functions else argument for argument in arguments[1:2]]
+    chosen = parser.parse_args([verb, *given, *arguments[2:]])[verb]
+    name = next(name for name in functions if _key(name) == chosen[what])
+    return name, options_of(chosen[chosen[what]])
+
+
+def _key(name: str) -> str:
+    """The name by which the parser knows a function or a class path; to it a dot separates keys."""
+    return name.replace(".", ":")
+
+
+def _options(function: Callable[..., object], positional: str, shared: type | None) -> FriendlyParser:
+    """The parser of one name's options; see `parse_function`."""
+    options = FriendlyParser(description=next(iter((function.__doc__ or "").strip().splitlines()), ""))
+    if positional:
+        options.add_argument(positional, type=str)
+    skip: set[str | int] = {positional} if positional else set()
+    if shared:  # its arguments replace the parameter that takes an object of the class
+        skip.update(signature(shared).parameters)
+        skip.update(n for n, p in signature(function).parameters.items() if p.annotation == shared.__name__)
+    if isclass(function):
+        options.add_class_arguments(function, skip=skip)
+    else:
         options.add_function_arguments(function, skip=skip)
-        if shared:
-            options.add_class_arguments(shared)
-        choices.add_subcommand(name, options, help=line)
-    chosen = parser.parse_args(arguments)[verb]
-    return chosen[what], chosen[chosen[what]].as_dict()
+    if shared:
+        options.add_class_arguments(shared)
+    return options

@@ -118,4 +118,4 @@ def embed_lines(embedder: Embedder, file: Path) -> dict[str, np.ndarray]:
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and embed."""
-    run_verb(arguments, embed)
+    run_verb(arguments, embed, opens_checkpoints=True)

@@ -149,4 +149,4 @@ def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk,
 def main(arguments: list[str]) -> None:
     """Parse the command line and make features."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_verb(arguments, make_features)
+    run_verb(arguments, make_features, opens_checkpoints=True)

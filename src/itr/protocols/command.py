@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     description = "Measure a checkpoint, a named encoder or ready embeddings by a published protocol."
     common = dict.fromkeys(OF_PAIRS, Scored)
-    name, values = parse_function(arguments, PROTOCOLS, "protocol", description, common=common)
+    name, values = parse_function(arguments, PROTOCOLS, "protocol", description, common=common, opens_checkpoints=True)
     if name in OF_PAIRS:
         values = {"scored": Scored(**{f.name: values.pop(f.name) for f in fields(Scored)}), **values}
     PROTOCOLS[name](**values)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from itr.commands.parsing import FriendlyParser
+from itr.commands.parsing import FriendlyParser, add_class_config, options_of
 from itr.data.shards.locations import find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import data_identity
@@ -162,5 +162,6 @@ def main(arguments: list[str]) -> None:
     options.add_argument("runs", nargs="+", type=str, help="run folders; the others are compared with the first")
     options.add_argument("--embeddings", nargs="+", type=str, help="ready embeddings, a .npz for each run")
     options.add_function_arguments(report, skip={"runs", "embeddings"})
+    add_class_config(options)
     verbs.add_subcommand(arguments[0], options)
-    report(**parser.parse_args(arguments)[arguments[0]].as_dict())
+    report(**options_of(parser.parse_args(arguments)[arguments[0]]))

@@ -193,7 +193,7 @@ def test_the_page_shows_every_type_of_image(tmp_path):
     names = [f"a.{kind}" for kind in ("jpg", "png", "gif", "bmp", "webp", "tif")]
     for name in names:
         save_image(tmp_path / name, 1, 40, 30)
-    raw = RawData("made", tmp_path, {"train": [Entry(name, ["x"]) for name in names]})
+    raw = RawData(tmp_path, {"train": [Entry(name, ["x"]) for name in names]}, "made")
     write_shards(raw, Writing(str(tmp_path / "out"), num_workers=1))
     assert main(["data", "show", str(tmp_path / "out")]) == 0
     found = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', (tmp_path / "out" / "sheet.html").read_text())

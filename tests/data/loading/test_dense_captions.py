@@ -9,8 +9,8 @@ import pytest
 
 from itr.data.raw.dense import attach_dense
 from itr.data.raw.entries import Entry, RawData
-from itr.data.sources.coco import read_coco
-from itr.data.sources.flickr30k import read_flickr30k
+from itr.data.sources.coco import Coco
+from itr.data.sources.flickr30k import Flickr30K
 from itr.errors import UserError
 from raw_trees import karpathy, text_files, write_json, write_rows
 
@@ -19,7 +19,7 @@ NAMES = ["images/10.jpg", "images/2.jpg", "images/3.png"]
 
 def source() -> RawData:
     entries = {"train": [Entry(name, [f"a {name}", "b"]) for name in NAMES], "val": [Entry("images/9.jpg", ["v"])]}
-    return RawData("made up", Path("."), entries)
+    return RawData(Path("."), entries, "made up")
 
 
 def dense(data: RawData, split: str = "train") -> list[list[str]]:
@@ -118,22 +118,22 @@ def test_faults_of_tables(tmp_path, name, text, message):
 def test_line_order_is_known_for_text_files_and_for_flickr30ks_names(tmp_path):
     lines = d2s(tmp_path / "lines.jsonl", 2)
     text_files(tmp_path / "text", "train", [9, 73], [str(at) for at in range(10)])
-    assert dense(read_coco(str(tmp_path / "text"), dense=str(lines)))[1] == ["long text 1 🎈"]
+    assert dense(Coco(str(tmp_path / "text"), dense=str(lines)).read())[1] == ["long text 1 🎈"]
     images = [{"filename": f"{at}.jpg", "split": "train", "captions": ["x"], "cocoid": at} for at in (1, 2)]
     karpathy(tmp_path / "k" / "dataset_coco.json", images)
     with pytest.raises(UserError, match="--layout text"):
-        read_coco(str(tmp_path / "k"), dense=str(lines))
+        Coco(str(tmp_path / "k"), dense=str(lines)).read()
     karpathy(tmp_path / "k" / "dataset_flickr30k.json", images)
-    assert dense(read_flickr30k(str(tmp_path / "k"), dense=str(lines)))[1] == ["long text 1 🎈"]
+    assert dense(Flickr30K(str(tmp_path / "k"), dense=str(lines)).read())[1] == ["long text 1 🎈"]
     karpathy(tmp_path / "k" / "dataset_flickr30k.json", images[::-1])
     with pytest.raises(UserError, match="order of this layout is another"):
-        read_flickr30k(str(tmp_path / "k"), dense=str(lines))
+        Flickr30K(str(tmp_path / "k"), dense=str(lines)).read()
 
 
 def test_the_real_dense_captions(shared, tmp_path):
     folder, file = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample/dense_llava_sample.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
-    data = read_flickr30k(str(folder), dense=str(file))
+    data = Flickr30K(str(folder), dense=str(file)).read()
     train = data.entries["train"]
     assert sum(bool(entry.dense) for entry in train) == len(rows) == 72
     for row in rows:  # the order of the lines is that of the images

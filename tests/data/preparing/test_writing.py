@@ -84,7 +84,7 @@ def test_the_number_of_workers_changes_no_byte(raw, tmp_path, resize):
 
 def test_a_smaller_image_is_the_large_one_antialiased(tmp_path):
     save_image(tmp_path / "large.jpg", 1, 400, 300, quality=95)
-    prepare(RawData("made", tmp_path, {"train": [Entry("large.jpg", ["x"])]}), tmp_path / "out", resize=100)
+    prepare(RawData(tmp_path, {"train": [Entry("large.jpg", ["x"])]}, "made"), tmp_path / "out", resize=100)
     (sample,) = samples(tmp_path / "out", "train")
     assert image_size(sample.image) == (133, 100)
     large = decode((tmp_path / "large.jpg").read_bytes(), 10**9)[None].float()
@@ -124,7 +124,7 @@ def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
 
 
 def make_entries(root, *names) -> RawData:
-    return RawData("made", root, {"train": [Entry(name, ["a caption"]) for name in names]})
+    return RawData(root, {"train": [Entry(name, ["a caption"]) for name in names]}, "made")
 
 
 def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
     ]
     entry = Entry("a.jpg", captions, ["dense\0"], {"note": "lone \udc00", "nul": "\0"})
     empty = Entry("gone.jpg", ["\0"])
-    prepare(RawData("made", tmp_path, {"train": [entry, empty]}), tmp_path / "out")
+    prepare(RawData(tmp_path, {"train": [entry, empty]}, "made"), tmp_path / "out")
     (sample,) = samples(tmp_path / "out", "train")
     assert sample.captions == [
         "nul and bell",
@@ -192,14 +192,14 @@ def test_links_inside_the_folder_and_absolute_paths_below_it_are_followed(tmp_pa
 
 def test_an_image_that_comes_twice_is_refused(tmp_path):
     save_image(tmp_path / "a.jpg", 1)
-    with pytest.raises(UserError, match=r"image a.jpg stands 2 times in train"):
+    with pytest.raises(UserError, match=r"image a.jpg appears 2 times in train"):
         prepare(make_entries(tmp_path, "a.jpg", "./a.jpg"), tmp_path / "out")
     names = [f"{i}.jpg" for i in range(9)]
-    with pytest.raises(UserError, match=r"0.jpg stands 2 times in train(?s:.*)\(6 more such images\)"):
+    with pytest.raises(UserError, match=r"0.jpg appears 2 times in train(?s:.*)\(6 more such images\)"):
         prepare(make_entries(tmp_path, *names, *names), tmp_path / "out")
     twice = {split: [Entry("a.jpg", ["x"])] for split in ("train", "test")}
-    with pytest.raises(UserError, match=r"a.jpg stands in train and in test; a split must not leak"):
-        prepare(RawData("made", tmp_path, twice), tmp_path / "out")
+    with pytest.raises(UserError, match=r"a.jpg is in train and in test; a split must not leak"):
+        prepare(RawData(tmp_path, twice, "made"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

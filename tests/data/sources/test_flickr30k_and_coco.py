@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from itr.data.sources.coco import read_coco
-from itr.data.sources.flickr30k import read_flickr30k
+from itr.data.sources.coco import Coco
+from itr.data.sources.flickr30k import Flickr30K
 from itr.errors import UserError
 from raw_trees import ODD, captions_of, karpathy, make_image, official, squeezed, text_files, write_json
 
@@ -85,7 +85,7 @@ def all_captions(data) -> dict[str, dict[str, list[str]]]:
 def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, write):
     flickr_images(tmp_path)
     write(tmp_path)
-    data = read_flickr30k(str(tmp_path))
+    data = Flickr30K(str(tmp_path)).read()
     assert all_captions(data) == expected()
     assert list(data.entries) == ["train", "val", "test"]
     assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
@@ -93,7 +93,7 @@ def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, writ
     said = capsys.readouterr().out
     assert f"layout {name}" in said
     assert "train has 2 images here; the published split has 29,000" in said
-    assert all_captions(read_flickr30k(str(tmp_path), layout=name, splits="test")) == {"test": expected()["test"]}
+    assert all_captions(Flickr30K(str(tmp_path), layout=name, splits="test").read()) == {"test": expected()["test"]}
 
 
 def test_windows_line_ends_and_a_mark_at_the_start_are_no_text(tmp_path):
@@ -101,22 +101,22 @@ def test_windows_line_ends_and_a_mark_at_the_start_are_no_text(tmp_path):
     flickr_text(tmp_path, "\r\n")
     path = tmp_path / "precomp" / "train_caps.txt"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")  # and an empty line at the end
-    assert all_captions(read_flickr30k(str(tmp_path))) == expected()
+    assert all_captions(Flickr30K(str(tmp_path)).read()) == expected()
 
 
 def test_images_are_found_in_a_folder_of_the_users_choice(tmp_path):
     flickr_karpathy(tmp_path / "captions")
     flickr_images(tmp_path, "elsewhere")
-    data = read_flickr30k(str(tmp_path / "captions"), image_root=str(tmp_path / "elsewhere"))
+    data = Flickr30K(str(tmp_path / "captions"), image_root=str(tmp_path / "elsewhere")).read()
     assert set(captions_of(data, "train")) == {"1000.jpg", "1002.jpg"}
     with pytest.raises(UserError, match=r"no folder .*nowhere; --image_root"):
-        read_flickr30k(str(tmp_path / "captions"), image_root=str(tmp_path / "nowhere"))
+        Flickr30K(str(tmp_path / "captions"), image_root=str(tmp_path / "nowhere")).read()
 
 
 def test_cusa_rows_keep_uneven_captions_and_ids(tmp_path):
     rows = [{"image_path": "images/a.jpg", "caption": text, "image_id": 12} for text in ("x", "y", "", "z")]
     write_json(tmp_path / "new_train.json", [*rows, {"image_path": "images/b.jpg", "caption": "one", "image_id": 3}])
-    data = read_flickr30k(str(tmp_path))
+    data = Flickr30K(str(tmp_path)).read()
     assert captions_of(data, "train") == {"images/a.jpg": ["x", "y", "z"], "images/b.jpg": ["one"]}
     assert [entry.meta["source_id"] for entry in data.entries["train"]] == [12, 3]
 
@@ -152,7 +152,7 @@ def test_coco_by_karpathys_split(tmp_path, capsys, layout):
     karpathy(tmp_path / "dataset_coco.json", COCO)
     if layout == "official":
         official_files(tmp_path)
-    data = read_coco(str(tmp_path))
+    data = Coco(str(tmp_path)).read()
     assert all_captions(data) == COCO_EXPECTED
     assert data.settings == {"layout": layout, "restval": True}
     test = data.entries["test"][0]
@@ -161,14 +161,14 @@ def test_coco_by_karpathys_split(tmp_path, capsys, layout):
     assert "loading annotations" not in said
     assert "test has 1 images here; the published split has 5,000" in said
     assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
-    without = read_coco(str(tmp_path), restval=False)
+    without = Coco(str(tmp_path), restval=False).read()
     assert set(captions_of(without, "train")) == {f"{TRAIN}000000000009.jpg"}
 
 
 def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
     coco_tree(tmp_path)
     official_files(tmp_path)
-    own = read_coco(str(tmp_path))
+    own = Coco(str(tmp_path)).read()
     assert {split: len(found) for split, found in own.entries.items()} == {"train": 1, "val": 3}
     assert own.settings["split"] == "official"
     assert "no Karpathy split" in capsys.readouterr().out
@@ -176,11 +176,11 @@ def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
     for name, ids in (("train", [73, 9, 555]), ("dev", [74]), ("testall", [42] * 5)):
         text_files(lists, name, ids, [])
         (lists / f"{name}_caps.txt").unlink()
-    data = read_coco(str(tmp_path), split_file=str(lists))
+    data = Coco(str(tmp_path), split_file=str(lists)).read()
     assert all_captions(data) == COCO_EXPECTED
     assert "images of precomp that the captions files don't have, left out: 1 (555)" in capsys.readouterr().out
-    assert all_captions(read_coco(str(tmp_path))) == COCO_EXPECTED
-    assert read_coco(str(tmp_path), split_file="official").entries.keys() == {"train", "val"}
+    assert all_captions(Coco(str(tmp_path)).read()) == COCO_EXPECTED
+    assert Coco(str(tmp_path), split_file="official").read().entries.keys() == {"train", "val"}
 
 
 def test_coco_text_files_without_a_mapping_find_images_by_number(tmp_path):
@@ -189,14 +189,14 @@ def test_coco_text_files_without_a_mapping_find_images_by_number(tmp_path):
     text_files(tmp_path, "train", [73, 9], [f"t{i}" for i in range(10)])
     text_files(tmp_path, "dev", [74] * 3, ["x", "y", "z"])
     text_files(tmp_path, "test", [42] * 5, list("vwxyz"))
-    data = read_coco(str(tmp_path))
+    data = Coco(str(tmp_path)).read()
     assert captions_of(data, "train") == {
         f"images/{VAL}000000000073.jpg": [f"t{i}" for i in range(5)],
         f"images/{TRAIN}000000000009.jpg": [f"t{i}" for i in range(5, 10)],
     }
     assert captions_of(data, "val") == {f"images/{VAL}000000000074.jpg": ["x", "y", "z"]}
     text_files(tmp_path, "testall", [42] * 5 + [999] * 5, list("abcdefghij"))
-    assert list(captions_of(read_coco(str(tmp_path)), "test")) == [
+    assert list(captions_of(Coco(str(tmp_path)).read(), "test")) == [
         f"images/{VAL}000000000042.jpg", f"{VAL}000000000999.jpg",
     ]  # fmt: skip
 
@@ -206,13 +206,13 @@ def test_coco_rows(tmp_path):
     write_json(tmp_path / "coco_karpathy_test.json", rows[:1])
     write_json(tmp_path / "coco_train.json", rows[1:3])
     coco_tree(tmp_path)
-    data = read_coco(str(tmp_path))
+    data = Coco(str(tmp_path)).read()
     assert all_captions(data) == {split: COCO_EXPECTED[split] for split in ("train", "test")}
 
 
-def fault(root: Path, match: str, reader=read_flickr30k, **options) -> None:
+def fault(root: Path, match: str, source=Flickr30K, **options) -> None:
     with pytest.raises(UserError, match=match):
-        reader(str(root), **options)
+        source(str(root), **options).read()
 
 
 def test_lines_that_do_not_fit_the_ids(tmp_path):
@@ -231,7 +231,7 @@ def test_lines_that_do_not_fit_the_ids(tmp_path):
 def test_an_empty_caption_line_is_told_and_the_others_keep_their_images(tmp_path, capsys):
     write_json(tmp_path / "id_mapping.json", {"0": "a.jpg", "1": "b.jpg"})
     text_files(tmp_path, "train", [0, 1], ["a1", " \x00", "a3", "a4", "a5", "b1", "b2", "b3", "b4", ""])
-    data = read_flickr30k(str(tmp_path))
+    data = Flickr30K(str(tmp_path)).read()
     assert captions_of(data, "train") == {"a.jpg": ["a1", "a3", "a4", "a5"], "b.jpg": ["b1", "b2", "b3", "b4"]}
     assert "train_caps.txt: empty lines left out: 2 (line 2, line 10)" in capsys.readouterr().out
 
@@ -241,7 +241,7 @@ def test_half_a_pair_unknown_ids_and_other_encodings(tmp_path):
     flickr_text(tmp_path)
     (tmp_path / "precomp" / "test_caps.txt").unlink()
     fault(tmp_path, r"test_ids.txt is there but test_caps.txt is not; .*--splits")
-    assert set(read_flickr30k(str(tmp_path), splits="train,val").entries) == {"train", "val"}
+    assert set(Flickr30K(str(tmp_path), splits="train,val").read().entries) == {"train", "val"}
     write_json(tmp_path / "id_mapping.json", {"0": "1000.jpg"})
     fault(tmp_path, r"train_ids.txt: 1 ids are not in id_mapping.json \(first 1\)", splits="train")
     (tmp_path / "id_mapping.json").unlink()
@@ -257,9 +257,9 @@ def test_an_unknown_layout_and_several(tmp_path):
     fault(tmp_path, "has no text files", layout="text")
     flickr_rows(tmp_path)
     fault(tmp_path, r"several layouts: karpathy \(.*\), rows .*--layout karpathy or rows")
-    assert read_flickr30k(str(tmp_path), layout="rows").settings == {"layout": "rows"}
+    assert Flickr30K(str(tmp_path), layout="rows").read().settings == {"layout": "rows"}
     flickr_karpathy(tmp_path / "other")
-    assert read_flickr30k(str(tmp_path), layout="karpathy").entries
+    assert Flickr30K(str(tmp_path), layout="karpathy").read().entries
     (tmp_path / "dataset_flickr30k.json").unlink()
     flickr_karpathy(tmp_path / "copy")
     fault(tmp_path, "are both there", layout="karpathy")
@@ -269,9 +269,9 @@ def test_an_unknown_layout_and_several(tmp_path):
 def test_an_image_in_two_splits_or_twice_in_one_is_refused(tmp_path):
     images = [{"filename": "a.jpg", "split": split, "captions": ["x"]} for split in ("train", "test")]
     karpathy(tmp_path / "dataset_flickr30k.json", images)
-    fault(tmp_path, "a.jpg stands in train and in test")
+    fault(tmp_path, "a.jpg is in train and in test")
     karpathy(tmp_path / "dataset_flickr30k.json", [images[0], images[0]])
-    fault(tmp_path, r"a.jpg stands (twice|2 times) in train")
+    fault(tmp_path, r"a.jpg appears (twice|2 times) in train")
 
 
 @pytest.mark.parametrize(
@@ -316,20 +316,20 @@ def test_damaged_files_are_named(tmp_path, name, text, message):
 )
 def test_damaged_captions_of_coco_are_named(tmp_path, value, message):
     write_json(tmp_path / "captions_train2014.json", value)
-    fault(tmp_path, message, read_coco)
+    fault(tmp_path, message, Coco)
 
 
 def test_a_split_that_is_of_other_images(tmp_path):
     official_files(tmp_path)
     karpathy(tmp_path / "dataset_coco.json", [{**COCO[0], "cocoid": 1}])
-    fault(tmp_path, "names none of the images", read_coco)
-    fault(tmp_path, "there is no .*nothing.json; --split_file", read_coco, split_file=str(tmp_path / "nothing.json"))
+    fault(tmp_path, "names none of the images", Coco)
+    fault(tmp_path, "there is no .*nothing.json; --split_file", Coco, split_file=str(tmp_path / "nothing.json"))
 
 
 def test_a_path_that_leads_out_stays_as_it_is(tmp_path):
     make_image(tmp_path / "images" / "a.jpg")
     write_json(tmp_path / "train.json", [{"image": "../x/a.jpg", "caption": "x"}, {"image": "/a.jpg", "caption": "x"}])
-    assert set(captions_of(read_flickr30k(str(tmp_path)), "train")) == {"../x/a.jpg", "/a.jpg"}
+    assert set(captions_of(Flickr30K(str(tmp_path)).read(), "train")) == {"../x/a.jpg", "/a.jpg"}
 
 
 # The real files.
@@ -341,7 +341,7 @@ def lines(path: Path) -> list[str]:
 
 def test_the_real_flickr30k_files(shared):
     folder, sample = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample"
-    data = read_flickr30k(str(folder), image_root=str(sample))
+    data = Flickr30K(str(folder), image_root=str(sample)).read()
     assert {split: len(found) for split, found in data.entries.items()} == {"train": 29000, "val": 1014, "test": 1000}
     assert sum(len(entry.captions) for found in data.entries.values() for entry in found) == 155_070
     for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
@@ -357,8 +357,8 @@ def test_the_real_flickr30k_files(shared):
 
 def test_the_real_coco_files(shared):
     folder = shared / "data" / "captions" / "coco"
-    fault(folder, "train_ids.txt is there but train_caps.txt is not", read_coco)
-    data = read_coco(str(folder), splits="val,test")
+    fault(folder, "train_ids.txt is there but train_caps.txt is not", Coco)
+    data = Coco(str(folder), splits="val,test").read()
     assert {split: len(found) for split, found in data.entries.items()} == {"val": 1000, "test": 5000}
     assert all(len(entry.captions) == 5 == entry.meta["standard"] for entry in data.entries["test"])
     raw = [squeezed(line) for line in lines(folder / "testall_caps.txt")]
@@ -377,13 +377,13 @@ def test_coco_made_of_the_real_sample(shared, tmp_path):
             wanted.append({"filename": name, "filepath": "images", "split": split, "cocoid": number, "captions": texts})
             expected[row["image"]] = [squeezed(text) for text in texts]
         official(tmp_path / "annotations" / f"captions_{split}2014.json", images)
-    own = read_coco(str(tmp_path), image_root=str(sample))
+    own = Coco(str(tmp_path), image_root=str(sample)).read()
     assert {split: len(found) for split, found in own.entries.items()} == {"train": 600, "val": 201}
     assert captions_of(own, "train") | captions_of(own, "val") == expected
     assert {len(captions) for captions in expected.values()} >= {2, 5, 6}
     karpathy(tmp_path / "dataset_coco.json", wanted)
     for layout in ("official", "karpathy"):
-        data = read_coco(str(tmp_path), layout=layout, image_root=str(sample))
+        data = Coco(str(tmp_path), layout=layout, image_root=str(sample)).read()
         assert {split: captions_of(data, split) for split in ("train", "val")} == {
             split: captions_of(own, split) for split in ("train", "val")
         }

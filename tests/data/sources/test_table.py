@@ -12,7 +12,7 @@ from PIL import Image
 from itr.data.preparing.writing import Writing, write_shards
 from itr.data.shards.schema import Manifest
 from itr.data.shards.tars import read_tar
-from itr.data.sources.table import read_table
+from itr.data.sources.table import Table
 from itr.errors import UserError
 
 ROWS = [
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def prepare_table(root: str, out: str, bad_images: str = "refuse", **options) -> None:
-    write_shards(read_table(root, **options), Writing(out, bad_images=bad_images, num_workers=1))
+    write_shards(Table(root, **options).read(), Writing(out, bad_images=bad_images, num_workers=1))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
 def test_an_image_in_two_splits_is_refused(root, tmp_path):
     write_jsonl(root / "train.jsonl", ROWS)
     write_jsonl(root / "test.jsonl", ROWS[:1])
-    with pytest.raises(UserError, match=r"images/a.jpg stands in train and in test"):
+    with pytest.raises(UserError, match=r"images/a.jpg is in train and in test"):
         prepare_table(str(root), str(tmp_path / "out"))
 
 

@@ -1,4 +1,4 @@
-"""`itr prepare SOURCE`: images and captions to shards."""
+"""`itr prepare SOURCE`: writes the images and captions of a raw data set to shards."""
 
 from __future__ import annotations
 
@@ -8,37 +8,52 @@ from inspect import signature
 
 from itr.commands.parsing import parse_function
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.raw.entries import RawData
-from itr.data.sources.camoit import read_camoit
-from itr.data.sources.coco import read_coco
-from itr.data.sources.flickr30k import read_flickr30k
-from itr.data.sources.mag import read_mag
+from itr.data.sources.base import Source, check_read
+from itr.data.sources.camoit import CamoIT
+from itr.data.sources.coco import Coco
+from itr.data.sources.flickr30k import Flickr30K
+from itr.data.sources.mag import Mag
 from itr.data.sources.scenes import prepare_scenes
-from itr.data.sources.table import read_table
+from itr.data.sources.table import Table
+from itr.importing import import_class
 
-# A source reads what lies on the disk, and the writing is common to all. An argument of a reader that bears the name of
-# a common one, such as `seed`, gets the same value.
-SOURCES: dict[str, Callable[..., RawData]] = {
-    "table": read_table,
-    "flickr30k": read_flickr30k,
-    "coco": read_coco,
-    "camoit": read_camoit,
-    "mag": read_mag,
+README = "src/itr/data/sources/README.md"
+SOURCES: dict[str, type[Source]] = {
+    "table": Table,
+    "flickr30k": Flickr30K,
+    "coco": Coco,
+    "camoit": CamoIT,
+    "mag": Mag,
 }
-# These make their images, and write them themselves.
-MADE_UP: dict[str, Callable[..., None]] = {"scenes": prepare_scenes}
+# Scenes are drawn, not read: they have exact true matches besides, and options of their own for all of it.
+DRAWN: dict[str, Callable[..., None]] = {"scenes": prepare_scenes}
+DESCRIPTION = (
+    "Write images and captions to shards. SOURCE is one of these names or the class path of your own source, such as "
+    f"my_package.MySource ({README} shows one)."
+)
 
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and run one source."""
-    common = dict.fromkeys(SOURCES, Writing)
-    functions = {**SOURCES, **MADE_UP}
+    sources = {**SOURCES, **named_source(arguments[1:])}
     name, values = parse_function(
-        arguments, functions, "source", "Turn images and captions into shards.", common=common
+        arguments, {**sources, **DRAWN}, "source", DESCRIPTION, common=dict.fromkeys(sources, Writing)
     )
-    if name in MADE_UP:
-        MADE_UP[name](**values)
+    if name in DRAWN:
+        DRAWN[name](**values)
         return
-    read = SOURCES[name]
     writing = Writing(**{field.name: values[field.name] for field in fields(Writing)})
-    write_shards(read(**{parameter: values[parameter] for parameter in signature(read).parameters}), writing)
+    source = sources[name](**{parameter: values[parameter] for parameter in signature(sources[name]).parameters})
+    write_shards(check_read(source.read(), name), writing)
+
+
+def named_source(arguments: list[str]) -> dict[str, type[Source]]:
+    """The user-defined source that the command line names by its class path; none if it names a built-in one.
+
+    Raises:
+        UserError: there is no such class, or it is not a source.
+    """
+    path = arguments[0] if arguments else ""
+    if "." not in path or path.startswith("-"):
+        return {}
+    return {path: import_class(path, Source, "the command line", README)}

@@ -1,4 +1,4 @@
-"""What a source of raw data finds before anything is written: images by path, with their captions, in splits."""
+"""What a source finds before anything is written: images by path, with their captions, in splits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Entry:
     """One image of a source.
 
     Attributes:
-        image: its path, relative to the source's folder of images.
-        captions: one or more texts.
-        dense: dense captions, none where there are none.
+        image: its path, relative to the source's image folder.
+        captions: one or more captions.
+        dense: dense captions, if there are any.
         meta: further fields for the JSON member of its sample, as plain types.
     """
 
@@ -30,23 +30,23 @@ class Entry:
 
 @dataclass
 class RawData:
-    """All that `itr prepare` needs of a source.
+    """What `itr prepare` needs from a source.
 
     Attributes:
-        source: its name, for the manifest.
         image_root: folder that the entries' paths start from.
-        entries: the images of each split, in a stable order.
-        settings: what of the source's options the result depends on, for the manifest.
+        entries: the images of each split, such as train, val and test, in a stable order.
+        source: name for the manifest; if empty, the name by which the command line calls the source.
+        settings: options of the source that change the result, for the manifest.
     """
 
-    source: str
     image_root: Path
     entries: dict[str, list[Entry]]
+    source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
-    """Refuse an image that stands in two splits, or twice in one; `./a.jpg` is `a.jpg`.
+    """Refuse an image that is in two splits, or twice in one; `./a.jpg` is `a.jpg`.
 
     Raises:
         UserError: with the first names and how many there are.
@@ -57,7 +57,7 @@ def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
         for entry in found:
             other = seen.setdefault(os.path.normpath(entry.image), split)
             if other != split:
-                problems.append(f"image {entry.image} stands in {other} and in {split}; a split must not leak")
+                problems.append(f"image {entry.image} is in {other} and in {split}; a split must not leak")
         problems += _twice(found, split)
     if problems:
         more = f" ({len(problems) - 3} more such images)" if len(problems) > 3 else ""
@@ -66,4 +66,4 @@ def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
 
 def _twice(entries: list[Entry], split: str) -> list[str]:
     counts = Counter(os.path.normpath(entry.image) for entry in entries)
-    return [f"image {name} stands {n} times in {split}; each must be there once" for name, n in counts.items() if n > 1]
+    return [f"image {name} appears {n} times in {split}; each must appear once" for name, n in counts.items() if n > 1]

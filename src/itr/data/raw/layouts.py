@@ -84,7 +84,7 @@ class Collection:
         wanted = split_names(splits)
         order = [*SPLITS, *sorted(set(self.entries) - set(SPLITS))]
         found = {name: self.entries[name] for name in order if self.entries.get(name)}
-        data = RawData(self.source, self.image_root, {n: e for n, e in found.items() if not wanted or n in wanted})
+        data = RawData(self.image_root, {n: e for n, e in found.items() if not wanted or n in wanted}, self.source)
         if not data.entries:
             raise UserError(f"{self.source}: there is no image with a caption in {splits or 'any split'}")
         check_splits_are_apart(data.entries)

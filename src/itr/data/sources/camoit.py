@@ -6,6 +6,7 @@ https://github.com/jiangyao-scu/CA-ITR.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from itr.data.raw.files import find_file, find_folder, read_json, squeeze, tell
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import Collection
 from itr.data.shards.schema import IMAGE_TYPES
+from itr.data.sources.base import Source
 from itr.errors import UserError
 
 IMAGE_FOLDERS = ("images", "CamoIT/images", "")
@@ -24,14 +26,8 @@ MASKS = "mask_zoomnext"
 KNOWN = {"train": 7_464, "test": 3_000}  # the published split, before val is drawn from train
 
 
-def read_camoit(
-    root: str,
-    level: Literal[1, 2, 3] = 3,
-    holdout_val: float = 0.05,
-    seed: int = 0,
-    image_root: str | None = None,
-    dense: str | None = None,
-) -> RawData:
+@dataclass
+class CamoIT(Source):
     """CamoIT: camouflaged objects, one caption an image; val is drawn from train, since the set has none.
 
     Args:
@@ -41,28 +37,39 @@ def read_camoit(
         seed: of that draw.
         image_root: folder of the images; by default images beside the two files.
         dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`, or join.
-
-    Raises:
-        UserError: a file is missing or damaged, or no row has a text of that level.
     """
-    if not 0 <= holdout_val < 1:
-        raise UserError(f"holdout_val is {holdout_val}; it must be from 0 to below 1")
-    folder = find_folder(root)
-    found = {split: find_file(folder, [f"{split}.json"]) for split in KNOWN}
-    paths = {split: path for split, path in found.items() if path}
-    if not paths:
-        raise UserError(f"{folder} is no CamoIT: looked there and one folder below for train.json and test.json")
-    print(f"CamoIT: {', '.join(map(str, paths.values()))}")
-    home = next(iter(paths.values())).parent
-    images = ImageFolders(_existing(image_root) if image_root else home, IMAGE_FOLDERS)
-    masks = {path.stem for path in (home / MASKS).glob("*.png")}
-    entries = {split: _read(path, f"caption{level}", images, masks) for split, path in paths.items()}
-    for split, number in KNOWN.items():
-        if len(entries.get(split, [])) != number:
-            print(f"NOTE: {split} has {len(entries.get(split, [])):,} images here; the published split has {number:,}")
-    entries |= _hold_out(entries.get("train", []), holdout_val, seed)
-    settings = {"level": level, "holdout_val": holdout_val}
-    return Collection("camoit", images.root, entries, settings=settings).finish(None, dense)
+
+    root: str
+    level: Literal[1, 2, 3] = 3
+    holdout_val: float = 0.05
+    seed: int = 0
+    image_root: str | None = None
+    dense: str | None = None
+
+    def read(self) -> RawData:
+        """The images of each split with their captions.
+
+        Raises:
+            UserError: a file is missing or damaged, or no row has a caption of that level.
+        """
+        if not 0 <= self.holdout_val < 1:
+            raise UserError(f"holdout_val is {self.holdout_val}; it must be from 0 to below 1")
+        folder = find_folder(self.root)
+        found = {split: find_file(folder, [f"{split}.json"]) for split in KNOWN}
+        paths = {split: path for split, path in found.items() if path}
+        if not paths:
+            raise UserError(f"{folder} is no CamoIT: looked there and one folder below for train.json and test.json")
+        print(f"CamoIT: {', '.join(map(str, paths.values()))}")
+        home = next(iter(paths.values())).parent
+        images = ImageFolders(_existing(self.image_root) if self.image_root else home, IMAGE_FOLDERS)
+        masks = {path.stem for path in (home / MASKS).glob("*.png")}
+        entries = {split: _read(path, f"caption{self.level}", images, masks) for split, path in paths.items()}
+        for split, number in KNOWN.items():
+            if (here := len(entries.get(split, []))) != number:
+                print(f"NOTE: {split} has {here:,} images here; the published split has {number:,}")
+        entries |= _hold_out(entries.get("train", []), self.holdout_val, self.seed)
+        settings = {"level": self.level, "holdout_val": self.holdout_val}
+        return Collection("camoit", images.root, entries, settings=settings).finish(None, self.dense)
 
 
 def _existing(image_root: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +14,14 @@ from itr.data.raw.karpathy import karpathy_layout
 from itr.data.raw.layouts import SPLITS, Collection, Layout, read_layout, split_names
 from itr.data.raw.lines import text_layout
 from itr.data.raw.rows import rows_layout
+from itr.data.sources.base import Source
 
 KNOWN = {"train": 113_287, "val": 5_000, "test": 5_000}
 STANDARD_CAPTIONS = 5
 
 
-def read_coco(
-    root: str,
-    layout: Literal["auto", "karpathy", "text", "rows", "official"] = "auto",
-    image_root: str | None = None,
-    splits: str | None = None,
-    restval: bool = True,
-    split_file: str | None = None,
-    dense: str | None = None,
-) -> RawData:
+@dataclass
+class Coco(Source):
     """MS-COCO 2014, from its own captions files, Karpathy's JSON, the text files of VSE-infinity, or rows.
 
     All captions are kept; of an image of val or test the first five count in the standard protocol (`standard` in the
@@ -44,23 +39,35 @@ def read_coco(
             testall_ids.txt; by default what lies in root; `official` takes COCO's train and val as they are.
         dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line a
             training image; or join, which joins an image's own captions.
-
-    Raises:
-        UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
     """
-    folder = find_folder(root)
-    images = ImageFolders.under(folder, image_root)
-    layouts = _layouts(folder, images, split_names(splits) or list(SPLITS), restval, split_file)
-    if layout == "auto" and layouts["official"].find():
-        del layouts["karpathy"]  # it then serves as the split of the official captions
-    name, entries = read_layout(folder, layouts, layout)
-    mark_standard(entries)
-    settings = {"layout": name, "restval": restval}
-    divided = name != "official" or find_split_file(folder, split_file) is not None
-    if not divided:
-        settings["split"] = OWN_SPLIT
-    known = KNOWN if divided else {}
-    return Collection("coco", images.root, entries, known, settings, name == "text").finish(splits, dense)
+
+    root: str
+    layout: Literal["auto", "karpathy", "text", "rows", "official"] = "auto"
+    image_root: str | None = None
+    splits: str | None = None
+    restval: bool = True
+    split_file: str | None = None
+    dense: str | None = None
+
+    def read(self) -> RawData:
+        """The images of each split with their captions.
+
+        Raises:
+            UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
+        """
+        folder = find_folder(self.root)
+        images = ImageFolders.under(folder, self.image_root)
+        layouts = _layouts(folder, images, split_names(self.splits) or list(SPLITS), self.restval, self.split_file)
+        if self.layout == "auto" and layouts["official"].find():
+            del layouts["karpathy"]  # it then serves as the split of the official captions
+        name, entries = read_layout(folder, layouts, self.layout)
+        mark_standard(entries)
+        settings = {"layout": name, "restval": self.restval}
+        divided = name != "official" or find_split_file(folder, self.split_file) is not None
+        if not divided:
+            settings["split"] = OWN_SPLIT
+        known = KNOWN if divided else {}
+        return Collection("coco", images.root, entries, known, settings, name == "text").finish(self.splits, self.dense)
 
 
 def _layouts(

@@ -5,6 +5,7 @@ MAGB (https://arxiv.org/abs/2410.09132) and the Ele-fashion of MM-Graph (https:/
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from itr.data.raw.files import find_folder, tell
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import Collection
 from itr.data.raw.mag_nodes import Node, load_plain, mm_graph_nodes, read_magb
+from itr.data.sources.base import Source
 from itr.errors import UserError
 
 Name = Literal["movies", "toys", "grocery", "reddit-s", "reddit-m", "ele-fashion"]
@@ -23,17 +25,8 @@ NODES = {"movies": 16_672, "toys": 20_695, "grocery": 17_074, "reddit-s": 15_894
 PARTS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
 
 
-def read_mag(
-    root: str,
-    name: Name,
-    texts: str | None = None,
-    dense_column: str | None = None,
-    split: Literal["auto", "random", "own", "all"] = "auto",
-    split_seed: int = 42,
-    image_root: str | None = None,
-    titles: str | None = None,
-    dense: str | None = None,
-) -> RawData:
+@dataclass
+class Mag(Source):
     """A multimodal attributed graph as pairs: Movies, Toys, Grocery, Reddit-S, Reddit-M, or Ele-fashion.
 
     A node is one image and one text. To rank all nodes, as the nearest published protocol does, write them to a
@@ -54,29 +47,43 @@ def read_mag(
         titles: Ele-fashion's texts: a JSON, JSONL, CSV or TSV table with asin and raw_text or title; by default
             ele-fashion-raw-text.jsonl.
         dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image` that holds ids, or join.
-
-    Raises:
-        UserError: a file is missing or damaged, or a node stands twice.
     """
-    if dense and dense_column:
-        raise UserError("give --dense or --dense_column, not both")
-    top = find_folder(root)
-    if name == "ele-fashion":
-        if texts or dense_column:
-            raise UserError("ele-fashion has one text a node: --texts and --dense_column are for the others")
-        folder, nodes = mm_graph_nodes(top, name, titles)
-    else:
-        folder, nodes = read_magb(top, STEMS[name], texts, dense_column)
-    if len(nodes) != NODES.get(name, len(nodes)):
-        print(f"NOTE: {name} has {len(nodes):,} nodes here; the published set has {NODES[name]:,}")
-    kind = split if split != "auto" else "own" if name == "ele-fashion" else "random"
-    parts = divide(nodes, kind, folder, split_seed)
-    images = _images(folder, STEMS.get(name, name), image_root)
-    entries = _entries(nodes, parts, images)
-    settings = {"name": name, "texts": texts or "default", "split": kind, "split_seed": split_seed}
-    if dense_column:
-        settings["dense"] = f"column {dense_column}"
-    return Collection(f"mag {name}", images.root, entries, settings=settings).finish(None, dense)
+
+    root: str
+    name: Name
+    texts: str | None = None
+    dense_column: str | None = None
+    split: Literal["auto", "random", "own", "all"] = "auto"
+    split_seed: int = 42
+    image_root: str | None = None
+    titles: str | None = None
+    dense: str | None = None
+
+    def read(self) -> RawData:
+        """The images of each split with their captions.
+
+        Raises:
+            UserError: a file is missing or damaged, or a node appears twice.
+        """
+        if self.dense and self.dense_column:
+            raise UserError("give --dense or --dense_column, not both")
+        top = find_folder(self.root)
+        if self.name == "ele-fashion":
+            if self.texts or self.dense_column:
+                raise UserError("ele-fashion has one text a node: omit --texts and --dense_column")
+            folder, nodes = mm_graph_nodes(top, self.name, self.titles)
+        else:
+            folder, nodes = read_magb(top, STEMS[self.name], self.texts, self.dense_column)
+        if len(nodes) != NODES.get(self.name, len(nodes)):
+            print(f"NOTE: {self.name} has {len(nodes):,} nodes here; the published set has {NODES[self.name]:,}")
+        kind = self.split if self.split != "auto" else "own" if self.name == "ele-fashion" else "random"
+        parts = divide(nodes, kind, folder, self.split_seed)
+        images = _images(folder, STEMS.get(self.name, self.name), self.image_root)
+        entries = _entries(nodes, parts, images)
+        settings = {"name": self.name, "texts": self.texts or "default", "split": kind, "split_seed": self.split_seed}
+        if self.dense_column:
+            settings["dense"] = f"column {self.dense_column}"
+        return Collection(f"mag {self.name}", images.root, entries, settings=settings).finish(None, self.dense)
 
 
 def divide(nodes: list[Node], kind: str, folder: Path, seed: int) -> dict[str, list[int]]:

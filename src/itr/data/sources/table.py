@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,15 @@ import numpy as np
 
 from itr.data.raw.entries import Entry, RawData
 from itr.data.raw.tables import SPLIT_NAMES, find_tables, read_rows
+from itr.data.sources.base import Source
 from itr.errors import UserError
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "filename", "file_name", "file", "path", "img")
 CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "sentences", "description", "title")
 
 
-def read_table(
-    root: str,
-    image_root: str | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    holdout: float = 0.1,
-    seed: int = 0,
-) -> RawData:
+@dataclass
+class Table(Source):
     """Turn tables of image paths and captions into shards.
 
     Args:
@@ -36,18 +32,28 @@ def read_table(
         holdout: share of the images drawn for `val`, and again for `test`, where the table does not say.
         seed: of the draw.
     """
-    if not 0 <= holdout < 0.5:
-        raise UserError(f"holdout is {holdout}; it must be from 0 to below 0.5")
-    tables = find_tables(Path(root).expanduser())
-    columns = (image_column, caption_column)
-    entries = {split: read_entries(path, columns) for split, path in tables.items() if split}
-    settings = {}
-    if None in tables:
-        entries, drawn = split_entries(tables[None], columns, holdout, seed)
-        settings = {"holdout": holdout} if drawn else {}
-    entries = {split: entries[split] for split in ("train", "val", "test") if split in entries}
-    folder = next(iter(tables.values())).parent
-    return RawData("table", Path(image_root).expanduser() if image_root else folder, entries, settings)
+
+    root: str
+    image_root: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    holdout: float = 0.1
+    seed: int = 0
+
+    def read(self) -> RawData:
+        """The images of each split with their captions."""
+        if not 0 <= self.holdout < 0.5:
+            raise UserError(f"holdout is {self.holdout}; it must be from 0 to below 0.5")
+        tables = find_tables(Path(self.root).expanduser())
+        columns = (self.image_column, self.caption_column)
+        entries = {split: read_entries(path, columns) for split, path in tables.items() if split}
+        settings = {}
+        if None in tables:
+            entries, drawn = split_entries(tables[None], columns, self.holdout, self.seed)
+            settings = {"holdout": self.holdout} if drawn else {}
+        entries = {split: entries[split] for split in ("train", "val", "test") if split in entries}
+        folder = next(iter(tables.values())).parent
+        return RawData(Path(self.image_root).expanduser() if self.image_root else folder, entries, "table", settings)
 
 
 def read_entries(path: Path, columns: tuple[str | None, str | None]) -> list[Entry]:
