@@ -25,6 +25,8 @@ class PairModel(Protocol):
 class ModelScore(Score):
     """The similarity of a model between images [N] and captions [M], float32.
 
+    Unlike a `Cosine` it may give equal embeddings scores that differ in their last digits from block to block.
+
     Args:
         model: what scores, on the device of the embeddings.
         image: the images.
