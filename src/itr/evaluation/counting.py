@@ -52,7 +52,8 @@ class TrueScores(Metric):
 
 
 def _inside(index: Tensor, part: slice) -> Tensor:
-    return (index >= part.start) & (index < part.stop)
+    start, stop = int(part.start), int(part.stop)
+    return (index >= start) & (index < stop)
 
 
 class AtLeastAsHigh(Metric):
