@@ -30,8 +30,8 @@ from itr.report.page.curves import distribution, recall_curve
 from itr.report.page.plots import Line, axis, plot, thinned
 
 
-def made_up(arrays: dict[str, np.ndarray]) -> Gallery:
-    return gallery_of({name: torch.from_numpy(array) for name, array in arrays.items()}, "made up")
+def as_gallery(arrays: dict[str, np.ndarray]) -> Gallery:
+    return gallery_of({name: torch.from_numpy(array) for name, array in arrays.items()}, "synthetic")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def gallery() -> Gallery:
     image, own = rng.normal(size=(30, 6)), np.sort(rng.integers(29, size=70))
     text = image[own] + 1.4 * rng.normal(size=(70, 6))
     ids = {"image_id": np.arange(30) * 3, "caption_id": np.arange(70) * 2, "caption_image_id": own * 3}
-    return made_up({"image": image, "text": text, **ids})
+    return as_gallery({"image": image, "text": text, **ids})
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_one_caption_per_image_is_enough():
     rng = np.random.default_rng(1)
     ids = {name: np.arange(8) for name in ("image_id", "caption_id", "caption_image_id")}
     rows = rng.normal(size=(8, 4))
-    gallery = made_up({"image": rows, "text": rows, **ids})
+    gallery = as_gallery({"image": rows, "text": rows, **ids})
     assert -1 < PairJudge(gallery, None).threshold <= 1
     assert measured(gallery, None).figures["rsum"] == 600
 
@@ -231,7 +231,7 @@ def test_changes_to_a_shipped_config_are_listed():
 
 def test_one_image_with_one_caption_is_enough():
     ids = {name: np.array([7]) for name in ("image_id", "caption_id", "caption_image_id")}
-    found = measured(made_up({"image": np.ones((1, 3)), "text": np.ones((1, 3)), **ids}), None)
+    found = measured(as_gallery({"image": np.ones((1, 3)), "text": np.ones((1, 3)), **ids}), None)
     assert found.figures["rsum"] == 600
     assert found.missed == {"i2t": 0, "t2i": 0}
     assert [query.kind for query in found.queries] == ["success", "success"]
