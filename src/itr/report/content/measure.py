@@ -17,7 +17,7 @@ from itr.evaluation.score import Score, Way
 from itr.report.content.capacity import alignment, effective_rank, modality_gap, uniformity
 from itr.report.content.choose import Query, choose_queries
 from itr.report.content.matches import PairJudge
-from itr.report.content.views import Views, per_view
+from itr.report.content.views import CaptionRanks, ranks_by_image
 
 HITS = 5
 MOST_ROWS = 5000  # of which uniformity is taken: it looks at all pairs
@@ -46,7 +46,7 @@ class Measured:
     own_image: np.ndarray
     ranks: dict[str, Tensor]
     figures: dict[str, float]
-    views: Views
+    views: CaptionRanks
     capacity: dict[str, float]
     missed: dict[str, float]
     known: bool
@@ -80,7 +80,7 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
         own_image=own_image.numpy(),
         ranks=ranks,
         figures=figures(ranks) | (over_all_positives(gallery, score, positives) if positives else {}),
-        views=per_view(ranks["t2i"], own_image),
+        views=ranks_by_image(ranks["t2i"], own_image),
         capacity=capacity(gallery),
         missed=missed,
         known=judge.known,
