@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor
 
-from itr.data.features.stored import DTYPE, FeaturePaths, Header
+from itr.data.features.headers import DTYPE, FeaturePaths, Header
 from itr.errors import UserError
 
 FLUSH_EVERY = 64  # chunks that a killed process may have to do again
