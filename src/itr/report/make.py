@@ -50,7 +50,7 @@ def report(
         device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
     """
     folders = [Path(run).expanduser() for run in runs]
-    given = embeddings or []
+    given: list[Path | None] = [Path(file).expanduser() for file in embeddings or []]
     if given and len(given) != len(folders):
         raise UserError(
             f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}; give one file per run"
@@ -64,10 +64,8 @@ def report(
     if root is not None:
         find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
     num_queries = -(-pictures // len(folders))
-    entries = []
-    for number, run in enumerate(run_list):
-        ready = Path(given[number]).expanduser() if given else None
-        entries.append(_entry(run, split, root, ready, num_queries, device))
+    files = given or [None] * len(run_list)
+    entries = [_entry(run, split, root, file, num_queries, device) for run, file in zip(run_list, files, strict=True)]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(report_page(entries, split), encoding="utf-8", errors="replace")
     for entry in entries:

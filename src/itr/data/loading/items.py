@@ -56,11 +56,17 @@ def read_items(
                 raise
             bad(span.shard, error)
             if read < span.take:
-                at = order.index(span.shard)
-                others = order[at + 1 :] + order[:at]
-                if not sum(counts[shard] for shard in others):
-                    raise UserError(f"{error}. No other shard is left to replace it") from None
+                others = _replacements(span.shard, counts, order, error)
                 yield from read_items(shards, counts, others, span.skip + read, span.skip + span.take, items_of, bad)
+
+
+def _replacements(bad_shard: int, counts: list[int], order: list[int], error: UnreadableError) -> list[int]:
+    """The other shards, in order, starting after the bad one."""
+    at = order.index(bad_shard)
+    others = order[at + 1 :] + order[:at]
+    if not sum(counts[shard] for shard in others):
+        raise UserError(f"{error}. No other shard is left to replace it") from None
+    return others
 
 
 def _items_of_shard(

@@ -69,11 +69,7 @@ def choose_queries(
     first = hits[query, own.to(torch.uint8).argmin(dim=1)]
     pair = (first, query) if way == "i2t" else (query, first)
     evidence = torch.where(ranks > 0, judge.evidence(*pair), torch.tensor(-9.0))
-    masks = {
-        "success": ranks == 0,
-        "failure": (ranks > 0) & (evidence < 0),
-        "false negative": (ranks > 0) & (evidence >= 0),
-    }
+    masks = _masks(ranks, evidence)
     draws = torch.rand(len(ranks), generator=torch.Generator().manual_seed(seed))
     chosen = []
     for kind in KINDS:
@@ -84,6 +80,15 @@ def choose_queries(
             chosen.append(Query(way, kind, row, int(ranks[place]), _hits(way, row, hits[row], scores[row], judge)))
     failures = int((ranks > 0).sum())
     return chosen, 100 * int(masks["false negative"].sum()) / failures if failures else 0.0
+
+
+def _masks(ranks: Tensor, evidence: Tensor) -> dict[Kind, Tensor]:
+    """The queries of each kind [Q], bool."""
+    return {
+        "success": ranks == 0,
+        "failure": (ranks > 0) & (evidence < 0),
+        "false negative": (ranks > 0) & (evidence >= 0),
+    }
 
 
 def _is_own(way: str, query: Tensor, hits: Tensor, judge: PairJudge) -> Tensor:

@@ -42,15 +42,19 @@ def _groups(names: list[str]) -> list[tuple[str, str, dict[str, str]]]:
     taken = {name for _, _, members in groups for name in members}
     rest = [name for name in names if name.startswith(("train/", "lr")) and name not in taken]
     rest.sort(key=lambda name: ("temperature" in name, "/" in name.removeprefix("train/")))
-    terms = [(_title(name), name.rpartition("/")[2].replace("_", " "), {name: ""}) for name in rest]
+    terms = [(_title(name), _words(name.rpartition("/")[2]), {name: ""}) for name in rest]
     return [groups[0], *terms, *groups[1:]]
 
 
 def _title(name: str) -> str:
     """A logged name as a title: `Temperature`, `Gradient norm`, `CUSA: csa`."""
     method, slash, term = name.removeprefix("train/").rpartition("/")
-    words = term.replace("_", " ").replace("grad norm", "gradient norm")
+    words = _words(term)
     return f"{method.upper()}: {words}" if slash else words.capitalize()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("grad norm", "gradient norm")
 
 
 def _history(title: str, unit: str, members: dict[str, str], entries: Sequence[RunEntry]) -> Markup:
