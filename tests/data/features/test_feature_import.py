@@ -123,5 +123,5 @@ def test_a_dictionary_is_matched_by_the_id_in_the_source(tmp_path):
     make_features(str(data), "image", str(tmp_path / "out"), from_npy=str(file), **options)
     assert rows(data, tmp_path / "out", "image", "train")[:, 0].tolist() == [2, 0, 1]
     fails(data, file, "add --trust_pickle true")
-    fails(data, file, "images of one split", splits="train,val", **options)
+    fails(data, file, "covers one split", splits="train,val", **options)
     fails(data, file, "give --modality image", "text", **options)
