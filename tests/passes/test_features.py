@@ -255,9 +255,10 @@ def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
     def fields(needs: tuple[str, ...], **options) -> list:
         data = ShardData(root=str(scenes), **options)
         method = SimpleNamespace(needs=needs, fields=lambda: [])
-        model = SimpleNamespace(method_callbacks=[method], methods={}, backbone=None)
+        backbone = SimpleNamespace(image_field=None, needs=(), fields=lambda: [])
+        model = SimpleNamespace(method_callbacks=[method], methods={}, backbone=backbone)
         data.trainer = SimpleNamespace(lightning_module=model)
-        return data._needed(find_split(scenes, data.splits["train"])).open()
+        return data._model_fields(find_split(scenes, data.splits["train"]), "train").open()
 
     both = ("teacher_image", "teacher_text")
     assert [field.name for field in fields(both, features=str(made))] == list(both)
