@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
 from itr.data.shards.locations import find_split

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from itr.backbones import CLIP, VSE, Backbone
 from itr.data.datamodule import ShardData
-from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity

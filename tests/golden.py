@@ -24,12 +24,12 @@ from itr.objectives import InfoNCE
 from itr.types import Encoded, Pairs, Scores
 
 Result = tuple[float, bool]
-EXACT = (1e-7, 1e-6)  # absolute and relative, of losses and gradients in float64
-WHOLE = (1e-4, 0.0)  # of whole models in float32
+EXACT = (1e-7, 1e-6)  # absolute and relative tolerance for losses and gradients in float64
+WHOLE = (1e-4, 0.0)  # for whole models in float32
 
 
 class Comparison:
-    """Collects the largest error, and whether all are within the tolerance."""
+    """Collects the largest error, and whether all errors are within the tolerance."""
 
     def __init__(self, absolute: float, relative: float) -> None:
         self.absolute, self.relative = absolute, relative
@@ -65,7 +65,7 @@ def pooled_only(pooled: Tensor) -> Encoded:
 
 
 def check_cusa(path: Path) -> Result:
-    """The three losses of CUSA, already multiplied by their rates, from features of backbone and teachers."""
+    """The three losses of CUSA, multiplied by their weights, from features of backbone and teachers."""
     tensors, meta = load(path)
     config = json.loads(meta["loss_config"])
     features = {side: tensors[f"in.{side}_features"].double().requires_grad_() for side in ("image", "text")}
@@ -73,7 +73,7 @@ def check_cusa(path: Path) -> Result:
     module = method.build(SimpleNamespace(dim=features["image"].shape[1]))
     model = nn.ModuleDict({"objective": objective, "methods": nn.ModuleDict({"cusa": module})}).double()
     ours = {parameter_name(name): value.double() for name, value in section(tensors, "param.").items()}
-    fixed = {"objective.temperature.value": objective.temperature.value.detach()}  # absent where InfoNCE is off
+    fixed = {"objective.temperature.value": objective.temperature.value.detach()}  # absent if InfoNCE is off
     model.load_state_dict(fixed | ours if not config["contrastive"]["is_on"] else ours)
     objective.clamp()  # the authors clamp before each forward pass
     module.clamp()
@@ -106,7 +106,7 @@ def check_cusa(path: Path) -> Result:
 
 
 def rounding(objective: InfoNCE, scores: Scores) -> Tensor:
-    """What it adds to InfoNCE that the authors make its targets in float32: 1e-8, but gradients divide it by tau."""
+    """The error in InfoNCE due to the authors' float32 targets: 1e-8, but divided by tau in the gradients."""
     mass = scores.positives.float()
     rounded, exact = (values / values.sum(dim=1, keepdim=True) for values in (mass, mass.double()))
     logits = scores.image_to_text / objective.temperature()
@@ -164,14 +164,14 @@ def check_triplet(path: Path) -> Result:
 
 
 def cosine(image: Tensor, text: Tensor) -> Tensor:
-    """Cosines, whose gradients are those of a dot product where the given rows are of length 1 already."""
+    """Cosines; if the rows have unit length already, gradients are those of a dot product."""
     if all(torch.allclose(rows.norm(dim=1), torch.ones(len(rows)).to(rows)) for rows in (image, text)):
         return image @ text.T
     return Backbone.similarity(None, pooled_only(image), pooled_only(text))
 
 
 def compare_all(found: dict[str, Tensor], tensors: dict[str, Tensor], tolerance: tuple[float, float]) -> Result:
-    """Every output and gradient of the fixture; each must have been computed."""
+    """Compare every output and gradient of the fixture; each must have been computed."""
     comparison = Comparison(*tolerance)
     for name, expected in tensors.items():
         if name.startswith(("out.", "grad.")):
@@ -202,13 +202,13 @@ CHECKS: dict[str, Callable[[Path], Result]] = {
 
 
 def check(path: Path) -> tuple[str, bool]:
-    """A line about one fixture, and whether it is within tolerance."""
+    """A line that describes the result of one fixture, and whether it is within tolerance."""
     known = next((function for prefix, function in CHECKS.items() if path.stem.startswith(prefix)), None)
     if known is None:
         return f"{path.stem}: unknown prefix, none of {', '.join(CHECKS)}", False
     try:
         error, within = known(path)
-    except Exception as problem:  # one broken fixture must not hide the others
+    except Exception as problem:  # one damaged fixture must not hide the others
         return f"{path.stem}: {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}", False
     return f"{path.stem}: {error:.3g}" + ("" if within else "  (out of tolerance)"), within
 

@@ -1,4 +1,4 @@
-"""Numbers of the authors of D2S-VSE against ours: distillation losses, and whole models after their second stage."""
+"""Compare with the code of D2S-VSE's authors: distillation losses, and whole models after the second stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from itr.interop import d2s as official
 from itr.losses.distillation import DistillationKind, distillation
 from itr.losses.triplet import triplet
-from itr.methods.d2s import D2SModule
+from itr.methods.d2s_module import D2SModule
 from itr.module import RetrievalModule
 from itr.types import Scores, Tokens
 
@@ -22,14 +22,14 @@ KINDS: dict[str, DistillationKind] = {"cos": "cosine", "cosine": "cosine", "l1":
 
 
 class Worst:
-    """Keeps the largest error, and whether all were within tolerance."""
+    """Keeps the largest error, and whether all errors were within tolerance."""
 
     def __init__(self, absolute: float, relative: float) -> None:
         self.absolute, self.relative = absolute, relative
         self.error, self.within, self.compared = 0.0, True, 0
 
     def compare(self, found: Tensor, expected: Tensor) -> None:
-        """Take one more pair of tensors into account."""
+        """Compare one more pair of tensors."""
         if found.shape != expected.shape:
             raise ValueError(f"shape {list(found.shape)} instead of {list(expected.shape)}")
         found, expected = found.detach().double(), expected.double()
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_distill(path: Path) -> tuple[float, bool]:
-    """Losses and the student's gradients: largest error, and whether within 1e-7 + 1e-6 relative."""
+    """Largest error of losses and student gradients, and whether it is within 1e-7 absolute + 1e-6 relative."""
     tensors, _ = read(path)
     worst = Worst(1e-7, 1e-6)
     for name, expected in tensors.items():
@@ -71,7 +71,7 @@ def check_distill(path: Path) -> tuple[float, bool]:
 
 
 def check_d2s(path: Path) -> tuple[float, bool]:
-    """A converted model's embeddings and the steps to them: largest error, and whether within 1e-4."""
+    """Largest error of a converted model's embeddings and intermediate outputs, and whether it is within 1e-4."""
     tensors, metadata = read(path)
     configs = {name: _config(metadata[name]) if name in metadata else None for name in ("vision", "text")}
     checkpoint = path.with_name(f"{path.stem}.stage2.pth")
@@ -89,7 +89,7 @@ def check_d2s(path: Path) -> tuple[float, bool]:
 
 
 def embed(module: RetrievalModule, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the authors' fixture shows, by its names; the two embeddings are of length 1."""
+    """The outputs by the names of the authors' fixture; the two embeddings have unit length."""
     backbone: Any = module.backbone
     image = backbone.encode_pixels(tensors["in.pixels"])
     text = backbone.encode_text(_tokens(tensors["in.input_ids"]))
@@ -110,7 +110,7 @@ def embed(module: RetrievalModule, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 
 def training_loss(module: RetrievalModule, found: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-    """The authors' loss of training, where the prompts' output is added as it is."""
+    """The authors' training loss, in which the prompt output is added without normalization."""
     method: Any = module.methods["d2s"]
     text = found["text_pooled"] + found["prompt"] if method.residual else found["prompt"]
     similarity = found["image_embedding"] @ F.normalize(text, dim=-1).T
@@ -127,7 +127,7 @@ def _tokens(ids: Tensor) -> Tokens:
 
 
 def _config(text: str) -> dict[str, Any]:
-    """A config of transformers without what another release wrote into it."""
+    """A transformers config without the release-specific entries."""
     from transformers import AutoConfig
 
     config: dict[str, Any] = json.loads(text)

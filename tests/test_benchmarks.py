@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import measuring  # noqa: E402  benchmarks are no package
+import measuring  # noqa: E402  benchmarks is not a package
 import page  # noqa: E402
 from loss_counts import Count  # noqa: E402
 from measuring import Line, Rounds  # noqa: E402
@@ -22,13 +22,13 @@ from measuring import Line, Rounds  # noqa: E402
 SCRIPTS = [name for name in page.SECTIONS if (ROOT / "benchmarks" / f"{name}.py").exists()]
 
 
-def test_a_ratio_is_the_median_of_the_rounds_ratios():
+def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds():
     rounds = Rounds({"ours": [1.0, 20.0, 3.0], "theirs": [2.0, 10.0, 4.0]})
     assert rounds.ratio("ours", "theirs") == 0.75
     assert rounds.median("ours") == 3.0
 
 
-def test_all_ways_take_turns():
+def test_all_variants_take_turns():
     order: list[str] = []
     found = measuring.side_by_side({n: lambda n=n: order.append(n) for n in "ab"}, rounds=2, warmup=1)
     assert "".join(order) == "abab" + "ba"
@@ -41,16 +41,16 @@ def test_all_ways_take_turns():
         (Line("x", "s", 1.0), None),
         (Line("x", "s", 1.0, at_most=1.0), True),
         (Line("x", "s", 1.0, at_most=0.9), False),
-        (Line("x", "s", 1.0, ratio=0.5, at_least=0.6), False),  # the ratio counts where there is one
+        (Line("x", "s", 1.0, ratio=0.5, at_least=0.6), False),  # if there is a ratio, it decides
         (Line("x", "s", 1.0, ratio=0.7, at_least=0.6, at_most=0.8), True),
         (Line("x", "s", None, at_least=1.0, unmeasured="no GPU"), None),
     ],
 )
-def test_a_line_keeps_its_bounds_or_not(line, met):
+def test_a_line_meets_its_bounds_or_not(line, met):
     assert line.met is met
 
 
-def test_the_page_shows_what_falls_short_and_what_was_not_measured(tmp_path):
+def test_the_page_shows_missed_targets_and_missing_measurements(tmp_path):
     short = Line("slow thing", "ms", 3.0, "bare loop", 1.0, 0.5, "bytes over bandwidth", 3.0, at_most=2.0)
     lines = [
         replace(short, remark="Two ways were tried.", profile={"copying": 0.7, "waiting": 0.3}),
@@ -70,14 +70,14 @@ def test_the_page_shows_what_falls_short_and_what_was_not_measured(tmp_path):
     assert "Not measured yet: `python benchmarks/overheads.py`" in text
 
 
-def test_the_page_in_the_docs_is_the_one_that_the_results_make():
+def test_the_page_in_the_docs_matches_the_results():
     text = page.PAGE.read_text(encoding="utf-8")
     assert text == page.page(measuring.RESULTS)
     lines = text.splitlines()
     assert not [line for before, line in pairwise(lines) if line.startswith("#") and before]  # markdown wants one empty
 
 
-def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
+def test_the_bytes_of_an_operation_are_its_reads_and_writes():
     table, column, out = torch.ones(4, 6), torch.ones(4, 1), torch.ones(4, 6)
     found = []
     for ask in (

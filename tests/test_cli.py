@@ -1,4 +1,4 @@
-"""The command as its users meet it: whole runs on tiny models, and every mistake with its message."""
+"""The command line: complete runs of tiny models, and the message for each wrong option."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trained(scenes, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_leaves_what_the_contract_says(trained):
+def test_a_run_writes_all_promised_files(trained):
     for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (trained / name).is_file()
     assert list(trained.glob("logs/*/metrics.csv"))
@@ -71,7 +71,7 @@ def test_backbones_and_objectives_swap_on_the_same_shards(scenes, tmp_path, back
     assert type(module.objective).__name__ == objective
 
 
-def test_a_checkpoint_opens_alone_and_embeds_as_the_run_did(trained, scenes, tmp_path):
+def test_a_checkpoint_loads_alone_and_gives_the_embeddings_of_the_run(trained, scenes, tmp_path):
     assert run("predict", tmp_path, scenes, f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}") == 0
     module = RetrievalModule.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").eval()
     with np.load(tmp_path / "embeddings.npz") as arrays:
@@ -117,12 +117,12 @@ def test_precisions_with_clipping(scenes, tmp_path, precision):
     assert run("test", tmp_path, scenes, f"--trainer.precision={precision}") == 0
 
 
-def test_without_a_checkpoint_the_model_is_measured_as_built(scenes, tmp_path, caplog):
+def test_without_a_checkpoint_the_model_is_evaluated_as_built(scenes, tmp_path, caplog):
     assert run("test", tmp_path, scenes, *TINY_VSE) == 0
     assert "measuring the model that the config builds" in caplog.text
 
 
-def test_validate_shows_figures(trained, scenes, capsys):
+def test_validate_prints_metrics(trained, scenes, capsys):
     assert run("validate", trained, scenes) == 0
     shown = capsys.readouterr()
     assert "13 images" in shown.out
@@ -139,16 +139,19 @@ def test_training_without_validation(scenes, tmp_path):
     [
         (["--data.root=nowhere"], "there is no shard folder nowhere"),
         (["--data.batch_size=1"], "this batch has one"),
-        (["--data.batch_size=100"], "44 pairs, which do not fill one batch of 100"),
+        (["--data.batch_size=100"], "44 pairs, which do not fill a batch of 100"),
         (["--data.batch_size=0"], "data.batch_size is 0"),
-        (["--data.val_split=train/*.tar"], "train/000000.tar of data.val_split = 'train/*.tar' is trained on too"),
+        (
+            ["--data.val_split=train/*.tar"],
+            "train/000000.tar of data.val_split = 'train/*.tar' is also used for training",
+        ),
         (["--data.test_split=tset", "--data.val_split=vla"], "no split 'vla' (it has: test, train, val)"),
         (["--model.objective.temperature=7"], "temperature 7.0 must lie within its bounds"),
         (["--ckpt_path=last"], "last.ckpt does not exist"),
         (["--config=demmo.yaml"], "nearest: demo.yaml"),
     ],
 )
-def test_mistakes_have_one_clear_message(scenes, tmp_path, capsys, options, message):
+def test_wrong_options_have_one_clear_message(scenes, tmp_path, capsys, options, message):
     assert fit(tmp_path, scenes, *TINY_VSE, *options) == 1
     assert message in capsys.readouterr().err
 
@@ -172,12 +175,12 @@ def test_unknown_options_come_with_a_near_match(scenes, tmp_path, capsys, option
     assert message in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten_unasked(trained, scenes, capsys):
+def test_a_run_is_not_overwritten_by_default(trained, scenes, capsys):
     assert fit(trained, scenes, *TINY_VSE) == 1
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_a_home_in_the_name_of_a_run_folder_is_one_folder(trained, scenes, monkeypatch, capsys):
+def test_a_tilde_in_the_run_folder_is_expanded(trained, scenes, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(trained.parent))
     home = Path("~") / trained.name
     assert fit(home, scenes, *TINY_VSE) == 1
@@ -189,7 +192,7 @@ def test_model_options_beside_a_checkpoint_are_refused(trained, scenes, capsys):
     assert "--model.optimizer.lr: the model and its settings come from" in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint_is_named(trained, scenes, tmp_path, capsys):
+def test_files_that_are_not_checkpoints_are_reported(trained, scenes, tmp_path, capsys):
     (tmp_path / "torn.ckpt").write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     assert run("test", trained, scenes, f"--ckpt_path={tmp_path / 'torn.ckpt'}") == 1
     assert "torn.ckpt as an itr checkpoint" in capsys.readouterr().err
@@ -206,8 +209,8 @@ def test_verbs(capsys):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_closed_output_ends_the_command_with_one_line(unbuffered):
-    """As `| head` does, here before anything is printed."""
+def test_a_closed_output_pipe_ends_the_command_quietly(unbuffered):
+    """As with `| head`, but before anything is printed."""
     end, pipe = os.pipe()
     os.close(end)
     command, variables = [sys.executable, "-m", "itr", "--help"], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
@@ -234,22 +237,22 @@ print(*({"torch", "lightning"} & set(sys.modules)))"""
         pytest.param(["report"], "torch", marks=pytest.mark.slow),
     ],
 )
-def test_help_imports_nothing_heavy_that_the_verb_may_not_need(verb, heavy):
+def test_help_imports_no_heavy_packages_without_need(verb, heavy):
     command = [sys.executable, "-c", HELP, *verb, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == heavy
 
 
 def together(verb: str, processes: int, folder: Path, shards: Path, *options: str) -> None:
-    """Run a verb on several processes of this machine, as users do."""
+    """Run a command on several processes of this machine, as users do."""
     where = [f"--data.root={shards}", f"--trainer.default_root_dir={folder}", *FAST]
     many = [f"--trainer.devices={processes}", "--trainer.strategy=ddp"] if processes > 1 else []
     subprocess.run([sys.executable, "-m", "itr", verb, *where, *many, *options], check=True, timeout=300)
 
 
 @pytest.mark.slow
-def test_processes_measure_like_one(trained, scenes, tmp_path):
-    """17 images in batches of 4 leave every number of processes with shares of another size."""
+def test_several_processes_give_the_metrics_of_one(trained, scenes, tmp_path):
+    """With 17 images in batches of 4, processes have shares of different sizes."""
     found = []
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
@@ -263,11 +266,11 @@ def test_processes_measure_like_one(trained, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_however_a_batch_is_cut(scenes, tmp_path):
+def test_two_processes_train_the_same_with_any_division_of_a_batch(scenes, tmp_path):
     cut = ["local_loss=true", "loss_chunk=3", "gradient_cache=3"]
     saved = []
     for name, settings in (("plain", []), ("cut", cut)):
-        # In float64, since Adam makes steps of rounding errors where a gradient is 0, as that of a key's bias is.
+        # In float64, because Adam amplifies rounding errors of gradients that should be 0, such as a key bias's.
         options = [*STILL_VSE, "--trainer.precision=64-true", "--data.batch_size=4", "--trainer.max_epochs=2"]
         options += ["--trainer.gradient_clip_val=0.5", "--trainer.accumulate_grad_batches=2"]
         options += [f"--model.large_batch.{setting}" for setting in settings]

@@ -1,4 +1,4 @@
-"""Every shipped config is parsed and built: all but pretrained weights, for which tiny stand-ins are given by name."""
+"""Every shipped config is parsed and built, with tiny models in place of pretrained ones."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from itr.runs.command import TrainingCLI
 from tiny import TINY_CLIP, TINY_VSE
 
 FOLDER = config_folder()
-# The same as another but for the size of a tower or the name of a data set: built with the slow tests.
+# These differ from others only in the size of a tower or the name of a data set: built with the slow tests.
 TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_")
 
 
-OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts that are given on a command line each time
+OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts built in every test run
 
 
 def rows(pattern: str) -> list[Any]:
-    """The shipped configs, twins marked as slow, and parts of a run that is built often."""
+    """The shipped configs; near duplicates are marked as slow."""
     names = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob(pattern))
     runs = [path.read_text() for path in FOLDER.glob("*.yaml") if not TWINS.search(path.name)]
 
@@ -35,13 +35,13 @@ def rows(pattern: str) -> list[Any]:
     return [name if often(name) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# The names are the only part that can't be had here; all other arguments stay as the config has them.
+# Only the model names are replaced, because they need downloads; all other arguments are those of the config.
 NAMES = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained")}
 STAND_INS = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:]}
 
 
 class StandIns(TrainingCLI):
-    """Parses everything, and builds without what has to be fetched or trained before."""
+    """Parses everything, and builds without downloads or a first stage."""
 
     def before_instantiate_classes(self) -> None:
         backbone = self.config.model.backbone
@@ -64,7 +64,7 @@ def build(arguments: list[str]) -> TrainingCLI:
 
 
 @pytest.mark.parametrize("name", rows("*.yaml"))
-def test_a_shipped_run_is_built(name, tmp_path):
+def test_a_shipped_config_is_built(name, tmp_path):
     cli = build(["--config", name, "--trainer.accelerator=cpu", "--trainer.precision=32"])
     assert cli.trainer.max_epochs > 0
     assert cli.trainer.default_root_dir == f"runs/{Path(name).stem}"
@@ -90,7 +90,7 @@ def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     assert find_config("demo.yaml") == "demo.yaml"
     arguments = ["--model.backbone", "backbone/vit_bert.yaml", "--data=data/coco.yaml"]
     option, defaults, *found = resolve_configs(arguments)
-    assert (option, json.loads(defaults)["class_path"]) == ("--model.backbone", "VSE")  # so that the file stands alone
+    assert (option, json.loads(defaults)["class_path"]) == ("--model.backbone", "VSE")  # so that the file works alone
     assert found == [
         "--model.backbone", str(FOLDER / "backbone" / "vit_bert.yaml"), f"--data={FOLDER / 'data' / 'coco.yaml'}"
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Lines are fitted, and epochs calculated, as their formulas say."""
+"""Curves are fitted and epochs calculated according to their formulas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import costs  # noqa: E402  benchmarks are no package
+import costs  # noqa: E402  benchmarks is not a package
 import measuring  # noqa: E402
 from curves import fitted  # noqa: E402
 
 
-def test_a_fit_finds_the_curve_that_made_the_points():
+def test_a_fit_recovers_the_curve_of_its_points():
     x = [1.0, 2.0, 5.0, 10.0]
     fit = fitted(x, [3 + 0.5 * value**2 for value in x], (0, 2))
     assert fit.coefficients == pytest.approx({0: 3.0, 2: 0.5})
@@ -23,13 +23,13 @@ def test_a_fit_finds_the_curve_that_made_the_points():
     assert fit.summary("ms", "B").startswith("Fitted: 3 ms + 0.5 ms · B²; largest residual 0 %, R² 1.0000")
 
 
-def test_a_fit_weighs_points_by_their_size_and_tells_its_largest_error():
+def test_a_fit_weights_points_by_size_and_gives_its_largest_error():
     fit = fitted([1.0, 1.0], [1.0, 3.0], (0,))  # least squares of the relative errors: (1 + 1/3) / (1 + 1/9)
     assert fit.coefficients[0] == pytest.approx(1.2)
     assert fit.residual == pytest.approx(0.6)
 
 
-def test_a_step_costs_what_its_operations_and_bytes_say():
+def test_the_cost_of_a_step_follows_from_its_operations_and_bytes():
     model = costs.Model("m", image=10e9, text=5e9, parameters=1e8, width=100)
     alone, together = costs.step(model, 1, 1, 0.5), costs.step(model, 5, 64, 0.5)
     assert (alone.pairs, together.pairs) == (1024, 512)
@@ -48,7 +48,7 @@ def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_pictures():
     assert row["towers, %"] + row["loss, %"] + row["network, %"] == pytest.approx(100)
 
 
-def test_a_share_that_was_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
+def test_a_share_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
     def hours(model: str) -> float:
         rows = costs.epoch_tables(tmp_path, 1000)["Cost of an epoch, calculated"]
         return next(row["hours"] for row in rows if row["model"] == model)
@@ -63,7 +63,7 @@ def test_a_share_that_was_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
     assert "measured on a GPU: ViT-B/32 20 %" in assumptions
 
 
-def test_the_share_of_a_card_that_the_step_measured_is_what_epochs_are_calculated_with(tmp_path):
+def test_epochs_are_calculated_with_the_measured_gpu_utilization(tmp_path):
     import training_step
 
     line = training_step.share_of_rate(measuring.Line("a step", "ms", ours=100.0, limit=47.0), costs.MODELS[1])

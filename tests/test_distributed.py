@@ -1,4 +1,4 @@
-"""Several processes give the loss and the gradients of one, and the same gallery."""
+"""Several processes give the loss, the gradients and the gallery of one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Processes = tuple[list[tuple[str, str]], list[dict[str, Any]]]
 
 
 def make_gallery(rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Uneven shares that overlap by a sample."""
+    """Shares of different sizes that overlap by one sample."""
     generator = torch.Generator().manual_seed(2)
     pooled, ids = torch.randn(10, 3, generator=generator), torch.randperm(10, generator=generator)
     builder = GalleryBuilder(with_tokens=True)
     for row in range(rank * 10 // world, min((rank + 1) * 10 // world + 1, 10)):
         here = slice(row, row + 1)
-        tokens = pooled[here, None].repeat(1, row + 1, 1)  # every batch has another length
+        tokens = pooled[here, None].repeat(1, row + 1, 1)  # the length differs for every batch
         encoded = Encoded(pooled[here], tokens, torch.ones(1, row + 1, dtype=torch.bool))
         text = Tokens(ids[here, None], ids[here, None] >= 0)
         pixels = ids[here, None, None, None].to(torch.uint8)
@@ -38,14 +38,14 @@ def make_gallery(rank: int, world: int) -> dict[str, torch.Tensor]:
 
 
 def draw_twice(rank: int) -> torch.Tensor:
-    """What a process draws before and after its random numbers are put back [2, 7]."""
+    """Random numbers that a process draws before and after its random state is restored [2, 7]."""
 
     def draw() -> torch.Tensor:
         others = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
         return torch.cat([torch.rand(3), torch.tensor(others)])
 
     pl.seed_everything(rank, verbose=False)
-    random.gauss(0, 1), np.random.randn()  # each keeps a second number for the next call
+    random.gauss(0, 1), np.random.randn()  # both cache a second number for the next call
     states = random_state.collect(torch.device("cpu"))
     first = draw()
     random_state.restore(states, torch.device("cpu"))
@@ -72,7 +72,7 @@ def work(rank: int, world: int, folder: str, cases: list[tuple[str, str]]) -> No
     ids=["2", "2, whole grid", "3, whole grid"],
 )
 def processes(request, tmp_path_factory) -> Processes:
-    """What each of several processes found, and of which models and variants."""
+    """The results of each process, with the models and variants."""
     world, cases = request.param
     folder = tmp_path_factory.mktemp("processes")
     context = mp.get_context("forkserver")
@@ -108,13 +108,13 @@ def test_processes_build_the_gallery_of_one(processes):
             assert torch.equal(found["gallery"][key], value)
 
 
-def test_each_process_gets_its_own_random_numbers_back(processes):
+def test_each_process_restores_its_own_random_state(processes):
     drawn = [found["random"]["drawn"] for found in processes[1]]
     assert all(torch.equal(first, again) for first, again in drawn)
     assert not torch.equal(drawn[0], drawn[1])
 
 
-def test_random_numbers_of_another_number_of_processes_are_left(caplog):
+def test_the_random_state_of_another_number_of_processes_is_ignored(caplog):
     states = random_state.collect(torch.device("cpu"))
     with caplog.at_level("INFO", logger="itr.state.random_state"):
         random_state.restore({"cpu": states["cpu"].repeat(2, 1)}, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The authors' numbers, where they lie beside the repository, and what `tests/golden.py` says of other folders."""
+"""The authors' numbers, if they are stored next to the repository, and what `tests/golden.py` prints for others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_unknown_prefix_is_a_failure(tmp_path, capsys):
     assert "other_thing: unknown prefix" in capsys.readouterr().out
 
 
-def test_a_broken_fixture_is_named(tmp_path, capsys):
+def test_a_damaged_fixture_is_reported(tmp_path, capsys):
     save_file({"in.image": torch.zeros(2, 2)}, tmp_path / "triplet_broken.safetensors")
     assert golden.main([str(tmp_path)]) == 1
     assert "triplet_broken: KeyError" in capsys.readouterr().out

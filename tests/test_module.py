@@ -1,4 +1,4 @@
-"""The module with a method and with a backbone that scores pairs, built in Python."""
+"""The module, built in Python, with a method and with a backbone that scores pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Scaled(MethodModule):
 
 
 class Scale(Method):
-    """A method in a few lines: a learnable scale of the text embedding, with a loss on it."""
+    """A minimal method: a learnable scale of the text embedding, with a loss."""
 
     name = "scale"
 
@@ -85,7 +85,7 @@ def quiet() -> None:
     quieten()
 
 
-def test_a_method_trains_is_weighted_clamped_saved_and_opened(scenes, tmp_path):
+def test_a_method_is_trained_weighted_clamped_saved_and_loaded(scenes, tmp_path):
     module = RetrievalModule(backbone(), InfoNCE(), [Scale(weight=2.0)])
     runner = trainer(tmp_path)
     runner.fit(module, data(scenes))
@@ -105,7 +105,7 @@ def test_a_method_trains_is_weighted_clamped_saved_and_opened(scenes, tmp_path):
     assert torch.equal(opened.encode_text(captions).pooled, module.encode_text(captions).pooled)
 
 
-def test_an_absent_method_leaves_the_baseline_as_it_was():
+def test_an_absent_method_does_not_change_the_baseline():
     module = RetrievalModule(backbone(), InfoNCE())
     assert not list(module.methods.parameters())
     assert all(torch.equal(a, b) for a, b in zip(module.backbone.parameters(), backbone().parameters(), strict=True))
@@ -157,7 +157,7 @@ def test_learning_rates_of_towers_and_heads():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "steps", "constant"])
-def test_schedules_warm_up_and_end_where_they_should(schedule):
+def test_schedules_warm_up_and_end_at_their_final_rates(schedule):
     settings = OptimizerSettings(schedule=schedule, warmup=0.1, final_lr_factor=0.1, steps=[5.0, 8.0], step_factor=0.5)
     factor = lr_factor(settings, total_steps=100, total_epochs=10)
     assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 11 for step in range(10)])
@@ -169,8 +169,8 @@ def test_schedules_warm_up_and_end_where_they_should(schedule):
         assert (factor(49), factor(50), factor(80)) == (1.0, 0.5, 0.25)
 
 
-def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
-    """The README's, which imports nothing before: what a checkpoint names is not imported for it."""
+def test_a_checkpoint_loads_in_a_separate_program(scenes, tmp_path):
+    """Run the example of the README, which imports nothing else: the classes in the checkpoint are known to itr."""
     shown = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
     assert shown
     program = shown[1].replace("runs/demo/checkpoints/best.ckpt", save_checkpoint(tmp_path, scenes))
@@ -178,7 +178,7 @@ def test_a_checkpoint_opens_in_a_program_of_its_own(scenes, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_module_of_the_user_is_named(scenes, tmp_path, monkeypatch):
+def test_a_missing_user_defined_module_is_reported(scenes, tmp_path, monkeypatch):
     made = save_checkpoint(tmp_path, scenes)
     monkeypatch.setenv(IMPORTS, "itr.errors, not_there")
     with pytest.raises(UserError, match=r"^there is no module not_there, which ITR_IMPORT names\. "):

@@ -1,4 +1,4 @@
-"""Nothing that is read is run: the source is searched for calls that could, and checkpoints that try are opened."""
+"""Input is never executed: the source is searched for calls that could do so, and hostile checkpoints are opened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ALLOWED = {
 
 
 def findings(source: str) -> Iterator[str]:
-    """Names of what a source does that it must not."""
+    """The forbidden calls in a source."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
             yield from (name for name in map(ast.unparse, node.bases) if name in NEVER)
@@ -71,7 +71,7 @@ def findings(source: str) -> Iterator[str]:
                 yield f"{name} with {key}"
 
 
-def test_the_source_makes_no_call_that_could_run_what_it_reads():
+def test_the_source_makes_no_call_that_could_run_untrusted_code():
     found = set()
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         found |= {(str(path.relative_to(ROOT)), name) for name in findings(path.read_text(encoding="utf-8"))}
@@ -88,12 +88,12 @@ def test_the_source_makes_no_call_that_could_run_what_it_reads():
         "Model.load_from_checkpoint(x)", "class A(pickle.Unpickler): pass",
     ],
 )  # fmt: skip
-def test_the_search_finds(line):
+def test_the_search_finds_dangerous_calls(line):
     assert list(findings(line))
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -108,7 +108,7 @@ def sound(scenes, tmp_path_factory) -> str:
 
 
 def hostile(kind: str, sound: str, folder: Path) -> Path:
-    """A checkpoint with code in it, in one of the forms that torch reads."""
+    """A checkpoint with embedded code, in one of the formats that torch reads."""
     path, bomb = folder / "evil.ckpt", Bomb(folder / "ran")
     if kind == "pickle":
         path.write_bytes(pickle.dumps(bomb))
@@ -143,7 +143,7 @@ CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) fo
 
 @pytest.mark.parametrize(("verb", "kind"), CASES)
 def test_code_in_a_checkpoint_is_not_run(sound, scenes, tmp_path, capsys, monkeypatch, verb, kind):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # a switch of torch that lifts its own default
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # a torch option that disables its safe default
     path = hostile(kind, sound, tmp_path)
     places = {"{evil}": path, "{data}": scenes, "{out}": tmp_path / "out"}
     words = VERBS[verb]
@@ -155,7 +155,7 @@ def test_code_in_a_checkpoint_is_not_run(sound, scenes, tmp_path, capsys, monkey
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
-def test_the_code_would_run_where_it_is_let(sound, tmp_path, kind):
+def test_the_code_would_run_if_it_were_allowed_to(sound, tmp_path, kind):
     path = hostile(kind, sound, tmp_path)
     if kind == "pickle":
         pickle.loads(path.read_bytes())
@@ -166,10 +166,10 @@ def test_the_code_would_run_where_it_is_let(sound, tmp_path, kind):
 
 WATCH = """
 import sys
-def told(event, arguments):
+def report(event, arguments):
     if event == "socket.connect" or event == "socket.getaddrinfo":
         print("NETWORK", event, arguments, flush=True)
-sys.addaudithook(told)
+sys.addaudithook(report)
 """
 RUN = """
 from itr.cli import main
@@ -179,7 +179,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["fit", "test", "embed"])
-def test_nothing_is_asked_of_a_network(sound, scenes, tmp_path, verb):
+def test_no_network_requests_are_made(sound, scenes, tmp_path, verb):
     words = {
         "fit": ["fit", *TINY_VSE, f"--data.root={scenes}", "--trainer.max_epochs=1", "--data.batch_size=8",
                 "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"],
@@ -191,19 +191,19 @@ def test_nothing_is_asked_of_a_network(sound, scenes, tmp_path, verb):
     command = [sys.executable, "-c", WATCH + RUN, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ENOUGH)
     assert done.returncode == 0, done.stderr
-    assert not asked(done.stdout)
+    assert not requests_in(done.stdout)
 
 
-def asked(said: str) -> list[str]:
-    """What went to a network; a path is a socket of this machine's own processes."""
-    lines = [line for line in said.splitlines() if line.startswith("NETWORK")]
+def requests_in(printed: str) -> list[str]:
+    """The network requests; an address that is a path is a local socket."""
+    lines = [line for line in printed.splitlines() if line.startswith("NETWORK")]
     return [line for line in lines if "/" not in line and "127.0.0.1" not in line]
 
 
-def test_what_is_asked_of_a_network_is_noticed():
+def test_network_requests_are_detected():
     code = "import socket\ntry: socket.create_connection(('no-such-host.invalid', 80))\nexcept OSError: pass"
     done = subprocess.run([sys.executable, "-c", WATCH + code], capture_output=True, text=True, check=True)
-    assert len(asked(done.stdout)) == 1
+    assert len(requests_in(done.stdout)) == 1
 
 
 LOCK = ROOT / "requirements.lock"
@@ -218,7 +218,7 @@ KNOWN_BAD = {
 
 
 def locked() -> dict[str, list[str]]:
-    """The releases of each package in the lock file, which may differ by system and Python."""
+    """The releases of each package in the lock file, which may depend on platform and Python version."""
     found: dict[str, list[str]] = {}
     for name, release in re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", LOCK.read_text(), flags=re.MULTILINE):
         found.setdefault(name, []).append(release)
@@ -226,13 +226,13 @@ def locked() -> dict[str, list[str]]:
 
 
 def required() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included."""
+    """The requirements in pyproject.toml, including extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     return [found for found in map(Requirement, lines) if found.name != project["name"]]
 
 
-def test_the_lock_file_has_what_the_project_asks_for():
+def test_the_lock_file_satisfies_the_project_requirements():
     releases = locked()
     for wanted in required():
         assert releases.get(canonicalize_name(wanted.name)), f"{wanted} is not in {LOCK.name}: run `make lock`"
@@ -240,14 +240,14 @@ def test_the_lock_file_has_what_the_project_asks_for():
             assert wanted.specifier.contains(release), f"{wanted}, and {LOCK.name} has {release}: run `make lock`"
 
 
-def test_bad_releases_can_not_be_installed():
+def test_known_bad_releases_are_excluded():
     releases, specifiers = locked(), {wanted.name: wanted.specifier for wanted in required()}
     for name, bad in KNOWN_BAD.items():
         assert [release for release in bad if specifiers[name].contains(release)] == [], name
         assert not set(bad) & set(releases[name]), name
 
 
-def test_the_lock_file_names_files_by_hash_and_no_places():
+def test_the_lock_file_has_hashes_and_no_paths():
     text = LOCK.read_text()
     entries = re.split(r"\n(?=\S)", text.strip())
     assert len(entries) == sum(map(len, locked().values())) > 100
@@ -256,7 +256,7 @@ def test_the_lock_file_names_files_by_hash_and_no_places():
 
 
 @pytest.mark.slow
-def test_a_user_defined_component_is_known_if_the_user_names_its_module(scenes, tmp_path):
+def test_a_user_defined_component_needs_its_module_to_be_named(scenes, tmp_path):
     (tmp_path / "my_parts.py").write_text(
         "from itr.methods import Method, MethodModule\n\n"
         "class Nothing(Method):\n    name = 'nothing'\n\n"

@@ -1,4 +1,4 @@
-"""The layers of the package: what each room may import, and how large rooms and files may grow."""
+"""The layers of the package: what each subpackage may import, and how many files it may contain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "itr"
-# From the bottom up: a module imports only from its own room and from rooms before it.
+# From bottom to top: a module imports only from its own layer and from earlier layers.
 ROOMS = """
 errors private_api files importing component commands types distributed losses objectives backbones images teachers
 data.shards data.raw data.scenes data.loading data.features data.model_fields data.datamodule data.sources
@@ -15,11 +15,11 @@ data.preparing data.inspecting training methods evaluation state module checkpoi
 runs report.content report.page report.make cli __main__
 """
 LAYERS = ROOMS.split()
-MOST_FILES = 12  # beside each other in one room, `__init__.py` aside
+MOST_FILES = 12  # in one folder, not counting `__init__.py`
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name below `itr.`; a package is named like its folder."""
+    """Every module of the package by its name without `itr.`; a package has the name of its folder."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -28,7 +28,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of ours that a file imports anywhere, inside functions and for type checkers too."""
+    """The modules of the package that a file imports, also inside functions and for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "itr":
@@ -42,7 +42,7 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def layer(module: str) -> int | None:
-    """The number of the layer that a module belongs to; None for a room that only holds others."""
+    """The index of the layer that a module belongs to; None for a package that only contains others."""
     return next((i for i, room in enumerate(LAYERS) if f"{module}.".startswith(f"{room}.")), None)
 
 
@@ -51,7 +51,7 @@ def test_every_module_belongs_to_a_layer() -> None:
     assert {name for name in modules() if layer(name) is None} <= rooms_of_rooms
 
 
-def test_no_import_runs_up() -> None:
+def test_no_module_imports_from_a_higher_layer() -> None:
     known = modules()
     upward = [
         f"{name} imports {other}"
@@ -62,7 +62,7 @@ def test_no_import_runs_up() -> None:
     assert upward == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     known = modules()
     waiting = {name: imports(path, known) - {name} for name, path in known.items()}
     while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
@@ -70,7 +70,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert waiting == {}
 
 
-def test_rooms_are_small_enough_to_look_around_in() -> None:
+def test_packages_have_few_files() -> None:
     files = defaultdict(list)
     for path in modules().values():
         if path.name != "__init__.py":

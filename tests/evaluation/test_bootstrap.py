@@ -1,4 +1,4 @@
-"""Paired bootstrap: against a plain loop, on planted and on absent differences, and how often its interval is right."""
+"""Paired bootstrap: against a plain loop, with and without a planted difference, and the coverage of its interval."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_run_does_not_differ_from_itself():
     assert [(d.value, d.low, d.high, d.p) for d in found] == [(0, 0, 0, 1)] * 2
 
 
-def test_a_planted_difference_is_found_and_turns_with_the_runs():
+def test_a_planted_difference_is_found_and_changes_sign_with_the_order():
     rng = np.random.default_rng(2)
     counts = np.full((200, 2), 5)
     first = rng.binomial(counts, [0.4, 0.5])
@@ -51,14 +51,14 @@ def test_a_planted_difference_is_found_and_turns_with_the_runs():
     assert turned.high < 0
 
 
-def test_the_same_seed_gives_the_same_and_shapes_must_fit():
+def test_the_same_seed_repeats_and_shapes_must_agree():
     first, second, counts = queries(4)
     assert paired_bootstrap(first, second, counts, draws=150) == paired_bootstrap(first, second, counts, draws=150)
     with pytest.raises(ValueError, match="shapes differ"):
         paired_bootstrap(first, second[:-1], counts)
 
 
-def test_the_interval_covers_no_difference_about_as_often_as_it_says():
+def test_the_interval_covers_zero_about_as_often_as_its_level():
     covered = rejected = 0
     for seed in range(150):
         found = paired_bootstrap(*queries(seed + 10), draws=300, seed=seed)[0]

@@ -16,13 +16,13 @@ from itr.types import Batch, Encoded, Tokens
 
 
 def uneven(num_images: int, rng: np.random.Generator) -> torch.Tensor:
-    """The image of each caption: from 0 to 6 captions an image, in no order."""
+    """The image of each caption: from 0 to 6 captions per image, in random order."""
     own = np.repeat(np.arange(num_images), rng.integers(0, 7, size=num_images))
     return torch.from_numpy(rng.permutation(own))
 
 
 def naive_ranks(scores: np.ndarray, own: np.ndarray) -> tuple[list[int], list[int]]:
-    """Sort each row, wrong candidates first among equals, and look for the first right one."""
+    """Sort each row, wrong candidates first among equal scores, and find the first correct one."""
     image_to_text = []
     for i, row in enumerate(scores):
         if (own == i).any():
@@ -56,7 +56,7 @@ def test_collapsed_embeddings_do_not_look_perfect():
     assert found.image_to_text.tolist() == found.text_to_image.tolist() == [9] * 10
 
 
-def test_embeddings_that_are_not_numbers_are_last():
+def test_nan_embeddings_are_ranked_last():
     image, text = torch.eye(4), torch.eye(4)
     text[1] = torch.nan
     found = rank(Cosine(image, text), Matches.own(torch.arange(4), 4))
@@ -69,7 +69,7 @@ def test_equal_embeddings_tie_whatever_the_tile(dtype):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(40, 33, generator=generator).to(dtype)
     text = torch.randn(120, 33, generator=generator).to(dtype)
-    text[60:] = text[:60]  # each caption stands twice, with different images
+    text[60:] = text[:60]  # each caption appears twice, with different images
     own = torch.arange(120) % 40
     found = [rank(Cosine(image, text), Matches.own(own, 40), tile) for tile in (1, 7, 64, 500)]
     for other in found[1:]:
@@ -97,11 +97,11 @@ def test_exact_cosines_are_the_same_in_every_tile_and_in_any_order_of_their_term
 
 @pytest.mark.parametrize("kind", ["random", "coarse", "collapsed", "coherent", "twins", "double"])
 @pytest.mark.parametrize("tile", [5, 64, 4096])
-def test_the_fast_way_gives_the_ranks_of_the_exact_cosines(kind, tile):
+def test_the_fast_path_gives_the_ranks_of_the_exact_cosines(kind, tile):
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(90, 257, generator=generator), torch.randn(300, 257, generator=generator)
     own = torch.randint(90, (300,), generator=generator)
-    if kind == "coarse":  # many cosines are equal by arithmetic, between different embeddings
+    if kind == "coarse":  # many cosines of different embeddings are exactly equal
         image, text = image.sign(), text.sign()
         image[:, 9:], text[:, 9:] = 0, 0
     elif kind == "collapsed":
@@ -185,7 +185,7 @@ def gallery(num_images: int, num_texts: int, width: int = 5) -> Gallery:
     return Gallery(encoded(num_images), ids, encoded(num_texts), torch.arange(num_texts) * 2 + 1, owner)
 
 
-def test_with_own_captions_as_the_only_truth_r_precision_of_captions_is_recall_at_1():
+def test_with_only_annotated_matches_the_r_precision_of_captions_is_recall_at_1():
     found = gallery(12, 40)
     own = Positives(found.text_image_id, found.text_id)
     metrics = evaluate(found, positives=own)
@@ -211,7 +211,7 @@ def test_a_caption_without_its_image_is_an_error():
         found.own_image()
 
 
-def test_written_embeddings_are_what_they_were():
+def test_saved_embeddings_are_unchanged():
     found = gallery(3, 4)
     arrays = found.arrays()
     assert set(arrays) == {"image", "text", "image_id", "caption_id", "caption_image_id", "scored_by"}
@@ -221,8 +221,8 @@ def test_written_embeddings_are_what_they_were():
     assert np.array_equal(found.arrays()["text_unimodal"], arrays["text"] + 1)
 
 
-def test_equal_images_and_equal_captions_tie_whatever_batches_they_came_in():
-    """Of five samples the third is as the first but for its id, and its caption is padded further."""
+def test_equal_images_and_equal_captions_tie_in_any_batches():
+    """Of five samples, the third equals the first except for its id and the padding of its caption."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (5, 3, 3, 5), dtype=torch.uint8, generator=generator)
     ids, mask = (

@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 
 from breaking import broken, edits, twisted, twists
-from itr.data.features.imported import Dictionary, Item, open_vectors
-from itr.data.features.stored import FORMAT, FeatureFile, TeacherFeatures
+from itr.data.features.headers import FORMAT
+from itr.data.features.imported import FeatureDictionary, FeatureTarget, open_vectors
+from itr.data.features.stored import FeatureFile, TeacherFeatures
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.shards.schema import Sample
 from itr.embedding.files import load_embeddings
@@ -139,9 +140,9 @@ def official_pickle(example: Any, folder: Path) -> None:
     pickle.dump(np.array(vectors, dtype=object), data, protocol)
     (folder / "train_unicom.npy").write_bytes(broken(data.getvalue(), changes))
     try:
-        found = Dictionary(folder / "train_unicom.npy", trust_pickle=True)
+        found = FeatureDictionary(folder / "train_unicom.npy", trust_pickle=True)
         check(not hostile or bool(changes), "a hostile pickle was read")
-        keys = found.keys([Item(at, f"{at}.jpg", at, None) for at in range(3)])
+        keys = found.keys([FeatureTarget(at, f"{at}.jpg", at, None) for at in range(3)])
         check(found.rows(keys).shape == (3, found.width), "vectors of another shape")
     finally:
         not_run(folder)
@@ -152,7 +153,7 @@ def pickle_of_anything(example: Any, folder: Path) -> None:
     head = saved(np.array({}, dtype=object), allow_pickle=True)[:128]
     (folder / "x.npy").write_bytes(head + broken(b"\x80\x04" + b"".join(opcodes) + b".", changes))
     try:
-        Dictionary(folder / "x.npy", trust_pickle=True)
+        FeatureDictionary(folder / "x.npy", trust_pickle=True)
     finally:
         not_run(folder)
 
@@ -166,7 +167,7 @@ def vectors_by_node(example: Any, folder: Path) -> None:
         path.write_bytes(saved(array))
     path.write_bytes(broken(path.read_bytes(), changes))
     found = open_vectors(path, "image", trust_pickle=True)
-    items = [Item(at, f"{at}.jpg", at, at) for at in range(3)]
+    items = [FeatureTarget(at, f"{at}.jpg", at, at) for at in range(3)]
     check(found.rows(found.keys(items)).shape == (3, found.width), "rows of another shape")
 
 

@@ -24,7 +24,7 @@ from itr.data.sources.table import Table
 from itr.images.decode import BadImageError, image_size, shrink
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform, decode
 from itr.interop.d2s import made_up_tokenizer
-from itr.report.page.markup import table, tag
+from itr.report.page.markup import html_table, tag
 from judging import Target, check, material
 
 MAX_PIXELS = 1_000_000
@@ -149,7 +149,7 @@ def markup(example: list[str], folder: Path) -> None:
         check(same or "\x00" in text, f"{text!r} became {page.words!r}")
         check(page.attributes == [text] or "\x00" in text, f"{text!r} became the attribute {page.attributes!r}")
     page = _Page()
-    page.feed(table(example, [example, example], "a table"))
+    page.feed(html_table(example, [example, example], "a table"))
     page.close()
     check(set(page.tags) <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td"}, f"elements {page.tags}")
 

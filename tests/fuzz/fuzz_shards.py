@@ -20,7 +20,7 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import BPETokenizer
 from itr.data.inspecting.verify import verify
 from itr.data.loading.pipeline import ShardLoader, ShardStream
-from itr.data.loading.reading import Reading
+from itr.data.loading.reading import ReadOptions
 from itr.data.shards.locations import find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import Place, Split
@@ -112,7 +112,7 @@ def count_whole(path: Path) -> None:
 
 def read_batches(folder: Path, training: bool) -> None:
     split = find_split(folder, "train")
-    reading = Reading(split, 1, 2, 0, 4, MAX_PIXELS, 3)
+    reading = ReadOptions(split, 1, 2, 0, 4, MAX_PIXELS, 3)
     transform = TrainingTransform(SPEC, Augmentation()) if training else EvaluationTransform(SPEC)
     stream = ShardStream(reading, training, transform, TOKENIZER, 0, 1)
     if len(stream) > 1000:  # a count that was lied about: as many as that would do

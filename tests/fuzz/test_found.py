@@ -19,8 +19,9 @@ from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import INSTANTIATOR, check_description
 from itr.data.features.array_pickle import read_npy_header
+from itr.data.features.headers import FORMAT
 from itr.data.features.imported import open_vectors
-from itr.data.features.stored import FORMAT, FeatureFile
+from itr.data.features.stored import FeatureFile
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.raw.dense import attach_dense
 from itr.data.shards.locations import find_split, read_positives
@@ -177,7 +178,7 @@ HEADER = {"teacher": "t", "modality": "image", "width": 2, "rows": 1, "data": "d
 @pytest.mark.parametrize("change", [{"teacher": {}}, {"settings": None}, {"width": 0}, {"rows": -1}, {"rows": True}])
 def test_headers_of_features_with_values_of_other_types(tmp_path, change):
     write_json(tmp_path / "train" / "image.json", HEADER | change)
-    with pytest.raises(UserError, match="no header of features"):
+    with pytest.raises(UserError, match="is not a feature header"):
         FeatureFile.open(tmp_path, "train", "image", "d", "shards")
 
 
@@ -187,12 +188,12 @@ def test_numpy_files_whose_header_is_no_python(tmp_path):
     write_json(tmp_path / "train" / "image.json", HEADER)
     for name in ("image.npy", "image_ids.npy"):
         (tmp_path / "train" / name).write_bytes(data)
-    with pytest.raises(UserError, match="can't be used"):
+    with pytest.raises(UserError, match="are not usable"):
         FeatureFile.open(tmp_path, "train", "image", "d", "shards")
-    with pytest.raises(ValueError, match="no header of an array"):
+    with pytest.raises(ValueError, match="no array header"):
         read_npy_header(io.BytesIO(data))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-1])
-    with pytest.raises(UserError, match="can't be read as an array"):
+    with pytest.raises(UserError, match=r"could not read .* as an array"):
         open_vectors(tmp_path / "cut.npy", "image", trust_pickle=False)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from itr.backbones import VSE
 from itr.data.loading.pipeline import ShardLoader, ShardStream
-from itr.data.loading.reading import Reading
+from itr.data.loading.reading import ReadOptions
 from itr.data.shards.locations import find_split
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 from itr.types import Batch
@@ -36,7 +36,7 @@ def make_loader(
     **settings: Any,
 ) -> ShardLoader:
     """The batches of four of one process."""
-    reading = Reading(find_split(folder, split, strict=strict), **{
+    reading = ReadOptions(find_split(folder, split, strict=strict), **{
         "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
         **settings,
     })  # fmt: skip

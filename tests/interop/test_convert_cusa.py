@@ -16,7 +16,7 @@ from itr.errors import UserError
 from itr.interop import convert as command
 from itr.interop.cusa import clip_config, convert, from_loss_config, parameter_name
 from itr.methods import CUSA
-from itr.methods.cusa import Temperatures
+from itr.methods.cusa_temperatures import Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 

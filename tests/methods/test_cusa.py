@@ -1,4 +1,4 @@
-"""CUSA: its terms, its switches, and its life in a module."""
+"""CUSA: its loss terms, its settings, and its use in a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from itr.errors import UserError
 from itr.interop.convert import save
 from itr.losses import soft_label_alignment, teacher_similarity
 from itr.methods import CUSA
-from itr.methods.cusa import Temperatures
+from itr.methods.cusa_temperatures import Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.runs.command import TrainingCLI
@@ -92,7 +92,7 @@ def test_every_parameter_gets_a_gradient(settings):
     terms = model.loss_terms(batch(model), progress=0.0)
     assert set(terms) == {"objective", *(f"cusa/{t}" for t, on in (("csa", "alpha"), ("usa", "beta")) if settings[on])}
     sum(terms.values()).backward()
-    # Terms of size 0 or a gradient of 0 would also be a parameter that nothing moves.
+    # A term of 0 or a zero gradient would also leave a parameter untrained.
     still = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     still += [n for n, p in model.methods.named_parameters() if p.requires_grad and not p.grad.any()]
     assert not still
@@ -113,7 +113,7 @@ def test_every_kind_of_temperature_gets_a_gradient():
         assert all(p.grad is not None and p.grad != 0 for p in built.temperatures.parameters())
 
 
-def test_the_default_is_what_the_authors_train():
+def test_the_defaults_are_the_authors_settings():
     built = build()
     taus = {name: (t.value.item(), t.bounds, t.value.requires_grad) for name, t in built.temperatures.items()}
     assert taus == {
@@ -128,7 +128,7 @@ def test_the_default_is_what_the_authors_train():
     assert 0.01 < weight.std() < 0.03
 
 
-def test_what_is_off_is_not_built():
+def test_disabled_terms_build_nothing():
     assert [name for name, _ in build(alpha=0, beta=0, cross_head=False).named_parameters()] == []
     assert list(build(beta=0).heads) == ["cross_image", "cross_text"]
     assert list(build(beta=0).temperatures) == ["cross", "cross_soft"]
@@ -140,7 +140,7 @@ def test_what_is_off_is_not_built():
     assert CUSA(alpha=0).weights == {"usa": 0.5}
 
 
-def test_the_terms_are_their_alignments():
+def test_the_terms_equal_their_alignments():
     data, built = pairs(), build(targets="add", loss="cross_entropy", uni_loss="kl")
     terms = built.losses(data)
     image, text = (teacher_similarity(data.extra[f"teacher_{side}"], data.rows) for side in ("image", "text"))
@@ -162,12 +162,12 @@ GOALS = {
 
 
 @pytest.mark.parametrize("targets", GOALS)
-def test_the_terms_and_their_gradients_are_those_of_the_papers_equations(targets):
+def test_the_terms_and_their_gradients_equal_the_papers_equations(targets):
     data, built = pairs(), build(targets=targets, cross_temperature=SEPARATE, uni_soft_temperature=SEPARATE)
     tau = {name: temperature.value for name, temperature in built.temperatures.items()}
     with torch.no_grad():
         for number, value in enumerate(tau.values()):
-            value.fill_(0.3 + 0.1 * number)  # the roles differ
+            value.fill_(0.3 + 0.1 * number)  # a different value for each role
     given = [data.scores.image_to_text, data.image.unimodal, data.text.unimodal, *tau.values()]
 
     def cosines(rows: torch.Tensor) -> torch.Tensor:
@@ -175,8 +175,8 @@ def test_the_terms_and_their_gradients_are_those_of_the_papers_equations(targets
         return unit @ unit.T
 
     def divergence(scores: torch.Tensor, goal: torch.Tensor, role: str, soft: str) -> torch.Tensor:
-        wanted, found = (goal / tau[soft]).softmax(dim=1), (scores / tau[role]).softmax(dim=1)
-        return (wanted * (wanted / found).log()).sum() / len(scores)
+        expected, found = (goal / tau[soft]).softmax(dim=1), (scores / tau[role]).softmax(dim=1)
+        return (expected * (expected / found).log()).sum() / len(scores)
 
     def formulas() -> dict[str, torch.Tensor]:
         teachers = [cosines(data.extra[f"teacher_{side}"]) for side in ("image", "text")]
@@ -195,18 +195,18 @@ def test_the_terms_and_their_gradients_are_those_of_the_papers_equations(targets
         values = terms(data)
         (values["csa"] + 2 * values["usa"]).backward()
         found.append([values["csa"], values["usa"], *(value.grad for value in given)])
-    for ours, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_embeddings_that_are_the_teachers_cost_nothing():
+def test_embeddings_equal_to_the_teachers_have_zero_loss():
     data = pairs()
     data.image.unimodal, data.text.unimodal = data.extra["teacher_image"], data.extra["teacher_text"]
     one = Temperatures(initial=1.0)
     assert build(uni_temperature=one).losses(data)["usa"].item() == pytest.approx(0, abs=1e-13)
 
 
-def test_the_cross_modal_term_takes_the_backbones_scores():
+def test_the_cross_modal_term_uses_the_backbones_scores():
     data, built = pairs(), build()
     before = built.losses(data)
     flipped = Scores.whole(data.scores.image_to_text.flip(0), data.scores.positives)
@@ -215,7 +215,7 @@ def test_the_cross_modal_term_takes_the_backbones_scores():
     assert after["usa"] == before["usa"]
 
 
-def test_heads_make_both_embeddings_and_leave_tokens():
+def test_heads_produce_both_embeddings_and_keep_tokens():
     features = Encoded(torch.randn(3, 8), torch.randn(3, 2, 8), torch.ones(3, 2).bool())
     built = CUSA().build(SimpleNamespace(dim=8))
     found = built.embed_image(features)
@@ -228,7 +228,7 @@ def test_heads_make_both_embeddings_and_leave_tokens():
     assert none.embed_text(features) is features
 
 
-def test_heads_that_start_at_the_identity_keep_what_the_layer_norm_leaves():
+def test_identity_heads_only_apply_the_layer_norm():
     rows = torch.randn(3, 8, dtype=torch.float64)
     expected = torch.nn.functional.layer_norm(rows, (8,))
     found = build(head_init="identity").embed_image(pooled_only(rows)).pooled
@@ -246,7 +246,7 @@ def test_temperatures_stay_in_their_bounds():
     }  # fmt: skip
 
 
-def test_teachers_never_move():
+def test_teachers_are_never_updated():
     data = pairs()
     for name in data.extra:
         data.extra[name].requires_grad_()
@@ -290,7 +290,7 @@ def test_mistakes_are_named():
         CUSA(beta=float("nan"))
     with pytest.raises(UserError, match="for the uni-modal term"):
         CUSA(cross_temperature=Temperatures(sharing="cross"))
-    with pytest.raises(UserError, match=r"temperature 2.0 must lie within its bounds \[0.1, 1.0\]"):
+    with pytest.raises(UserError, match=r"temperature 2.0 must be within its bounds \[0.1, 1.0\]"):
         Temperatures(initial=2.0)
     with pytest.raises(UserError, match="needs teacher_image"):
         build().prepare(dataclasses.replace(batch(module(CUSA())), image_extra={}))

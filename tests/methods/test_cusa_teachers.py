@@ -1,4 +1,4 @@
-"""CUSA's teachers that run in the loop: the same loss as from files, nothing of them in the model."""
+"""CUSA's teachers that run during training: the same loss as from files, and no trace in the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tiny_teachers import save_image_teacher, save_text_teacher
 
 @pytest.fixture(scope="module")
 def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two teachers, and the features that they give."""
+    """Two teachers and their features."""
     folder = tmp_path_factory.mktemp("teachers")
     samples = [s for shard in find_split(scenes, "train").shards for s in read_tar(shard.place)]
     text = save_text_teacher(folder / "text", [caption for s in samples for caption in s.captions])
@@ -47,12 +47,12 @@ def fitted(scenes: Path, made: Path, folder: Path, *chosen: str) -> TrainingCLI:
 
 @pytest.fixture(scope="module")
 def taught(scenes: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingCLI:
-    """A model that a text teacher in the loop has taught."""
+    """A model trained with a text teacher that ran during training."""
     return fitted(scenes, made, tmp_path_factory.mktemp("taught"), f"--model.methods.teachers.text={made / 'text'}")
 
 
 @pytest.mark.slow
-def test_in_the_loop_is_what_the_files_say(scenes, made, tmp_path):
+def test_online_teachers_give_the_losses_of_feature_files(scenes, made, tmp_path):
     terms = []
     for sides in ((), ("text",), ("image",), ("text", "image")):
         chosen = [f"--model.methods.teachers.{side}={made / side}" for side in sides]
@@ -85,7 +85,7 @@ LONG = ["a red circle", "", "a", "a red circle and a big blue square in the midd
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_captions_of_like_length_stand_together(made, size):
+def test_captions_of_similar_length_are_batched_together(made, size):
     tokens = load_tokenizer(str(made / "text"))(LONG)
     parts = list(by_length(tokens, size))
     assert sorted(row for index, _ in parts for row in index.tolist()) == list(range(len(LONG)))
@@ -105,7 +105,7 @@ def test_a_caption_is_embedded_as_if_it_were_alone(made):
     assert torch.equal(teacher.features(teacher.tokenizer(LONG)), teacher.features(LONG))
 
 
-def test_padding_that_takes_part_is_left_alone():
+def test_padding_that_affects_the_output_is_not_changed():
     seen = []
 
     def run(tokens: Tokens) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_padding_that_takes_part_is_left_alone():
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_a_settled_teacher_says_the_same(made, modality):
+def test_a_settled_teacher_gives_the_same_features(made, modality):
     shown = LONG if modality == "text" else torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     teacher = load_teacher(modality, str(made / modality), precision="bf16")
     before = teacher.features(shown)
@@ -131,7 +131,7 @@ def test_a_settled_teacher_says_the_same(made, modality):
 
 
 @pytest.mark.slow
-def test_a_compiled_teacher_says_the_same(made):
+def test_a_compiled_teacher_gives_the_same_features(made):
     teacher = load_teacher("text", str(made / "text"))
     before = teacher.features(LONG)
     teacher.settle(compiled=True)
@@ -155,6 +155,6 @@ def test_workers_tokenize_for_the_teacher_and_its_tokens_stay_on_the_host(taught
     assert torch.equal(joined, tokens.tokens.ids)
 
 
-def test_a_teacher_that_cannot_be_had_is_told_before_the_first_step(scenes, made, tmp_path):
+def test_a_missing_teacher_is_reported_before_the_first_step(scenes, made, tmp_path):
     with pytest.raises(UserError, match="/nowhere can't be had"):
         fitted(scenes, made, tmp_path, "--model.methods.teachers.text=/nowhere")

@@ -1,4 +1,4 @@
-"""D2S: what it adds to the text, what it teaches, and with what it works."""
+"""D2S: the enriched text embedding, the distillation, and the combination with backbones and other methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_embedding_does_not_depend_on_its_batch(backbone):
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_added():
+def test_the_prompt_output_is_added():
     module = build(vse(word_mask=0.0)).eval()
     method = module.methods["d2s"]
     tokens = module.backbone.tokenizer(["a red dot"])
@@ -44,13 +44,13 @@ def test_what_is_added():
     torch.testing.assert_close(method.embed_text(plain).pooled, prompt)
 
 
-def test_without_gain_training_starts_at_the_first_stages_embedding_and_leaves_it():
+def test_with_zero_gain_training_starts_at_the_first_stages_embedding():
     module = build(vse(word_mask=0.0, visual_token_drop=0.0), gain=0.0).double().eval()
     texts = ["a red circle", "two"]
     plain = module.backbone.encode_text(module.backbone.tokenizer(texts)).pooled.detach()
     assert torch.equal(module.encode_text(texts).pooled, plain)
     optimizer = torch.optim.SGD(module.methods.parameters(), lr=0.1)
-    for _ in range(2):  # the first step moves the gain, from which on the decoder gets gradients
+    for _ in range(2):  # the decoder gets gradients only after the first step has changed the gain
         optimizer.zero_grad()
         torch.stack(list(module.loss_terms(batch(module), 0.0).values())).sum().backward()
         optimizer.step()
@@ -68,7 +68,7 @@ def test_every_trainable_parameter_gets_a_gradient(switch, backbone):
     assert not any(p.grad is not None for n, p in module.named_parameters() if ".teacher." in n)
 
 
-def test_the_loss_is_the_distance_of_the_searched_text_to_the_dense_one():
+def test_the_loss_is_the_distance_of_the_final_text_embedding_to_the_dense_one():
     module = build(vse(word_mask=0.0, visual_token_drop=0.0)).eval()
     own = batch(module)
     own.image_index = torch.tensor([2, 0, 1, 3])
@@ -77,9 +77,9 @@ def test_the_loss_is_the_distance_of_the_searched_text_to_the_dense_one():
     expected = 1 - nn.functional.cosine_similarity(text, dense).mean()
     found = module.loss_terms(own, 0.0)["d2s/distillation"]
     torch.testing.assert_close(found, expected)
-    learnt = list(module.methods["d2s"].decoder.parameters())
-    for ours, wanted in zip(*(torch.autograd.grad(value, learnt) for value in (found, expected)), strict=True):
-        torch.testing.assert_close(ours, wanted)
+    parameters = list(module.methods["d2s"].decoder.parameters())
+    for ours, reference in zip(*(torch.autograd.grad(value, parameters) for value in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, reference)
     without = build(vse(word_mask=0.0, visual_token_drop=0.0), cached=True).eval()
     without.load_state_dict(module.state_dict(), strict=False)
     cached = batch(without, dense=False)
@@ -174,6 +174,6 @@ def test_half_precision(cross_attention):
         {"gain": 0.5, "cross_attention": True},
     ],
 )  # fmt: skip
-def test_senseless_knobs_are_refused(knobs):
+def test_invalid_settings_are_refused(knobs):
     with pytest.raises(UserError, match=next(iter(knobs))):
         build(**knobs)

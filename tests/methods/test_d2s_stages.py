@@ -1,4 +1,4 @@
-"""D2S's two stages: the weights of the first, and the frozen teacher that is made of them."""
+"""D2S's two stages: the weights of the first stage, and the frozen teacher copied from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def quiet() -> None:
     quieten()
 
 
-def test_the_teacher_is_a_frozen_copy_of_the_text_side():
+def test_the_teacher_is_a_frozen_copy_of_the_text_encoder():
     module = build().train()
     teacher = module.methods["d2s"].teacher
     assert not any(part.training for part in teacher.modules())
@@ -43,7 +43,7 @@ def test_the_teacher_is_a_frozen_copy_of_the_text_side():
 
 
 @pytest.mark.parametrize("backbone", [vse, clip, lambda: vse(freeze_text=True, freeze_vision=True)])
-def test_making_a_teacher_leaves_the_backbone_as_it_was(backbone):
+def test_copying_a_teacher_does_not_change_the_backbone(backbone):
     own = backbone().train()
     flags = {n: p.requires_grad for n, p in own.named_parameters()}
     modes = {n: m.training for n, m in own.named_modules()}
@@ -59,7 +59,7 @@ def test_making_a_teacher_leaves_the_backbone_as_it_was(backbone):
 
 
 @pytest.mark.parametrize("switch", [{}, {"residual": False, "pooling": "gpo"}, {"cross_attention": True}], ids=str)
-def test_trains_saves_and_opens_alone(switch, scenes, tmp_path, caplog):
+def test_it_trains_saves_and_loads(switch, scenes, tmp_path, caplog):
     first = RetrievalModule(vse(seed=1), InfoNCE())
     trainer(tmp_path).fit(first, ShardData(str(scenes), batch_size=4, num_workers=0, texts="dense"))
     stage1 = tmp_path / "stage1.ckpt"
@@ -71,7 +71,7 @@ def test_trains_saves_and_opens_alone(switch, scenes, tmp_path, caplog):
     runner = trainer(tmp_path)
     with caplog.at_level(logging.WARNING, logger="itr.methods.d2s"):
         runner.fit(module, data(scenes))
-    assert "without the first stage" not in caplog.text
+    assert "without a first stage" not in caplog.text
     assert runner.callback_metrics["train/d2s/distillation"] > 0
     runner.save_checkpoint(tmp_path / "m.ckpt")
     stage1.unlink()
@@ -89,39 +89,39 @@ def test_trains_saves_and_opens_alone(switch, scenes, tmp_path, caplog):
     assert opened.describe() == module.describe()
 
 
-def test_no_first_stage_is_said(scenes, tmp_path, caplog):
+def test_a_run_without_first_stage_warns(scenes, tmp_path, caplog):
     module = build()
-    assert "without the first stage" not in caplog.text
+    assert "without a first stage" not in caplog.text
     with caplog.at_level(logging.WARNING, logger="itr.methods.d2s"):
         trainer(tmp_path).fit(module, data(scenes))
-    assert "without the first stage" in caplog.text
+    assert "without a first stage" in caplog.text
 
 
-def test_a_missing_first_stage_is_refused_unless_a_run_goes_on(scenes, tmp_path):
+def test_a_missing_first_stage_is_refused_unless_a_run_resumes(scenes, tmp_path):
     runner = trainer(tmp_path)
     runner.fit(build(), data(scenes))
     runner.save_checkpoint(tmp_path / "whole.ckpt")
     gone = str(tmp_path / "nothing.ckpt")
-    with pytest.raises(UserError, match=r"no file .*nothing\.ckpt.*itr fit --config .*--data.texts=dense"):
+    with pytest.raises(UserError, match=r"nothing\.ckpt' does not exist.*itr fit --config .*--data.texts=dense"):
         trainer(tmp_path).fit(build(stage1=gone), data(scenes))
     again = trainer(tmp_path)
     again.fit(build(stage1=gone), data(scenes), ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
     assert again.global_step == runner.global_step
 
 
-def test_an_order_that_throws_a_method_away_is_refused(scenes, tmp_path):
+def test_an_order_that_discards_another_method_is_refused(scenes, tmp_path):
     module = RetrievalModule(vse(), InfoNCE(), [CUSA(), D2S(**SMALL, residual=False)])
-    with pytest.raises(UserError, match="what cusa made of captions would be thrown away; list D2S first"):
+    with pytest.raises(UserError, match="discards the caption embeddings of cusa; list D2S first"):
         trainer(tmp_path).fit(module, data(scenes))
 
 
-def test_a_first_stage_of_another_kind_is_refused(tmp_path):
+def test_a_first_stage_of_another_backbone_is_refused(tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(UserError, match="no checkpoint that `itr fit` wrote"):
+    with pytest.raises(UserError, match="is not a checkpoint of `itr fit`"):
         build(stage1=str(path))
     torch.save({"state_dict": RetrievalModule(vse(text_norm=False), InfoNCE()).state_dict()}, path)
-    with pytest.raises(UserError, match=r"another backbone .*text_norm"):
+    with pytest.raises(UserError, match=r"a different backbone .*text_norm"):
         build(stage1=str(path))
 
 
@@ -135,7 +135,7 @@ def test_dense_embeddings_of_another_first_stage_are_refused(scenes, tmp_path):
     runner = trainer(tmp_path)
     runner.fit(build(stage1=paths[0], cached=True), shards)
     runner.save_checkpoint(tmp_path / "whole.ckpt")
-    again = build(cached=True)  # a resumed run knows by which weights it was taught
+    again = build(cached=True)  # a resumed run knows which weights it started from
     trainer(tmp_path).fit(again, shards, ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
     with pytest.raises(UserError, match=r"other weights .*\n?.*--modality dense --model .*--overwrite true"):
         trainer(tmp_path).fit(build(stage1=paths[1], cached=True), shards)

@@ -1,4 +1,4 @@
-"""What holds for every method, driven by one table of settings. A new method is one more row."""
+"""Properties of every method, driven by one table of settings. A new method is one more row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import itr.methods
 from itr.cli import main
 from itr.commands.quieten import quieten
-from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity
@@ -49,16 +49,16 @@ METHODS: dict[str, list[str]] = {
     "D2S without distillation": [*SMALL_D2S, "--model.methods.weight=0"],
     "CUSA+D2S": ["--model.methods+=CUSA", *SMALL_D2S],
 }  # fmt: skip
-OFTEN = ("CUSA", "D2S", "CUSA+D2S", "D2S, cached")  # the other rows run with the slow tests
-ENOUGH = ("CUSA+D2S",)  # for what takes two runs
+OFTEN = ("CUSA", "D2S", "CUSA+D2S", "D2S, cached")  # the other rows run only with the slow tests
+ENOUGH = ("CUSA+D2S",)  # for tests with two runs
 RESUMED = [name if name in ENOUGH else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 ROWS = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-SETTINGS = [*TINY_VSE, "--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]  # with all its dropout
+SETTINGS = [*TINY_VSE, "--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]  # dropout stays on
 
 
 @pytest.fixture(scope="module")
 def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the training split of the scenes: features of made-up teachers, teachers to run, and a first stage."""
+    """For the training split of the scenes: features of synthetic teachers, teachers to run, and a first stage."""
     folder = tmp_path_factory.mktemp("features")
     split = find_split(scenes, "train")
     samples = [sample for shard in split.shards for sample in read_tar(shard.place)]
@@ -89,7 +89,7 @@ def options(scenes: Path, features: Path, folder: Path, name: str) -> list[str]:
 
 
 class Watch(pl.Callback):
-    """Notes which parameters got a gradient in any step."""
+    """Records which parameters got a gradient in any step."""
 
     def __init__(self) -> None:
         self.seen: dict[str, bool] = {}
@@ -133,12 +133,12 @@ def test_it_trains_in_parts_and_chunks(scenes, features, tmp_path, name):
         == 0
     )
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 10  # a run may go on with other parts
+    assert saved["global_step"] == 10  # a run may resume with other parts
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scenes, features, tmp_path, name):
+def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_loads(scenes, features, tmp_path, name):
     chosen = options(scenes, features, tmp_path, name)
     keep = ["--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}"]
     keep += ["--trainer.callbacks.every_n_train_steps=3", "--trainer.callbacks.filename=step-{step}"]
@@ -160,8 +160,8 @@ def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_opens_alone(scene
 
 
 @pytest.mark.slow
-def test_the_one_on_the_page_works_beside_others_in_programs_of_its_own(scenes, features, tmp_path):
-    """As a user has it: a file on the path, on two processes, and a checkpoint that another program opens."""
+def test_the_documented_method_works_in_separate_programs(scenes, features, tmp_path):
+    """As a user would do it: a module on the path, two processes, and a checkpoint that another program loads."""
     page = (Path(itr.methods.__file__).parent / "README.md").read_text()
     shown = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown
@@ -175,7 +175,7 @@ def test_the_one_on_the_page_works_beside_others_in_programs_of_its_own(scenes, 
         assert done.returncode == 0, done.stderr
 
     chosen = [*options(scenes, features, tmp_path, "CUSA"), "--model.methods+=my_package.Centred"]
-    # Two processes refuse parameters that no loss reaches, such as the heads of what a later method has dropped.
+    # Two processes fail on parameters without gradients, such as the heads whose output a later method discards.
     run("fit", *chosen, "--trainer.devices=2", "--data.batch_size=4", "--trainer.max_epochs=1")
     checkpoint, out = str(tmp_path / "checkpoints" / "last.ckpt"), tmp_path / "e.npz"
     run("embed", "--ckpt_path", checkpoint, "--data", str(scenes), "--out", str(out), ITR_IMPORT="my_package")
@@ -183,8 +183,8 @@ def test_the_one_on_the_page_works_beside_others_in_programs_of_its_own(scenes, 
         assert {"image_unimodal", "text_unimodal"} <= set(found)
 
 
-def test_an_absent_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
-    """A method that is switched off entirely changes neither weights nor random numbers."""
+def test_a_disabled_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
+    """A method that is turned off changes neither weights nor random numbers."""
     quieten()
     found = []
     off = ["--model.methods+=CUSA", "--model.methods.alpha=0", "--model.methods.beta=0",
@@ -215,7 +215,7 @@ def test_adding_it_twice_is_refused(method):
         ([*SMALL_D2S, "--model.methods.cached=true"], "--modality dense"),
     ],
 )
-def test_what_it_needs_is_asked_for_before_the_first_step(scenes, tmp_path, capsys, chosen, message):
+def test_missing_fields_are_reported_before_the_first_step(scenes, tmp_path, capsys, chosen, message):
     fast = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     fast.append("--data.batch_size=8")
     assert main(["fit", *fast, *TINY_VSE, *chosen]) == 1

@@ -1,4 +1,4 @@
-"""The prompts' decoders: against torch's own layers, without a look at padding, in three placements."""
+"""The prompt decoders: equal to torch's layers, independent of padding, in three placements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_padding_matters_only_to_the_authors_decoder(kind, attend_padding):
     assert same is not attend_padding
 
 
-def test_placements_differ_by_positions_alone():
+def test_placements_differ_only_by_positions():
     words, mask = torch.randn(2, 4, 8), torch.ones(2, 4, dtype=torch.bool)
 
     def outputs(positions):
@@ -50,7 +50,7 @@ def test_placements_differ_by_positions_alone():
     assert not torch.allclose(postfix, surround, atol=1e-3)
 
 
-def test_a_decoder_block_is_that_of_torch():
+def test_a_decoder_block_equals_that_of_torch():
     torch.manual_seed(0)
     decoder = PromptDecoder(8, 3, 1, 2, mlp_ratio=2, placement="postfix", positions=False).eval()
     block = decoder.blocks[0]
@@ -67,7 +67,7 @@ def test_a_decoder_block_is_that_of_torch():
     torch.testing.assert_close(decoder(words, mask), expected)
 
 
-def test_cross_attention_is_that_of_torch():
+def test_cross_attention_equals_that_of_torch():
     torch.manual_seed(0)
     decoder = CrossPrompts(8, 3, 4)
     layer = nn.MultiheadAttention(8, 4, batch_first=True)

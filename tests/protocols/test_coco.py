@@ -1,4 +1,4 @@
-"""COCO's 1K and 5K, CxC and ECCV Caption on the real lists of ids, against the package that brings the judgements."""
+"""COCO 1K and 5K, CxC and ECCV Caption on the real lists of ids, against the package that provides the judgments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JUDGES = ("original", "cxc", "eccv")
 
 
 def planted(kind: str) -> Gallery:
-    """The whole test set with embeddings that know some of the truth; `coarse` ones tie in most of their cosines."""
+    """The whole test set with embeddings that partly reflect the true matches; `coarse` ones have many tied cosines."""
     generator = torch.Generator().manual_seed(1)
     owner = judged("original", "t2i")
     text_id = torch.from_numpy(np.sort(caption_ids()))
@@ -33,7 +33,7 @@ def planted(kind: str) -> Gallery:
 
 
 def rankings(gallery: Gallery, judge: str, way: str, within_fold: bool = False) -> dict[int, list[int]]:
-    """The 50 best candidates of each query, wrong ones first among equals; of its own fold alone, if asked."""
+    """The top 50 candidates of each query, wrong ones first among equal scores; optionally only from its own fold."""
     truth = judged(judge, way)
     score = Cosine(gallery.image.pooled, gallery.text.pooled)
     ids = {"i2t": (gallery.image_id, gallery.text_id), "t2i": (gallery.text_id, gallery.image_id)}[way]
@@ -59,8 +59,8 @@ def rankings(gallery: Gallery, judge: str, way: str, within_fold: bool = False) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "planted", "coarse"])
-def test_the_figures_are_those_of_the_package(kind):
-    package = pytest.importorskip("eccv_caption", reason="the package with the judgements is not installed")
+def test_metrics_equal_those_of_the_reference_package(kind):
+    package = pytest.importorskip("eccv_caption", reason="the package with the judgments is not installed")
     gallery = planted(kind)
     ours = coco_recalls(gallery) | cxc_recalls(gallery) | eccv_metrics(gallery)
     theirs = package.Metrics()

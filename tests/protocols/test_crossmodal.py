@@ -1,4 +1,4 @@
-"""`itr evaluate coco | eccv | cxc | transfer` as commands: from embeddings, and from shards by a checkpoint."""
+"""The commands `itr evaluate coco | eccv | cxc | transfer`, with embeddings and with shards and a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tiny import save_checkpoint
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up embeddings of the whole COCO test set, in no order."""
+    """Synthetic embeddings of the whole COCO test set, in random order."""
     rng = np.random.default_rng(0)
     owner, ids = judged("original", "t2i"), rng.permutation(caption_ids())
     image_id = rng.permutation(sorted(judged("original", "i2t")))
@@ -65,7 +65,7 @@ def test_eccv_and_plausible_matches_of_embeddings(embeddings, tmp_path, capsys):
     assert "pm_image_to_caption.json can't be read" in capsys.readouterr().err
 
 
-def test_cxc_with_its_judgements(embeddings, tmp_path, capsys):
+def test_cxc_with_its_judgments(embeddings, tmp_path, capsys):
     ids, images = caption_ids()[:60], sorted(judged("original", "i2t"))[:60]
     rng = np.random.default_rng(1)
     names = {"sts": [f"COCO_val2014:sentid:{i}" for i in ids], "sis": [f"COCO_val2014_{i:012d}.jpg" for i in images]}
@@ -91,7 +91,7 @@ def test_cxc_with_its_judgements(embeddings, tmp_path, capsys):
     assert "has neither sts_test.csv nor sts_test.csv.gz" in capsys.readouterr().err
 
 
-def test_transfer_measures_one_model_on_several_sets(scenes, tmp_path, capsys):
+def test_transfer_evaluates_one_model_on_several_data_sets(scenes, tmp_path, capsys):
     checkpoint = save_checkpoint(tmp_path / "run", scenes)
     other = tmp_path / "other"
     other.symlink_to(scenes)
@@ -115,7 +115,7 @@ def sample(image_id: int, source: int, ids: list[int], numbers: list[int] | None
     return Sample("a.tar:x", "x", b"", image_id, [""] * len(ids), ids, meta)
 
 
-def test_shards_tell_cocos_own_ids():
+def test_shards_give_the_coco_ids():
     gallery = Gallery(
         pooled_only(torch.eye(2)), torch.arange(2), pooled_only(torch.eye(3)), torch.arange(3), torch.tensor([0, 0, 1])
     )

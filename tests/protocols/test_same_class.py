@@ -1,4 +1,4 @@
-"""Search for images of the same class: exact figures against naive loops, and every layout of the field."""
+"""Same-class image retrieval: exact metrics against naive loops, and every supported folder layout."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from tiny_teachers import save_image_teacher
 
 
 def naive(scores, label, queries, gallery):
-    """Sort the gallery of each query, wrong ones first among equals."""
+    """Sort the gallery of each query, with wrong candidates first among equal scores."""
     found = []
     for q in queries:
         others = [g for g in gallery if g != q]
-        right = sum(label[g] == label[q] for g in others)
-        if not right:
+        num_matches = sum(label[g] == label[q] for g in others)
+        if not num_matches:
             continue
         order = sorted(others, key=lambda g: (-scores[q][g], label[g] == label[q]))
         hits = [label[g] == label[q] for g in order]
-        precision = [sum(hits[: k + 1]) / (k + 1) for k in range(right)]
-        average = sum(p for p, hit in zip(precision, hits, strict=False) if hit) / right
-        found.append((hits.index(True), average, sum(hits[:right]) / right))
+        precision = [sum(hits[: k + 1]) / (k + 1) for k in range(num_matches)]
+        average = sum(p for p, hit in zip(precision, hits, strict=False) if hit) / num_matches
+        found.append((hits.index(True), average, sum(hits[:num_matches]) / num_matches))
     return found
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [2, 3, 1000])
 @pytest.mark.parametrize("tile", [1, 5, 16, 1000])
-@pytest.mark.parametrize("apart", [False, True])
-def test_figures_equal_a_naive_sort(seed, levels, tile, apart):
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_metrics_equal_a_naive_sort(seed, levels, tile, disjoint):
     rng = np.random.default_rng([seed, levels])
     number = int(rng.integers(5, 40))
     label = rng.integers(1 + number // 3, size=number)
     rows = torch.from_numpy(rng.integers(1, levels + 1, size=(number, 3)).astype(np.float32))
-    half = int(rng.integers(1, number)) if apart else number
+    half = int(rng.integers(1, number)) if disjoint else number
     queries = list(range(half))
-    gallery = list(range(half, number)) if apart else queries
+    gallery = list(range(half, number)) if disjoint else queries
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
-    wanted = naive((unit @ unit.T).float().tolist(), label.tolist(), queries, gallery)
-    parts = (torch.tensor(queries), torch.tensor(gallery)) if apart else (None, None)
+    expected = naive((unit @ unit.T).float().tolist(), label.tolist(), queries, gallery)
+    parts = (torch.tensor(queries), torch.tensor(gallery)) if disjoint else (None, None)
     hits = search_same_class(rows, torch.from_numpy(label), *parts, tile=tile)
-    assert len(hits.query) == len(wanted)
-    if wanted:
-        first, average, precision = (torch.tensor(part) for part in zip(*wanted, strict=True))
+    assert len(hits.query) == len(expected)
+    if expected:
+        first, average, precision = (torch.tensor(part) for part in zip(*expected, strict=True))
         assert torch.equal(hits.first.clamp(max=10), first.clamp(max=10))
         torch.testing.assert_close(hits.average_precision, average.double())
         torch.testing.assert_close(hits.r_precision, precision.double())
         assert hits.figures()["r1"] == pytest.approx(100 * (first == 0).double().mean().item())
 
 
-def test_figures_equal_those_over_a_full_matrix():
+def test_metrics_equal_those_of_the_full_matrix():
     torch.manual_seed(0)
     rows, label = torch.randn(300, 8), torch.randint(20, (300,))
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
@@ -76,7 +76,7 @@ def test_collapsed_embeddings_do_not_look_perfect():
     assert hits.figures() == {"r1": 0, "r10": 0, "map_at_r": 0, "r_precision": 0}
 
 
-# Layouts. Images of a class are equal, so that any encoder finds them.
+# Layouts. Images of a class are identical, so that any encoder retrieves them.
 
 
 def make_image(path: Path, seed: int) -> None:
@@ -85,7 +85,7 @@ def make_image(path: Path, seed: int) -> None:
 
 
 def cub(root: Path) -> int:
-    """Three classes for training, three for the test, and half of all in the official test split."""
+    """Three training classes and three test classes, with half of all images in the official test split."""
     folder, lines, labels, split = root / "CUB_200_2011", [], [], []
     for number, label in enumerate([1, 1, 50, 100, 100, 101, 101, 150, 150, 200, 200, 200], 1):
         name = f"{label:03d}.Bird/Bird_{number:04d}.png"
@@ -173,13 +173,13 @@ def run(root: Path, out: Path, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("told", [False, True])
-def test_layouts(tmp_path, teacher, layout, told, capsys):
+@pytest.mark.parametrize("explicit", [False, True])
+def test_layouts(tmp_path, teacher, layout, explicit, capsys):
     build, name, classes = LAYOUTS[layout]
     root = tmp_path / "some_set"
     root.mkdir()
     images = build(root)
-    options = ["--layout", layout.removesuffix("_json")] if told else []
+    options = ["--layout", layout.removesuffix("_json")] if explicit else []
     found = run(root, tmp_path / "new" / "figures.json", "--image_model", teacher, "--batch_size", "2", *options)
     about = found.pop("about")
     assert found == {f"images/{name}/{figure}": 100 for figure in ("r1", "r10", "map_at_r", "r_precision")}
@@ -187,15 +187,15 @@ def test_layouts(tmp_path, teacher, layout, told, capsys):
     assert (data["images"], data["classes"], data["name"]) == (images, classes, name)
     assert data["queries"] == (2 if name == "inshop" else images)
     assert data["queries_left_out"] == 0
-    said = capsys.readouterr().out
-    assert f"images/{name}/map_at_r" in said
-    assert ("the published protocol has" in said) == (layout in ("cub", "sop", "inshop", "inaturalist"))
+    printed = capsys.readouterr().out
+    assert f"images/{name}/map_at_r" in printed
+    assert ("in the published protocol" in printed) == (layout in ("cub", "sop", "inshop", "inaturalist"))
     assert about["model"]["encoder"] == "vit"
     assert about["space"] == {"images": "cross"}
     assert str(tmp_path) not in json.dumps(about)
 
 
-def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(tmp_path, checkpoint, plain_checkpoint, capsys):
+def test_both_spaces_of_a_checkpoint_are_measured_reproducibly(tmp_path, checkpoint, plain_checkpoint, capsys):
     root = tmp_path / "birds"
     for number in range(12):
         make_image(root / f"{number % 3}" / f"{number}.png", number)
@@ -208,7 +208,7 @@ def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(tmp_path, checkpoint,
     assert found["about"]["space"] == {"images": "uni", "images_cross": "cross"}
     assert found["about"]["model"]["checkpoint"] == "model.ckpt"
     assert found["about"]["data"]["queries_left_out"] == 1
-    assert "left out 1 of 13 queries" in capsys.readouterr().out
+    assert "skipped 1 of 13 queries" in capsys.readouterr().out
     assert found["images/birds/map_at_r"] != found["images_cross/birds/map_at_r"]
     for space, prefix in (("uni", "images"), ("cross", "images_cross")):
         alone = run(root, tmp_path / "d.json", "--ckpt_path", checkpoint, "--space", space)
@@ -223,27 +223,28 @@ def fails(root: Path, out: Path, teacher: str, capsys, *options: str) -> str:
     return capsys.readouterr().err
 
 
-def test_a_broken_image_is_refused_by_name(tmp_path, teacher, capsys):
+def test_a_damaged_image_is_named_in_the_error(tmp_path, teacher, capsys):
     folder(tmp_path / "set")
     (tmp_path / "set/b/3.png").write_bytes(b"<html>")
-    said = fails(tmp_path / "set", tmp_path / "a.json", teacher, capsys)
-    assert "1 of 5 images can't be decoded" in said
-    assert "b/3.png" in said
+    message = fails(tmp_path / "set", tmp_path / "a.json", teacher, capsys)
+    assert "could not decode 1 of 5 images" in message
+    assert "b/3.png" in message
 
 
-def test_mistakes_are_named(tmp_path, teacher, capsys):
+def test_wrong_arguments_are_reported(tmp_path, teacher, capsys):
     out = tmp_path / "a.json"
-    assert "there is no folder" in fails(tmp_path / "nowhere", out, teacher, capsys)
+    assert "nowhere does not exist" in fails(tmp_path / "nowhere", out, teacher, capsys)
     (tmp_path / "set").mkdir()
-    said = fails(tmp_path / "set", out, teacher, capsys)
-    assert "holds no images in folders" in said
-    assert "Ebay_test.txt" in said
-    assert "there is no list_eval_partition" in fails(tmp_path / "set", out, teacher, capsys, "--layout", "inshop")
+    message = fails(tmp_path / "set", out, teacher, capsys)
+    assert "contains neither images in one folder per class" in message
+    assert "Ebay_test.txt" in message
+    message = fails(tmp_path / "set", out, teacher, capsys, "--layout", "inshop")
+    assert "does not contain list_eval_partition" in message
     make_image(tmp_path / "set" / "a.png", 0)
-    assert "lies in no class" in fails(tmp_path / "set", out, teacher, capsys)
+    assert "is not in a class folder" in fails(tmp_path / "set", out, teacher, capsys)
     (tmp_path / "set" / "a.png").unlink()
     make_image(tmp_path / "set" / "a" / "a.png", 0)
-    assert "nothing to find" in fails(tmp_path / "set", out, teacher, capsys)
+    assert "nothing to retrieve" in fails(tmp_path / "set", out, teacher, capsys)
     assert "--tile is 0" in fails(tmp_path / "set", out, teacher, capsys, "--tile", "0")
     assert "ends in .json" in fails(tmp_path / "set", tmp_path / "a.txt", teacher, capsys)
 
@@ -251,15 +252,15 @@ def test_mistakes_are_named(tmp_path, teacher, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1\n", "line 2: 3 words, and 4 are wanted"),
-        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1 a.JPG\n", "1 of 1 images are not there"),
-        ("Ebay_test.txt", "image_id class_id super_class_id path\n", "holds no test image"),
-        ("val2018.json", "{}", "is no annotation file"),
-        ("Inaturalist_test_set1.txt", "a.png\n", "FOLDER/.../CLASS/PICTURE is wanted"),
-        ("image_class_labels.txt", "1 101\n", "images.txt can't be read"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1\n", "line 2: expected 4 words, found 3"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n1 1 1 a.JPG\n", "1 of 1 images are missing"),
+        ("Ebay_test.txt", "image_id class_id super_class_id path\n", "contains no test images"),
+        ("val2018.json", "{}", "is not an iNaturalist annotation file"),
+        ("Inaturalist_test_set1.txt", "a.png\n", "expected a path such as FOLDER/.../CLASS/IMAGE"),
+        ("image_class_labels.txt", "1 101\n", "could not read .*images.txt"),
     ],
 )
-def test_damaged_lists_are_named(tmp_path, name, content, message):
+def test_damaged_lists_are_reported(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_images(tmp_path, "auto")
@@ -269,7 +270,7 @@ def test_images_of_one_class_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     for name in "ab":
         (tmp_path / "photos" / f"{name}.jpg").touch()
-    with pytest.raises(UserError, match="are of one class, 'photos'"):
+    with pytest.raises(UserError, match="are in one class, 'photos'"):
         read_images(tmp_path, "auto")
 
 
@@ -277,10 +278,10 @@ def test_in_shop_without_queries(tmp_path, teacher, capsys):
     inshop(tmp_path)
     path = tmp_path / "Eval" / "list_eval_partition.txt"
     path.write_text(path.read_text().replace("query", "train"))
-    assert "names no query or no gallery" in fails(tmp_path, tmp_path / "a.json", teacher, capsys)
+    assert "lists no query images or no gallery images" in fails(tmp_path, tmp_path / "a.json", teacher, capsys)
 
 
-def test_embeddings_that_are_not_numbers_are_refused(tmp_path, plain_checkpoint, capsys):
+def test_nan_embeddings_are_refused(tmp_path, plain_checkpoint, capsys):
     weights = torch.load(plain_checkpoint, weights_only=True)
     for value in weights["state_dict"].values():
         if value.is_floating_point():

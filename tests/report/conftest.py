@@ -13,7 +13,7 @@ OPTIONS = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enabl
 
 @pytest.fixture(scope="session")
 def trained_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder after `fit` and `test`; tests that change it take `run`."""
+    """A run folder after `fit` and `test`; tests that change it use `run` instead."""
     folder = tmp_path_factory.mktemp("trained")
     common = [f"--data.root={scenes}", f"--trainer.default_root_dir={folder}", *OPTIONS]
     fit = ["--data.batch_size=8", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
@@ -25,5 +25,5 @@ def trained_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run, to break."""
+    """A copy of the trained run that a test may change."""
     return Path(shutil.copytree(trained_run, tmp_path / "run"))

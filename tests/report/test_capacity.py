@@ -1,4 +1,4 @@
-"""Capacity figures against plain loops and closed forms."""
+"""Capacity metrics against plain loops and closed forms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_effective_rank_of_known_matrices():
     assert effective_rank(torch.eye(5)) == pytest.approx(5)
     assert effective_rank(torch.ones(6, 4)) == pytest.approx(1, abs=1e-5)
     assert effective_rank(torch.diag(torch.tensor([3.0, 3.0, 0.0]))) == pytest.approx(2, abs=1e-5)
-    with pytest.raises(ValueError, match="all zero"):
+    with pytest.raises(ValueError, match="embeddings are zero"):
         effective_rank(torch.zeros(3, 2))
 
 

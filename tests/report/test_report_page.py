@@ -1,4 +1,4 @@
-"""`itr report` as its users meet it: pages of whole, broken and half runs."""
+"""`itr report` from the command line: pages of complete, damaged and incomplete runs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from itr.data.shards.writer import Record, write_split
 
 
 def report(*arguments: str | Path) -> Page:
-    """The page that a command line writes."""
+    """Run the command and parse the page that it writes."""
     words = [str(argument) for argument in arguments]
     assert main(["report", *words, "--device", "cpu"]) == 0
     return Page(Path(words[words.index("--out") + 1]) if "--out" in words else Path(words[0]) / "report/index.html")
 
 
 @pytest.fixture(scope="module")
-def first_shown(trained_run, tmp_path_factory) -> Path:
+def original_shown_run(trained_run, tmp_path_factory) -> Path:
     folder = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("shown") / "run"))
     report(folder)
     return folder
 
 
 @pytest.fixture
-def shown_run(first_shown, tmp_path) -> Path:
-    """A copy of the trained run with its page and the embeddings that were made for it, to break."""
-    return Path(shutil.copytree(first_shown, tmp_path / "run"))
+def shown_run(original_shown_run, tmp_path) -> Path:
+    """A copy of the trained run with its page and cached embeddings, which a test may change."""
+    return Path(shutil.copytree(original_shown_run, tmp_path / "run"))
 
 
 def sections(page: Page) -> list[str | None]:
     return [attributes.get("id") for attributes in page.all("section")]
 
 
-def test_a_page_of_one_run_is_whole(run):
+def test_the_page_of_one_run_is_complete(run):
     page = report(run)
     assert sections(page) == ["run", "recall", "ranks", "views", "capacity", "training", "gallery"]
     metrics = json.loads((run / "metrics.json").read_text())
@@ -50,7 +50,7 @@ def test_a_page_of_one_run_is_whole(run):
     names = [f"test/{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
     names += ["test/rsum", "test/all/i2t_map_at_r", "test/all/t2i_map_at_r"]
     assert row[1:] == [f"{metrics[name]:.1f}" for name in names]
-    assert "measured for this page" not in page.text  # the checkpoint gives what metrics.json tells
+    assert "measured for this page" not in page.text  # the checkpoint reproduces metrics.json
     for words in (
         "demo.yaml",
         "data.batch_size is 8 instead of 128",
@@ -58,14 +58,14 @@ def test_a_page_of_one_run_is_whole(run):
         "InfoNCE",
         "Learning rate",
         "mean cosine",
-        "best.ckpt, blake2b ",
+        "best.ckpt, BLAKE2b ",
     ):
         assert words in page.text
     assert (run / "config.yaml").read_text() in page.text
-    assert "Not on this page" not in page.text
+    assert "Missing from this page" not in page.text
 
 
-def test_a_page_asks_for_nothing_and_its_images_decode(shown_run):
+def test_a_page_makes_no_requests_and_its_images_decode(shown_run):
     page = report(shown_run)
     assert page.loads()
     assert all(value.startswith(("#", "data:image/jpeg;base64,")) for value in page.loads())
@@ -92,11 +92,11 @@ def test_runs_side_by_side(run, tmp_path):
     assert "difference" in sections(page)
     row = next(row for row in page.rows if row[0].strip() == "other" and "p = " in row[1])
     assert all("p = 1.000" in cell and "+0.0 to +0.0" in cell for cell in row[1:])
-    assert page.text.count("The complete config of") == 2
+    assert page.text.count("Complete config of") == 2
     assert (other / "report" / "embeddings-test.npz").is_file()
 
 
-def test_embeddings_are_made_once(run, monkeypatch):
+def test_embeddings_are_computed_once(run, monkeypatch):
     first = report(run)
 
     def refuse(*_: object) -> None:
@@ -109,7 +109,7 @@ def test_embeddings_are_made_once(run, monkeypatch):
         report(run)
 
 
-def test_ready_embeddings_give_the_same_page(run, scenes, tmp_path):
+def test_precomputed_embeddings_give_the_same_page(run, scenes, tmp_path):
     file = tmp_path / "embeddings.npz"
     checkpoint = run / "checkpoints" / "best.ckpt"
     options = ["--data", str(scenes), "--num_workers", "0", "--device", "cpu", "--out", str(file)]
@@ -122,8 +122,8 @@ def test_ready_embeddings_give_the_same_page(run, scenes, tmp_path):
     assert report(run, "--embeddings", file).rows == first.rows
 
 
-def test_captions_are_text_whatever_they_hold(tmp_path):
-    """Shards of one's own, in which nothing but the captions' own images is known to match."""
+def test_captions_are_escaped(tmp_path):
+    """User-defined shards, in which only annotated pairs are known to match."""
     captions = ["<script>alert(1)</script> & \"quoted\" 'too'", "</style><img src=https://a.example/x.png>", "كلب أحمر"]
     records = []
     for number in range(12):
@@ -145,17 +145,17 @@ def test_captions_are_text_whatever_they_hold(tmp_path):
     assert "كلب" in page.text
     assert "test/<b>" in page.text
     assert '"seed": "</pre><script>"' in page.text
-    assert "do not tell which unannotated pairs are true" in page.text
+    assert "do not list the true matches beyond the annotated pairs" in page.text
     assert any(attributes.get("dir") == "auto" for attributes in page.all("p"))
 
 
-def test_shards_that_are_gone_and_found_again(shown_run, scenes, tmp_path):
+def test_moved_shards_are_reported_and_found_with_data(shown_run, scenes, tmp_path):
     config = (shown_run / "config.yaml").read_text().replace(str(scenes), str(tmp_path / "gone"))
     (shown_run / "config.yaml").write_text(config)
     page = report(shown_run)
     assert sections(page) == ["run", "recall", "training"]
-    assert "no images" in page.text
-    assert "give --data" in page.text
+    assert "No images" in page.text
+    assert "give their folder with --data" in page.text
     assert "gallery" in sections(report(shown_run, "--data", scenes))
 
 
@@ -164,7 +164,7 @@ def test_embeddings_of_other_data_are_shown_without_its_images(run, tmp_path):
     ids = {"image_id": np.arange(5), "caption_id": np.arange(9), "caption_image_id": np.arange(9) % 4}
     np.savez(tmp_path / "e.npz", image=rng.normal(size=(5, 8)), text=rng.normal(size=(9, 8)), **ids)
     page = report(run, "--embeddings", tmp_path / "e.npz")
-    assert "which are not those of" in page.text
+    assert "which does not match" in page.text
     assert not page.all("img")
     assert "gallery" in sections(page)
 
@@ -174,29 +174,32 @@ def damage(run: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
-        (["checkpoints"], "there is no checkpoint"),
-        (["metrics.json"], "no metrics.json"),
-        (["logs"], "no training curves"),
-        (["config.yaml", "logs", "metrics.json"], "no config.yaml"),
+        (["checkpoints"], "checkpoints/ contains no checkpoint"),
+        (["metrics.json"], "metrics.json is missing"),
+        (["logs"], "No training curves"),
+        (["config.yaml", "logs", "metrics.json"], "config.yaml is missing"),
     ],
 )
-def test_a_page_says_what_is_missing(shown_run, scenes, names, said):
+def test_a_page_names_missing_files(shown_run, scenes, names, message):
     for name in names:
         path = shown_run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert said in report(shown_run, "--data", scenes).text
+    assert message in report(shown_run, "--data", scenes).text
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "checkpoints/best.ckpt", "report/embeddings-test.npz"])
 def test_a_page_survives_damaged_files(shown_run, scenes, name):
     damage(shown_run, name)
     page = report(shown_run, "--data", scenes)
-    assert ("can't be read" in page.text or "is not a checkpoint" in page.text) == (not name.startswith("report"))
+    reported = any(
+        words in page.text for words in ("can't be read", "ould not read", "is not a checkpoint", "is no checkpoint")
+    )
+    assert reported == (not name.startswith("report"))
 
 
-def test_mistakes_are_named(run, tmp_path, capsys):
+def test_wrong_arguments_are_reported(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "half.npz", image=np.ones((2, 3)))
     ids = {"image_id": np.arange(2), "caption_id": np.arange(2), "caption_image_id": np.arange(2)}
@@ -208,16 +211,16 @@ def test_mistakes_are_named(run, tmp_path, capsys):
         "orphan": {"caption_image_id": np.array([0, 7])},
     }.items():
         np.savez(tmp_path / f"{name}.npz", **{**good, **change})
-    for arguments, said in [
-        ([tmp_path / "nowhere"], "there is no run folder"),
-        ([run / "config.yaml"], "there is no run folder"),
-        ([tmp_path / "empty"], "is no run"),
+    for arguments, message in [
+        ([tmp_path / "nowhere"], "nowhere does not exist"),
+        ([run / "config.yaml"], "config.yaml does not exist"),
+        ([tmp_path / "empty"], "is not a run folder"),
         ([run, run], "given twice"),
         ([run, "--out", "a.pdf"], "ends in .html"),
         ([run, "--pictures", "-1"], "0 or more"),
         ([run, "--data", tmp_path / "nowhere"], "no shard folder"),
         ([run, "--embeddings", "a", "b"], "2 files for 1 run"),
-        ([run, "--embeddings", tmp_path / "nowhere.npz"], "there is no file"),
+        ([run, "--embeddings", tmp_path / "nowhere.npz"], "nowhere.npz does not exist"),
         ([run, "--embeddings", tmp_path / "half.npz"], "lacks text, image_id"),
         ([run, "--embeddings", tmp_path / "nan.npz"], "is not finite (1 such rows)"),
         ([run, "--embeddings", tmp_path / "zero.npz"], "is zero (1 such rows)"),
@@ -225,7 +228,7 @@ def test_mistakes_are_named(run, tmp_path, capsys):
         ([run, "--embeddings", tmp_path / "orphan.npz"], "images that are not in the gallery"),
     ]:
         assert main(["report", *map(str, arguments)]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_the_help_lists_the_options(capsys):

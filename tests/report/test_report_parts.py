@@ -1,4 +1,4 @@
-"""The numbers behind the page against plain loops, and what it reads against what was written."""
+"""The numbers behind the page against plain loops, and the files that it reads against what was written."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from itr.evaluation.ranks import Matches as TrueMatches
 from itr.evaluation.ranks import rank
 from itr.evaluation.scoring import mean_scores
 from itr.report.content.choose import KINDS
-from itr.report.content.compare import hits
-from itr.report.content.matches import Matches
+from itr.report.content.compare import recall_sums_by_image
+from itr.report.content.matches import PairJudge
 from itr.report.content.measure import Measured, measure
-from itr.report.content.published import departures, published
+from itr.report.content.published import changed_settings, published_results
 from itr.report.content.runs import Run, read_history, read_run, run_names
 from itr.report.page.curves import distribution, recall_curve
 from itr.report.page.plots import Line, axis, plot, thinned
 
 
-def made_up(arrays: dict[str, np.ndarray]) -> Gallery:
-    return gallery_of({name: torch.from_numpy(array) for name, array in arrays.items()}, "made up")
+def as_gallery(arrays: dict[str, np.ndarray]) -> Gallery:
+    return gallery_of({name: torch.from_numpy(array) for name, array in arrays.items()}, "synthetic")
 
 
 @pytest.fixture
 def gallery() -> Gallery:
-    """30 images, the last without a caption, and 70 captions in uneven numbers, related but far from perfect."""
+    """30 images, the last without a caption, and 70 captions, a varying number per image; matches score imperfectly."""
     rng = np.random.default_rng(0)
     image, own = rng.normal(size=(30, 6)), np.sort(rng.integers(29, size=70))
     text = image[own] + 1.4 * rng.normal(size=(70, 6))
     ids = {"image_id": np.arange(30) * 3, "caption_id": np.arange(70) * 2, "caption_image_id": own * 3}
-    return made_up({"image": image, "text": text, **ids})
+    return as_gallery({"image": image, "text": text, **ids})
 
 
 @pytest.fixture
 def positives(gallery) -> Positives:
-    """The captions' own images, and every fourth other pair."""
+    """The annotated pairs, and every fourth other pair."""
     own = gallery.own_image().tolist()
     pairs = [(i, c) for i in range(30) for c in range(70) if own[c] == i or (i * 70 + c) % 4 == 0]
     return Positives.from_pairs(*(np.array(side) for side in zip(*[(3 * i, 2 * c) for i, c in pairs], strict=True)))
@@ -57,7 +57,7 @@ def measured(gallery: Gallery, positives: Positives | None) -> Measured:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_gallery_shows_what_it_says(gallery, positives, known):
+def test_the_gallery_shows_correct_hits_and_verdicts(gallery, positives, known):
     found = measured(gallery, positives if known else None)
     own, score = gallery.own_image().tolist(), Cosine(gallery.image.pooled, gallery.text.pooled)
     scores = score(slice(0, 30), slice(0, 70))
@@ -79,7 +79,7 @@ def test_the_gallery_shows_what_it_says(gallery, positives, known):
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
-def test_the_share_of_false_negatives_against_a_loop(gallery, positives, way):
+def test_the_percentage_of_false_negatives_against_a_loop(gallery, positives, way):
     found, own = measured(gallery, positives), gallery.own_image().tolist()
     scores = Cosine(gallery.image.pooled, gallery.text.pooled)(slice(0, 30), slice(0, 70))
     truth = positives.mask(gallery.image_id, gallery.text_id)
@@ -94,33 +94,33 @@ def test_the_share_of_false_negatives_against_a_loop(gallery, positives, way):
     assert found.missed[way] == pytest.approx(100 * missed / failures)
 
 
-def test_likeness_against_a_loop(gallery):
-    matches, own = Matches(gallery, None), gallery.own_image().tolist()
+def test_caption_similarity_against_a_loop(gallery):
+    judge, own = PairJudge(gallery, None), gallery.own_image().tolist()
     text = torch.nn.functional.normalize(gallery.text.pooled, dim=1)
     pairs = [(caption, image) for caption in range(70) for image in range(30)]
-    found = matches.likeness(*(torch.tensor(side) for side in zip(*pairs, strict=True))).tolist()
+    found = judge.similarity(*(torch.tensor(side) for side in zip(*pairs, strict=True))).tolist()
     loop = []
     for caption, row in pairs:
         others = [other for other in range(70) if own[other] == row and other != caption]
         loop.append(max((float(text[caption] @ text[other]) for other in others), default=-1))
     assert found == pytest.approx(loop, abs=1e-5)
-    foreign = [value for (c, i), value in zip(pairs, loop, strict=True) if own[c] != i and value > -1]
-    assert matches.threshold == pytest.approx(np.quantile(foreign, 0.999), abs=0.03)
-    assert matches.evidence(torch.tensor([0]), torch.tensor([1])).item() == pytest.approx(loop[1] - matches.threshold)
+    unmatched = [value for (c, i), value in zip(pairs, loop, strict=True) if own[c] != i and value > -1]
+    assert judge.threshold == pytest.approx(np.quantile(unmatched, 0.999), abs=0.03)
+    assert judge.evidence(torch.tensor([0]), torch.tensor([1])).item() == pytest.approx(loop[1] - judge.threshold)
 
 
-def test_one_caption_an_image_is_enough():
+def test_one_caption_per_image_is_enough():
     rng = np.random.default_rng(1)
     ids = {name: np.arange(8) for name in ("image_id", "caption_id", "caption_image_id")}
     rows = rng.normal(size=(8, 4))
-    gallery = made_up({"image": rows, "text": rows, **ids})
-    assert -1 < Matches(gallery, None).threshold <= 1
+    gallery = as_gallery({"image": rows, "text": rows, **ids})
+    assert -1 < PairJudge(gallery, None).threshold <= 1
     assert measured(gallery, None).figures["rsum"] == 600
 
 
-def test_hits_of_images_add_up_to_the_recalls(gallery):
+def test_sums_by_image_add_up_to_the_recalls(gallery):
     found = measured(gallery, None)
-    sums, counts = hits(found)
+    sums, counts = recall_sums_by_image(found)
     names = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
     assert (sums.sum(0) / counts.sum(0)).tolist() == pytest.approx([found.figures[name] for name in names])
 
@@ -148,7 +148,7 @@ def test_mean_scores_against_a_loop(gallery):
     )
 
 
-def test_plots_hold_their_points_and_escape_names():
+def test_plots_contain_their_points_and_escape_names():
     drawn = plot("a & b", "step", "value", [Line("<i>", [(0, 1.0), (5, float("nan")), (10, 3.0)]), Line("x", [])])
     assert "<i>" not in drawn
     assert "a &amp; b" in drawn
@@ -175,35 +175,35 @@ def test_logs_of_a_resumed_run_are_one_history(tmp_path):
     second = log(tmp_path, 1, ["1,15,2.0,", "1,25,1.5,"])
     found = read_history([first, second])
     assert found == {"train/loss": [(9, 3.0), (15, 2.0), (25, 1.5)], "val/rsum": [(9, 100)]}
-    begun_anew = log(tmp_path, 2, ["0,4,9.0,"])
-    assert read_history([first, second, begun_anew]) == {"train/loss": [(4, 9.0)]}
+    restarted = log(tmp_path, 2, ["0,4,9.0,"])
+    assert read_history([first, second, restarted]) == {"train/loss": [(4, 9.0)]}
 
 
-def test_names_tell_the_runs_apart():
+def test_run_names_are_distinct():
     assert run_names([Path("/a/baseline"), Path("/a/cusa")]) == ["baseline", "cusa"]
     assert run_names([Path("/a/cusa/0"), Path("/a/d2s/0")]) == ["cusa/0", "d2s/0"]
     with pytest.raises(UserError, match="twice"):
         run_names([Path("/a"), Path("/a/../a")])
 
 
-def test_the_papers_figures_are_those_of_the_configs():
+def test_published_results_agree_with_the_comments_in_the_configs():
     number = r"([\d.]+)"
     three = rf"{number} / {number} / {number}"
-    told = 0
+    num_compared = 0
     for path in config_folder().glob("*.yaml"):
         text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-        said = re.search(rf"image to text R@1/5/10 {three}, text to image {three}, rsum {number}[;.]", text)
-        found = published(path.stem)
-        assert (said is None) == (found is None), path
-        if said and found:
-            told += 1
-            assert [float(value.rstrip(".")) for value in said.groups()] == list(found.figures.values()), path
+        comment = re.search(rf"image to text R@1/5/10 {three}, text to image {three}, rsum {number}[;.]", text)
+        found = published_results(path.stem)
+        assert (comment is None) == (found is None), path
+        if comment and found:
+            num_compared += 1
+            assert [float(value.rstrip(".")) for value in comment.groups()] == list(found.figures.values()), path
             total = sum(value for name, value in found.figures.items() if name != "rsum")
             assert total == pytest.approx(found.figures["rsum"], abs=0.21), path
-    assert told == 22
+    assert num_compared == 22
 
 
-def test_a_run_remembers_its_config_and_the_curves_worth_seeing(trained_run):
+def test_a_run_records_its_config_and_curves(trained_run):
     run = read_run(trained_run, "it")
     assert run.config_name == made_with(str(trained_run / "config.yaml")).removesuffix(".yaml") == "demo"
     assert len(run.history["train/lr"]) == len(run.history["train/loss"]) > 5
@@ -211,27 +211,27 @@ def test_a_run_remembers_its_config_and_the_curves_worth_seeing(trained_run):
     assert run.checkpoint == trained_run / "checkpoints" / "best.ckpt"
 
 
-def test_a_run_by_the_config_of_another_keeps_its_name(trained_run, tmp_path):
+def test_a_run_made_with_the_config_of_another_run_keeps_the_config_name(trained_run, tmp_path):
     options = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}"]
     assert main(["fit", "--config", str(trained_run / "config.yaml"), *options]) == 0
     assert read_run(tmp_path, "it").config_name == "demo"
 
 
-def test_departures_from_a_shipped_config():
+def test_changes_to_a_shipped_config_are_listed():
     whole = yaml.safe_load((config_folder() / "f30k_vse.yaml").read_text())
     whole["data"] = {**yaml.safe_load((config_folder() / "data" / "f30k.yaml").read_text()), "root": "elsewhere"}
     whole["model"]["backbone"] = yaml.safe_load((config_folder() / "backbone" / "vit_bert.yaml").read_text())
     whole["model"]["objective"]["class_path"] = "itr.objectives.Triplet"
     run = Run(Path(), "it", whole, config_name="f30k_vse")
-    assert departures(run) == []
+    assert changed_settings(run) == []
     whole["model"]["objective"]["init_args"]["margin"] = 0.3
-    assert departures(run) == ["model.objective.init_args.margin is 0.3 instead of 0.2"]
-    assert departures(Run(Path(), "it", whole, config_name="mine")) is None
+    assert changed_settings(run) == ["model.objective.init_args.margin is 0.3 instead of 0.2"]
+    assert changed_settings(Run(Path(), "it", whole, config_name="mine")) is None
 
 
-def test_one_image_and_one_caption_are_a_set_too():
+def test_one_image_with_one_caption_is_enough():
     ids = {name: np.array([7]) for name in ("image_id", "caption_id", "caption_image_id")}
-    found = measured(made_up({"image": np.ones((1, 3)), "text": np.ones((1, 3)), **ids}), None)
+    found = measured(as_gallery({"image": np.ones((1, 3)), "text": np.ones((1, 3)), **ids}), None)
     assert found.figures["rsum"] == 600
     assert found.missed == {"i2t": 0, "t2i": 0}
     assert [query.kind for query in found.queries] == ["success", "success"]

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from itr.report.content.views import per_view
+from itr.report.content.views import ranks_by_image
 
 
 def test_uneven_numbers_of_captions_against_a_loop():
@@ -15,7 +15,7 @@ def test_uneven_numbers_of_captions_against_a_loop():
     own_image = torch.randint(9, (40,), generator=draws)
     own_image[own_image == 4] = 5  # an image without captions
     ranks = torch.randint(30, (40,), generator=draws)
-    found = per_view(ranks, own_image)
+    found = ranks_by_image(ranks, own_image)
     groups = {row: [int(r) for r, o in zip(ranks, own_image, strict=True) if o == row] for row in range(9)}
     groups = {row: group for row, group in groups.items() if group}
     assert found.row.tolist() == list(groups)

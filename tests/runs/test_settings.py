@@ -44,7 +44,7 @@ def command(folder: Path, shards: Path, *options: str) -> list[str]:
         ("--model.methods+=D2S --model.methods+=D2S", "method 'd2s' is given twice"),
         ("--data.num_workers=-1", "data.num_workers is -1; it must be 0 or more"),
         ("--data.captions=3", "must be 1 or more and divide batch_size = 8"),
-        ("--data.texts=dense --data.captions=all", "counts sparse captions"),
+        ("--data.texts=dense --data.captions=all", "applies only to sparse captions"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches is 0"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1; give a norm"),
         (
@@ -63,7 +63,7 @@ def test_an_impossible_setting_is_refused_by_name(scenes, tmp_path, capsys, opti
 @pytest.mark.slow
 def test_distilling_from_missing_dense_captions_is_refused(tmp_path, capsys):
     assert main(command(tmp_path / "run", plain_images(tmp_path), "--model.methods+=D2S")) == 1
-    assert "has no dense caption; make them by `itr densify`" in capsys.readouterr().err
+    assert "has no dense caption; generate dense captions with `itr densify`" in capsys.readouterr().err
 
 
 def plain_images(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from itr.backbones import VSE, Backbone
 from itr.cli import main
 from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
-from itr.data.features.stored import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity

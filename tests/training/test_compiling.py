@@ -1,4 +1,4 @@
-"""Compiled towers give what the others give, from few graphs, and leave no trace in a checkpoint."""
+"""Compiled towers give the same results with few graphs, and leave no trace in a checkpoint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def batch(length: int, pairs: int = 6) -> Batch:
 
 
 @pytest.mark.parametrize("make", [vse, lambda: vse(ROBERTA), clip], ids=["vse", "roberta", "clip"])
-def test_padding_to_a_length_changes_nothing(make):
+def test_padding_to_a_fixed_length_does_not_change_embeddings(make):
     model = make().eval()
     text = batch(7).text
     as_it_comes = model.encode_text(text)
@@ -68,11 +68,11 @@ def test_padding_to_a_length_changes_nothing(make):
     torch.testing.assert_close(stretched.tokens * real, as_it_comes.tokens * real, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("length", "wanted"), [(3, 4), (4, 4), (5, 8), (9, 32), (32, 32)])
-def test_a_caption_is_padded_to_the_next_length_or_to_the_longest(length, wanted):
+@pytest.mark.parametrize(("length", "expected"), [(3, 4), (4, 4), (5, 8), (9, 32), (32, 32)])
+def test_a_caption_is_padded_to_the_next_length_or_to_the_longest(length, expected):
     model = clip()
     model.lengths = (4, 8)
-    assert model.stretched(batch(length).text).ids.shape[1] == wanted
+    assert model.stretched(batch(length).text).ids.shape[1] == expected
     model.lengths = ()
     assert model.stretched(batch(length).text).ids.shape[1] == length
 
@@ -83,7 +83,7 @@ def test_lengths_that_do_not_ascend_are_refused(lengths):
         Compilation(lengths=lengths)
 
 
-def test_compilation_is_an_option_and_no_part_of_a_checkpoint(monkeypatch):
+def test_compilation_is_an_option_and_not_saved_in_a_checkpoint(monkeypatch):
     options = [*TINY_VSE, "--data.root=/none", "--model.compilation.towers=true", "--model.compilation.lengths=[8,16]"]
     model = TrainingCLI(options, run=False).model
     assert model.compilation == Compilation(True, (8, 16))
@@ -96,25 +96,27 @@ def test_compilation_is_an_option_and_no_part_of_a_checkpoint(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "language", "names"), [("cpu", r"C\+\+", "cxx, clang++"), ("cuda", "C", "cc1, clang")]
 )
-def test_a_machine_without_a_compiler_is_told_what_is_missing(device, language, names, monkeypatch):
+def test_a_missing_compiler_is_reported(device, language, names, monkeypatch):
     monkeypatch.setenv("CXX", "cxx")
     monkeypatch.setenv("CC", "cc1")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=rf"teachers.compile needs a {language} compiler.*{re.escape(names)}$"):
+    with pytest.raises(
+        UserError, match=rf"teachers.compile needs a {language} compiler.*{re.escape(names)} was found; install"
+    ):
         check_compiler(device, "teachers.compile")
 
 
-def test_a_gpu_needs_the_headers_of_python(monkeypatch, tmp_path):
+def test_a_gpu_needs_the_python_headers(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", sys.executable)
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(UserError, match="needs the headers of Python"):
+    with pytest.raises(UserError, match="needs the Python headers"):
         check_compiler("cuda", "compilation.towers")
     (tmp_path / "Python.h").touch()
     check_compiler("cuda", "compilation.towers")
 
 
 def losses_and_gradients(module: RetrievalModule) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Of batches whose longest captions differ."""
+    """For batches whose longest captions differ."""
     found = []
     for length in (5, 7, 6):
         module.zero_grad()
@@ -126,18 +128,18 @@ def losses_and_gradients(module: RetrievalModule) -> list[tuple[Tensor, dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "cache"), [(vse, 0), (clip, 3)], ids=["vse", "clip, gradients cached"])
-def test_compiled_towers_train_as_the_others_from_one_graph_each(make, cache):
+def test_compiled_towers_train_like_others_with_one_graph_each(make, cache):
     from torch._dynamo.utils import counters
 
     counters.clear()
     module = RetrievalModule(make(), InfoNCE(), large_batch=LargeBatch(gradient_cache=cache)).train()
     names = list(module.state_dict())
-    wanted = losses_and_gradients(module)
+    expected = losses_and_gradients(module)
     compilation = Compilation(True)
     compilation.begin(module)
     found = losses_and_gradients(module)
     assert list(module.state_dict()) == names
-    for (loss, gradients), (other, others) in zip(wanted, found, strict=True):
+    for (loss, gradients), (other, others) in zip(expected, found, strict=True):
         torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-5)
         for name, gradient in gradients.items():
             torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
@@ -151,7 +153,7 @@ def test_compiled_towers_train_as_the_others_from_one_graph_each(make, cache):
 
 
 def losses(folder: Path) -> list[float]:
-    """Of all steps of all runs in a folder."""
+    """The losses of all steps of all runs in a folder."""
     rows = [
         row
         for file in sorted(folder.glob("logs/*/metrics.csv"))
@@ -162,7 +164,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [STILL_VSE, TINY_CLIP], ids=["vse", "clip"])
-def test_a_compiled_run_goes_on_without_and_the_other_way(model, scenes, tmp_path):
+def test_runs_resume_with_and_without_compilation(model, scenes, tmp_path):
     """Three runs of two epochs: never compiled, compiled for the first epoch, compiled for the second."""
     curves, names = {}, {}
     for name, compiled in {"never": (), "first": (1,), "second": (2,)}.items():

@@ -1,4 +1,4 @@
-"""A training step never waits for the device, so that the host is always ahead of it."""
+"""A training step never waits for the device, so the host always runs ahead of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Batches(pl.LightningDataModule):
 
 
 def waits_of(module: RetrievalModule, folder: Any) -> dict[str, int]:
-    """What a GPU would be waited for in the steps of a run that are not logged."""
+    """The operations that would wait for a GPU, in the steps of a run that are not logged."""
     quieten()
     waits = Waits()
     trainer = pl.Trainer(
@@ -77,12 +77,12 @@ ALL = [(clip, Sigmoid, 3), (vse, InfoNCE, 0)]  # with and without gradient cachi
 REST = [(b, o, c) for b in (vse, clip) for o in OBJECTIVES for c in (0, 3) if (b, o, c) not in ALL]
 
 
-@pytest.mark.filterwarnings("ignore:.*across ranks is zero")  # Lightning asks the device how long the loader is
+@pytest.mark.filterwarnings("ignore:.*across ranks is zero")  # Lightning's check of the loader's length
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 @pytest.mark.parametrize(
     ("backbone", "objective", "cache"), [*ALL, *(pytest.param(*c, marks=pytest.mark.slow) for c in REST)]
 )
-def test_a_training_step_asks_no_value_of_the_device(backbone, objective, cache, tmp_path):
+def test_a_training_step_does_not_synchronize_with_the_device(backbone, objective, cache, tmp_path):
     module = RetrievalModule(
         backbone(), objective(), [CUSA(), D2S(num_prompts=2, depth=1, heads=2)], large_batch=LargeBatch(0, 0, cache)
     )
@@ -90,7 +90,7 @@ def test_a_training_step_asks_no_value_of_the_device(backbone, objective, cache,
 
 
 class Curious(Objective):
-    """An objective that looks at its loss."""
+    """An objective that reads the value of its loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Curious(Objective):
 
 @pytest.mark.filterwarnings("ignore:.*across ranks is zero")
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
-def test_a_step_that_looks_at_its_loss_is_found_with_its_line(tmp_path):
+def test_a_synchronizing_step_is_found_with_its_line(tmp_path):
     (what,) = waits_of(RetrievalModule(clip(), Curious()), tmp_path).items()
     assert "_local_scalar_dense" in what[0]
     assert "test_waits.py" in what[0]
@@ -125,7 +125,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_what_waits_is_found(name):
+def test_synchronizing_operations_are_found(name):
     with Waits() as waits:
         waits.writing = True
         WAITS[name](torch.ones(3, device=DEVICE))
@@ -142,12 +142,12 @@ MIXED = {
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_tensors_of_the_host_and_of_the_device_do_not_mix(name):
+def test_host_and_device_tensors_do_not_mix(name):
     with Waits(), pytest.raises((AssertionError, RuntimeError), match="device"):
         MIXED[name](torch.ones(3, 3, device=DEVICE), torch.ones(3, 3))
 
 
-def test_what_need_not_wait_is_not_found():
+def test_asynchronous_operations_are_not_reported():
     with Waits() as waits:
         waits.writing = True
         rows = torch.ones(3, device=DEVICE)

@@ -1,4 +1,4 @@
-"""What backbone and methods need of a batch beyond images and captions, or the command that makes it."""
+"""Open the batch fields that a model needs beyond images and captions, or name the command that creates them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from itr.data.features.stored import FeatureFile, TeacherFeatures, features_command
+from itr.data.features.headers import features_command
+from itr.data.features.stored import FeatureFile, TeacherFeatures
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.loading.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
 from itr.data.loading.reading import Texts
@@ -20,16 +21,16 @@ from itr.teachers.base import MODALITIES, Modality
 
 @dataclass
 class ModelFields:
-    """The fields that a model needs of a split: its backbone of any, its methods of the one that is trained on.
+    """The fields that a model needs for a split: those of its backbone, and for training also those of its methods.
 
     Attributes:
         module: the model, an `itr.module.RetrievalModule`.
         split: the shards.
-        root: where they are, see `itr.data.shards.locations.find_split`.
-        name: which split they are, or a list of tars.
-        texts: which texts of a sample are its captions.
-        features: folder that `itr features` wrote.
-        stage: what the split is read for.
+        root: their location, see `itr.data.shards.locations.find_split`.
+        name: name of the split, or a list of tars.
+        texts: which texts of a sample are used as captions.
+        features: output folder of `itr features`.
+        stage: what the split is used for.
     """
 
     module: Any
@@ -42,7 +43,7 @@ class ModelFields:
 
     @property
     def needs(self) -> list[str]:
-        """The fields, each as often as it is needed."""
+        """The names of the needed fields, repeated if several parts need one."""
         backbone = self.module.backbone
         images = [] if backbone.image_field is None else [backbone.image_field]
         return images + [need for part in (backbone, *self._methods) for need in part.needs]
@@ -53,16 +54,16 @@ class ModelFields:
 
     @cached_property
     def dense_texts(self) -> DenseTexts | None:
-        """The dense captions beside the shards, if they are used."""
+        """The dense captions stored next to the shards, if they are used."""
         if self.texts != "dense" and DENSE not in self.needs:
             return None
         return DenseTexts.open(self.root, self.name, data_identity(self.split))
 
     def open(self) -> list[Field]:
-        """The fields, which the methods have looked at; that of `image_field` comes first.
+        """Open the fields, with `image_field` first, and let the methods check them.
 
         Raises:
-            UserError: one is not there, or belongs to other data or another model.
+            UserError: a field is missing, or belongs to other data or another model.
         """
         makers: dict[str, Callable[[], Field]] = {
             DENSE: lambda: DenseCaptions(self.module.backbone.tokenizer, self.dense_texts),
@@ -74,8 +75,8 @@ class ModelFields:
         for need in self.needs:
             if need not in own and need not in makers:
                 raise UserError(
-                    f"the model needs the field {need!r}. Its backbone and methods do not define it in `fields()`, and "
-                    f"the data module knows {', '.join(makers)}"
+                    f"the model needs the field {need!r}, but its backbone and methods do not define it in `fields()`, "
+                    f"and the data module provides only {', '.join(makers)}"
                 )
             if need not in fields:
                 fields[need] = own[need] if need in own else makers[need]()
@@ -88,12 +89,12 @@ class ModelFields:
     def _teacher(self, modality: Modality) -> Field:
         root, name = resolve(self.root, self.name, self.stage)
         if modality == "text" and self.texts == "dense":
-            raise UserError("features of a text teacher are those of sparse captions; leave data.texts = dense away")
+            raise UserError("a text teacher needs the sparse captions; remove data.texts = dense")
         if self.features is None:
             modalities: list[Modality] = [m for m in MODALITIES if f"teacher_{m}" in self.needs]
             commands = [features_command(root, name, m, "features") for m in modalities]
             raise UserError(
-                "the model needs features of frozen teachers: make them by\n" + "\n".join(commands) + "\n"
-                "and give --data.features features. `itr features --help` tells which teachers there are"
+                "the model needs features of frozen teachers; compute them with\n" + "\n".join(commands) + "\n"
+                "and give --data.features features. `itr features --help` lists the teachers"
             )
         return TeacherFeatures(FeatureFile.open(self.features, name, modality, data_identity(self.split), root))

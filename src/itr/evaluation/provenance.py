@@ -1,4 +1,4 @@
-"""Where a figure comes from: model, data, versions and protocol, written beside it in bytes that repeat."""
+"""Provenance of metrics: model, data, versions and protocol, written next to them in a reproducible file."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import torch
 from itr.files.digests import file_digest
 from itr.files.writing import file_to_write, whole_file
 
-LONGEST = 300  # characters of a setting
+LONGEST = 300  # characters of a setting that is stored in full
 
 
 def about(protocol: str, model: Mapping[str, Any], data: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    """What a file of figures says of them: equal runs give equal bytes, so there is no date and no path in it.
+    """The provenance that a metrics file stores; it has no date and no path, so equal runs write equal bytes.
 
     Args:
         protocol: what was measured and how, in a sentence or two.
-        model: what identifies the model, such as `checkpoint_identity`.
-        data: what identifies the data: hash and counts.
-        settings: whatever else the figures depend on, such as the precision.
+        model: identity of the model, such as `checkpoint_identity`.
+        data: identity of the data: hash and counts.
+        settings: other settings that affect the metrics, such as the precision.
     """
     return {"protocol": protocol, "model": dict(model), "data": dict(data), **settings, "versions": versions()}
 
 
 def shortened(value: Any) -> Any:
-    """The same settings with a hash for each long text, such as the whole tokenizer that a checkpoint carries."""
+    """Settings with every long text replaced by its hash, such as the tokenizer stored in a checkpoint."""
     if isinstance(value, dict):
         return {key: shortened(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -55,35 +55,35 @@ def _version(name: str) -> str:
 
 
 def checkpoint_identity(path: Path) -> dict[str, str]:
-    """Name and hash of a checkpoint."""
+    """File name and hash of a checkpoint."""
     return {"checkpoint": path.name, "blake2b": file_digest(path)}
 
 
 def encoder_name(name: str) -> str:
-    """The name of an encoder, without the folders before it where it is a path."""
+    """The name of an encoder; for a path, only its last part."""
     kind, colon, rest = name.rpartition(":")
     path = Path(rest).expanduser()
     return f"{kind}{colon}{path.resolve().name}" if path.exists() else name
 
 
 def figures_file(out: str) -> Path:
-    """Where figures are to be written; asked before anything is computed.
+    """The path of a metrics file, checked before anything is computed.
 
     Raises:
-        UserError: it is no name of a JSON file, or can't be made.
+        UserError: the name does not end in .json, or the file could not be created.
     """
     return file_to_write(out, ".json")
 
 
 def write_figures(target: Path, figures: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
-    """Write flat figures and, under `about`, where they come from; whole or not at all."""
+    """Write metrics as a flat JSON object with their provenance under `about`, atomically."""
     text = json.dumps({**figures, "about": provenance}, indent=1, allow_nan=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         file.write(f"{text}\n".encode())
 
 
-def table(figures: Mapping[str, float]) -> str:
-    """Figures as lines of text."""
+def figures_table(figures: Mapping[str, float]) -> str:
+    """Metrics as aligned lines of text."""
     width = max(map(len, figures))
     return "\n".join(f"{name:{width}} {value:8.2f}" for name, value in figures.items())

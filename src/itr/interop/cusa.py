@@ -14,7 +14,8 @@ from torch import Tensor
 from itr.backbones import CLIP
 from itr.errors import UserError, refusing
 from itr.losses import SoftLoss
-from itr.methods.cusa import CUSA, SIDES, Temperatures
+from itr.methods.cusa import CUSA
+from itr.methods.cusa_temperatures import SIDES, Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 

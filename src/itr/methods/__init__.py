@@ -1,4 +1,4 @@
-"""Plug-in methods. Importing this package makes them selectable by name."""
+"""Plug-in methods. Importing this package makes them available by name."""
 
 from itr.methods.base import Method, MethodModule
 from itr.methods.cusa import CUSA

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,66 +16,42 @@ from itr.errors import UserError
 from itr.losses import SoftLoss, Targets, cross_modal_targets, soft_label_alignment, teacher_similarity
 from itr.methods.base import Method, MethodModule
 from itr.methods.cusa_teachers import TOKENS, VIEW, Teachers, teacher_features
+from itr.methods.cusa_temperatures import SIDES, Temperatures
 from itr.objectives import Temperature
 from itr.types import Batch, Encoded, Pairs
 
 if TYPE_CHECKING:
     from itr.teachers.base import Teacher
 
-SIDES: Final = ("image", "text")
 HeadInit = Literal["normal", "identity"]
 
 
-@dataclass(frozen=True)
-class Temperatures:
-    """The temperatures of both directions, or of both modalities, of a term.
-
-    Args:
-        initial: value at the start.
-        bounds: smallest and largest value.
-        learnable: whether training moves them.
-        sharing: `shared` is one for both, `separate` one each; `cross`, for the uni-modal term, takes those of the
-            cross-modal term, and is `shared` where that is off.
-    """
-
-    initial: float = 0.45
-    bounds: tuple[float, float] = (0.1, 1.0)
-    learnable: bool = True
-    sharing: Literal["shared", "separate", "cross"] = "shared"
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be, before anything is built."""
-        low, high = self.bounds
-        if not 0 < low <= self.initial <= high:
-            raise UserError(f"temperature {self.initial} must lie within its bounds {[low, high]}, and those above 0")
-
-
 class CUSA(Method):
-    """Alignment of similarities across and within modalities with those of frozen uni-modal teachers.
+    """Aligns similarities across and within modalities with the similarities of frozen uni-modal teachers.
 
     L = L_objective + alpha CSA + beta USA, where each term is half the sum of two soft-label alignments (see
     `itr.losses.soft_label_alignment`): CSA of image-to-text and text-to-image similarities, USA of image-image and
-    text-text similarities (Huang et al., AAAI 2024, https://arxiv.org/abs/2403.05261). A head before each of the
-    embeddings for cross-modal and for uni-modal search keeps them apart. The authors train with
-    `InfoNCE(scale="element_mean")`; beside the standard scale the same rates weigh B times less.
+    text-text similarities (Huang et al., AAAI 2024, https://arxiv.org/abs/2403.05261). Separate heads produce the
+    embeddings for cross-modal and for uni-modal retrieval. The authors train with `InfoNCE(scale="element_mean")`; with
+    the standard scale of the objective, the same weights count B times less.
 
     Args:
-        alpha: rate of the cross-modal term (CSA); 0 switches it off.
-        beta: rate of the uni-modal term (USA); 0 switches it off, and no uni-modal head is built.
-        targets: what CSA follows: `each` takes the image teacher for image-to-text and the text teacher for
-            text-to-image, `add` the mean of both for both, `dot` their geometric mean.
-        loss: `kl`, `cross_entropy`, or `cross_entropy_element_mean`, which is divided by the batch size once more.
-        uni_loss: the same for USA; as `loss` where missing.
-        cross_head: whether embeddings for cross-modal search get a head (LayerNorm, then Linear).
-        uni_head: whether embeddings for search within a modality get one; without it, or with beta 0, they are
-            what the backbone gives.
-        head_init: how the heads' linear layers start: `normal` (0, 0.02), as the authors' do, throws away what the
-            backbone's embeddings have in common with their teachers' or with a first stage's; `identity` keeps it.
-        cross_temperature: of the model's similarities in CSA, one for each direction or for both.
-        uni_temperature: of the model's similarities in USA, one for each modality or for both.
-        cross_soft_temperature: of the teachers' similarities in CSA.
-        uni_soft_temperature: of the teachers' similarities in USA.
-        teachers: which of them run in the loop; the others' features are read from `data.features`.
+        alpha: weight of the cross-modal term (CSA); 0 turns it off.
+        beta: weight of the uni-modal term (USA); 0 turns it off, and no uni-modal head is built.
+        targets: targets of CSA: `each` uses the image teacher for image-to-text and the text teacher for
+            text-to-image, `add` the mean of both for both directions, `dot` their geometric mean.
+        loss: `kl`, `cross_entropy`, or `cross_entropy_element_mean`, which is also divided by the batch size.
+        uni_loss: the loss of USA; the same as `loss` by default.
+        cross_head: whether the embeddings for cross-modal retrieval have a head (LayerNorm, then Linear).
+        uni_head: whether the embeddings for retrieval within a modality have a head; without it, or if beta is 0, they
+            are the embeddings of the backbone.
+        head_init: initial weights of the heads: `normal` (0, 0.02), as in the authors' code, discards the structure of
+            the backbone's embeddings at the start of training; `identity` preserves it.
+        cross_temperature: temperature of the model's similarities in CSA, per direction or shared.
+        uni_temperature: temperature of the model's similarities in USA, per modality or shared.
+        cross_soft_temperature: temperature of the teachers' similarities in CSA.
+        uni_soft_temperature: temperature of the teachers' similarities in USA.
+        teachers: teachers to run during training; features of the others are read from `data.features`.
     """
 
     name = "cusa"
@@ -99,7 +74,7 @@ class CUSA(Method):
     ) -> None:
         for name, rate in (("alpha", alpha), ("beta", beta)):
             if not 0 <= rate < float("inf"):
-                raise UserError(f"CUSA's {name} is {rate}; it must be 0 (off) or a positive number")
+                raise UserError(f"CUSA.{name} is {rate}; it must be 0 (off) or a positive number")
         self.alpha, self.beta = alpha, beta
         self.targets: Targets = targets
         self.losses: dict[str, SoftLoss] = {"csa": loss, "usa": uni_loss or loss}
@@ -113,20 +88,23 @@ class CUSA(Method):
         }
         for group in ("cross", "cross_soft"):
             if self.temperatures[group].sharing == "cross":
-                raise UserError(f"{group}_temperature: sharing `cross` is for the uni-modal term; shared or separate")
+                raise UserError(
+                    f"CUSA.{group}_temperature: sharing `cross` is only for the uni-modal term; set it to `shared` or "
+                    "`separate`"
+                )
         self.teachers = teachers
         self.loaded: dict[str, Teacher] = {}
         self.needs = teachers.needs if self.weights else ()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load the teachers that run in the loop, for training alone."""
+        """Load the teachers that run during training; other stages do not need them."""
         if stage == "fit" and self.weights:
             self.loaded = self.teachers.load(str(trainer.strategy.root_device))
             own: Any = pl_module.methods
             own[self.name].teachers = self.loaded
 
     def fields(self) -> list[Field]:
-        """What teachers in the loop are shown: images in the teacher's own view, captions in its own tokens."""
+        """The inputs of the loaded teachers: images preprocessed and captions tokenized as each teacher expects."""
         found: list[Field] = []
         if "image" in self.loaded and self.loaded["image"].transform is not None:
             found.append(ImageView(VIEW, self.loaded["image"].transform))
@@ -136,28 +114,28 @@ class CUSA(Method):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The rates of the terms that are on."""
+        """The weights of the terms that are on."""
         return {name: rate for name, rate in (("csa", self.alpha), ("usa", self.beta)) if rate}
 
     def build(self, backbone: Backbone) -> CUSAModule:
-        """Make heads and temperatures for a backbone."""
+        """Build the heads and temperatures for a backbone."""
         return CUSAModule(self, backbone.dim)
 
 
 class CUSAModule(MethodModule):
     """Heads, temperatures and the two terms of CUSA.
 
-    Nothing is built that no loss reaches: under DDP that would stop the training.
+    It has no parameters that are unused in the loss, because DDP would stop the training on them.
 
     Args:
-        method: the knobs.
+        method: the settings.
         dim: width D of the backbone's embeddings.
     """
 
     def __init__(self, method: CUSA, dim: int) -> None:
         super().__init__()
         self.terms = tuple(method.weights)
-        self.teachers: dict[str, Teacher] = {}  # no modules, so neither parameters nor checkpoint know them
+        self.teachers: dict[str, Teacher] = {}  # not submodules, so not among the parameters or in the checkpoint
         self.targets, self.kinds = method.targets, method.losses
         built = {"cross": method.cross_head, "uni": method.uni_head and "usa" in self.terms}
         names = [f"{use}_{side}" for use in built if built[use] for side in SIDES]
@@ -185,11 +163,11 @@ class CUSAModule(MethodModule):
         return value
 
     def embed_image(self, encoded: Encoded) -> Encoded:
-        """Put images through their heads; tokens stay."""
+        """Apply the image heads; tokens are unchanged."""
         return self._embed(encoded, "image")
 
     def embed_text(self, encoded: Encoded) -> Encoded:
-        """Put captions through their heads; tokens stay."""
+        """Apply the caption heads; tokens are unchanged."""
         return self._embed(encoded, "text")
 
     def _embed(self, encoded: Encoded, side: str) -> Encoded:
@@ -203,17 +181,17 @@ class CUSAModule(MethodModule):
         return encoded.replace(pooled=pooled, unimodal=unimodal)
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """`teacher_image` and `teacher_text`, the teachers' features of each caption and its image [C, D].
+        """`teacher_image` and `teacher_text`: the teachers' features of each caption and its image [C, D].
 
         Raises:
-            UserError: neither does a teacher run in the loop nor has the batch its features.
+            UserError: a teacher is not loaded and the batch does not contain its features.
         """
         if not self.terms:
             return {}
         return {f"teacher_{side}": teacher_features(batch, side, self.teachers) for side in SIDES}
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """The share of these rows in the terms that are on, not yet multiplied by their rates."""
+        """The contribution of these rows to the terms that are on, not yet multiplied by their weights."""
         if not self.terms:
             return {}
         teachers = [teacher_similarity(pairs.extra[f"teacher_{side}"], pairs.rows) for side in SIDES]
@@ -231,7 +209,7 @@ class CUSAModule(MethodModule):
     def _align(self, term: str, group: str, own: Iterable[Callable[[], Tensor]], goals: list[Tensor]) -> Tensor:
         """Half the sum of both alignments [].
 
-        In large batches each matrix counts: similarities are made when it is their turn, and goals taken from the list.
+        To save memory in large batches, similarities are computed one at a time, and goals are removed from the list.
         """
         parts = [
             soft_label_alignment(
@@ -246,18 +224,18 @@ class CUSAModule(MethodModule):
         return torch.stack(parts).mean()
 
     def scalars(self) -> dict[str, Tensor]:
-        """The temperatures, by their role."""
+        """The temperatures by role."""
         return {f"temperature_{key}": value().detach() for key, value in self.temperatures.items()}
 
     def clamp(self) -> None:
-        """Keep the temperatures in their bounds."""
+        """Clamp the temperatures to their bounds."""
         for temperature in self.temperatures.values():
             assert isinstance(temperature, Temperature)
             temperature.clamp()
 
 
 def _within(side: Encoded, rows: slice) -> Tensor:
-    """Cosines of some embeddings for search within a modality with all of them [R, B]."""
+    """Cosines of the embeddings of some rows with those of all rows, for retrieval within a modality [R, B]."""
     return side.rows(rows).unit_within @ side.unit_within.T
 
 

@@ -1,4 +1,4 @@
-"""Where CUSA's soft labels come from: features made once, or a frozen teacher that runs with the training."""
+"""The source of CUSA's soft labels: precomputed features, or frozen teachers that run during training."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 VIEW = "teacher_view"
 TOKENS = "teacher_tokens"
-SHOWN: Final = {"image": (VIEW,), "text": (TOKENS, CAPTIONS)}  # what a teacher is shown, the best first
+INPUTS: Final = {"image": (VIEW,), "text": (TOKENS, CAPTIONS)}  # inputs that a teacher accepts, preferred first
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """Teachers that run in the loop, named as for `itr features --model`; one that is missing is read from files.
+    """Teachers that run during training, named as for `itr features --model`; None reads precomputed features instead.
 
-    They lie neither in the model nor in its checkpoint, and are loaded when training begins.
+    They are not part of the model or its checkpoint, and are loaded when training begins.
 
     Args:
-        image: sees each image without augmentation, in its own preprocessing.
-        text: reads the captions of the batch.
-        output: of the image teacher: one pooled vector an image, or all its tokens end to end.
-        precision: of their arithmetic, whatever that of the training is.
-        compile: whether they go through `torch.compile`, which takes a minute at the first step.
+        image: image teacher; it sees each image without augmentation, in its own preprocessing.
+        text: text teacher; it reads the captions of the batch.
+        output: output of the image teacher: one pooled embedding per image, or all its tokens, concatenated.
+        precision: precision of the teachers, independent of that of training.
+        compile: whether to compile them with `torch.compile`, which takes about a minute at the first step.
     """
 
     image: str | None = None
@@ -42,15 +42,15 @@ class Teachers:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The fields of a batch that the data module reads for them."""
+        """The batch fields that the data module reads for the teachers."""
         stored = [f"teacher_{side}" for side in ("image", "text") if getattr(self, side) is None]
         return (*stored, *([CAPTIONS] if self.text is not None else []))
 
     def load(self, device: str) -> dict[str, Teacher]:
-        """Those that run in the loop, by modality; random numbers go on as if they had not been loaded.
+        """Load the teachers, by modality, without changing the state of the random number generators.
 
         Raises:
-            UserError: one can't be had, or this machine has nothing to compile it with.
+            UserError: a teacher could not be loaded, or this machine has no compiler for it.
         """
         from itr.teachers.load import load_teacher
         from itr.training.compiling import check_compiler
@@ -72,18 +72,18 @@ def teacher_features(batch: Batch, side: Literal["image", "text"], loaded: dict[
     """A teacher's features of each caption, or of each caption's image [C, D].
 
     Raises:
-        UserError: neither does the teacher run in the loop nor has the batch its features.
+        UserError: the teacher is not loaded and the batch does not contain its features.
     """
     extra = batch.image_extra if side == "image" else batch.text_extra
-    shown = next((extra[name] for name in SHOWN[side] if name in extra), None)
-    if side in loaded and shown is not None:
-        rows = loaded[side].features(shown.tokens if isinstance(shown, HostTokens) else shown)
+    inputs = next((extra[name] for name in INPUTS[side] if name in extra), None)
+    if side in loaded and inputs is not None:
+        rows = loaded[side].features(inputs.tokens if isinstance(inputs, HostTokens) else inputs)
     else:
         stored = extra.get(f"teacher_{side}")
         if not isinstance(stored, Tensor):
             raise UserError(
-                f"CUSA needs teacher_{side}, a teacher's features of each {side}; make them by `itr features`, or give "
-                f"teachers.{side} to run one in the loop"
+                f"CUSA needs teacher_{side}, a teacher's features of each {side}; compute them with `itr features`, or "
+                f"set teachers.{side} to run a teacher during training"
             )
         rows = stored
     return rows[batch.image_index] if side == "image" else rows

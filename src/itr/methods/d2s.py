@@ -1,67 +1,61 @@
-"""D2S-VSE: a caption's embedding is enhanced by prompts until it tells what a dense caption would."""
+"""D2S-VSE: prompts enrich the embedding of a caption so that it approaches that of a dense caption."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from itr.backbones.base import Backbone
-from itr.data.features.stored import TeacherFeatures
-from itr.data.loading.fields import DENSE, Field
+from itr.data.loading.fields import DENSE
 from itr.errors import UserError
 from itr.files.digests import weights_identity
-from itr.losses.distillation import DistillationKind, distillation
-from itr.methods.base import Method, MethodModule
+from itr.losses.distillation import DistillationKind
+from itr.methods.base import Method
+from itr.methods.d2s_module import CACHED, D2SModule
 from itr.methods.d2s_teacher import FrozenText, freeze_text_pooling, load_stage1
 from itr.methods.prompt_decoder import CrossPrompts, Placement, PromptDecoder
-from itr.types import Batch, Encoded, Pairs, Tokens
 
 log = logging.getLogger(__name__)
-
-TEACHER = "d2s_dense"
-CACHED = "teacher_dense"
 
 
 class D2S(Method):
     """Dense-to-sparse enhanced visual-semantic embedding, its second stage (ICCV 2025).
 
-    t^ = t + p, with p the pooled outputs of K learnable prompts that a small transformer decodes with the words, in
-    training and in evaluation; and L = L_objective(v, t^) + weight x distance(t^, t_d), where t_d is the embedding of
-    the image's dense caption by the text encoder of the first stage, frozen
-    (https://github.com/liuyyy111/d2s-vse). The first stage is a plain run on dense captions: `--data.texts=dense`.
+    t^ = t + p, where p are the pooled outputs of K learnable prompts that a small transformer decodes together with
+    the words; L = L_objective(v, t^) + weight x distance(t^, t_d), where t_d is the embedding of the image's dense
+    caption by the frozen text encoder of the first stage (https://github.com/liuyyy111/d2s-vse). The first stage is an
+    ordinary run on dense captions: `--data.texts=dense`.
 
-    With further methods, list this one last: the distilled embedding is the one that is searched, after all of them.
+    With other methods, list this one last, because the distilled embedding is the final one used for retrieval.
 
     Args:
-        stage1: checkpoint of the first stage; its backbone starts both student and teacher. None: no first stage.
+        stage1: checkpoint of the first stage, which initializes both student and teacher. None: no first stage.
         num_prompts: number K of prompts.
-        depth: blocks of the decoder.
+        depth: number of decoder blocks.
         heads: attention heads of each block.
-        mlp_ratio: width of each block's perceptron over the embedding's.
-        placement: prompts before the words, behind them, or half and half.
-        cross_attention: prompts attend to the words once, instead of the decoder; depth, mlp_ratio, placement and
-            positions then don't matter.
-        pooling: how the K outputs become one.
-        residual: add the pooled text to the prompts' outputs; otherwise what the backbone, and methods listed before
-            this one, made of it is thrown away.
+        mlp_ratio: hidden width of each block's MLP relative to the embedding width.
+        placement: prompts before the words, after them, or half and half.
+        cross_attention: let the prompts attend to the words once instead of using the decoder; depth, mlp_ratio,
+            placement and positions are then ignored.
+        pooling: how the K outputs are pooled.
+        residual: add the pooled text embedding to the prompt outputs; otherwise the pooled text embedding of the
+            backbone and of methods listed before this one is discarded.
         distillation: distance to the frozen dense embedding.
-        weight: factor of that distance; 0 for none, and then neither teacher nor dense captions are needed.
+        weight: weight of that distance; with 0 neither a teacher nor dense captions are needed.
         cached: read the dense embeddings from files made by `itr features --modality dense --model STAGE1` instead of
-            keeping a frozen teacher in the model; a step then costs no dense forward.
-        positions: give the decoder positions, without which the placement makes no difference.
-        gain: of the decoder's last norm at the start, hence p's length there; with 0 training starts at the first
-            stage's embedding and p grows from nothing. 1 in the authors' code; not with `cross_attention`.
-        attend_padding: let the prompts see padding, as the authors' checkpoints do; leave it off otherwise.
-        normalise_in_evaluation: bring p to length 1 in evaluation, as the authors' checkpoints do; leave it off
-            otherwise.
+            keeping a frozen teacher in the model, which saves a forward pass per step.
+        positions: add positions in the decoder; without them the placement has no effect.
+        gain: initial weight of the decoder's last norm, hence the initial length of p; with 0, training starts at
+            the embedding of the first stage. 1 in the authors' code; not with `cross_attention`.
+        attend_padding: let the prompts attend to padding, as the authors' checkpoints require; otherwise keep it off.
+        normalise_in_evaluation: scale p to unit length in evaluation, as the authors' checkpoints require; otherwise
+            keep it off.
     """
 
     name = "d2s"
@@ -97,32 +91,39 @@ class D2S(Method):
         self.residual, self.distillation, self.weight, self.cached = residual, distillation, weight, cached
         self.positions, self.attend_padding = positions, attend_padding
         if gain != 1 and cross_attention:
-            raise UserError(f"D2S.gain is {gain}; with cross_attention there is no last norm, leave it at 1")
+            raise UserError(f"D2S.gain is {gain}; it must be 1 with cross_attention, which has no last norm")
         if gain == 0 and not residual:
-            raise UserError("D2S.gain is 0; without the residual every caption's embedding would start at 0")
+            raise UserError("D2S.gain is 0; it must be above 0 without the residual, or all embeddings start at 0")
         self.gain = gain
         self.normalise_in_evaluation = normalise_in_evaluation
         self.needs = () if weight == 0 else (CACHED,) if cached else (DENSE,)
 
     @property
     def weights(self) -> dict[str, float]:
-        """The factor of the distillation."""
+        """The weight of the distillation."""
         return {"distillation": self.weight} if self.weight > 0 else {}
 
     def build(self, backbone: Backbone) -> D2SModule:
-        """Load the first stage into the backbone, then copy the teacher and make the decoder.
+        """Load the first stage into the backbone, then copy the teacher and build the decoder.
 
-        A file that is missing is refused when training begins: a run that is resumed or tested does without.
+        A missing stage-1 file is reported only when training begins; resumed runs and tests do not need it.
 
         Raises:
-            UserError: the first stage's checkpoint is of another backbone, or the sizes don't fit.
+            UserError: the first stage has a different backbone, or the number of heads does not divide the width.
         """
         if backbone.dim % self.heads:
-            raise UserError(f"D2S.heads is {self.heads}; it must divide the embedding's width {backbone.dim}")
+            raise UserError(f"D2S.heads is {self.heads}; it must divide the embedding width {backbone.dim}")
         if self.stage1 is not None and Path(self.stage1).is_file():
             load_stage1(backbone, Path(self.stage1))
         teacher = FrozenText(backbone) if self.weight > 0 and not self.cached else None
-        module = D2SModule(self, self._decoder(backbone.dim), teacher)
+        module = D2SModule(
+            self._decoder(backbone.dim),
+            teacher,
+            self.residual,
+            self.distillation,
+            self.cached and self.weight > 0,
+            self.normalise_in_evaluation,
+        )
         if module.cached:
             module.stage1.copy_(torch.tensor(list(bytes.fromhex(weights_identity(backbone.state_dict())))))
         if not self.residual:
@@ -138,118 +139,40 @@ class D2S(Method):
         )  # fmt: skip
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse an order in which this method undoes another.
+        """Check that this method does not discard the result of an earlier one.
 
         Raises:
-            UserError: the residual is off, and a method is listed before this one.
+            UserError: the residual is off, and another method is listed before this one.
         """
         methods: Any = pl_module.methods
         earlier = list(methods)[: list(methods).index(self.name)]
         if earlier and not self.residual:
             raise UserError(
-                f"D2S.residual is false, so what {' and '.join(earlier)} made of captions would be thrown away; list "
-                "D2S first, or leave residual on"
+                f"D2S.residual is false, which discards the caption embeddings of {' and '.join(earlier)}; list D2S "
+                "first, or set residual to true"
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a first stage that is not there; say so where it is left out.
+        """Check that the first stage exists; warn if it is not set.
 
         Raises:
-            UserError: there is no such file, and no checkpoint to go on from either.
+            UserError: the file does not exist, and the run does not resume from a checkpoint.
         """
         if self.stage1 is not None and not Path(self.stage1).is_file() and trainer.ckpt_path is None:
             raise UserError(
-                f"D2S.stage1: there is no file {self.stage1!r}. Train the first stage with `itr fit --config "
+                f"D2S.stage1: the file {self.stage1!r} does not exist. Train the first stage with `itr fit --config "
                 "f30k_d2s_stage1.yaml`, or with your own config and --data.texts=dense, and give the checkpoint that "
                 "it writes; or set stage1 to null"
             )
-        if self.weight > 0 and not self.cached:  # keep Lightning from wondering at the teacher
+        if self.weight > 0 and not self.cached:  # the teacher is in eval mode on purpose
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         if self.stage1 is None and trainer.ckpt_path is None:
-            kept = self.weight > 0 and not self.cached
-            taught = ", and the frozen teacher is the text encoder that training starts from" if kept else ""
-            log.warning("D2S.stage1 is not set: training starts without the first stage%s", taught)
+            frozen = self.weight > 0 and not self.cached
+            hint = "; the frozen teacher is a copy of the initial text encoder" if frozen else ""
+            log.warning("D2S.stage1 is not set: training starts without a first stage%s", hint)
 
     def describe(self) -> dict[str, Any]:
-        """Without the first stage's file: its weights are in the checkpoint."""
+        """The settings without the stage-1 file, because its weights are in the checkpoint."""
         description = super().describe()
         description["init_args"]["stage1"] = None
         return description
-
-
-class D2SModule(MethodModule):
-    """The prompts with their decoder, and the frozen teacher.
-
-    Args:
-        settings: the method's knobs.
-        decoder: words [C, L, D] and mask [C, L] to embeddings [C, D].
-        teacher: embeds dense captions; None where nothing is distilled.
-    """
-
-    def __init__(self, settings: D2S, decoder: nn.Module, teacher: FrozenText | None) -> None:
-        super().__init__()
-        self.residual = settings.residual
-        self.normalise_in_evaluation = settings.normalise_in_evaluation
-        self.distillation: DistillationKind = settings.distillation
-        self.decoder = decoder
-        self.teacher = teacher
-        self.cached = settings.cached and settings.weight > 0
-        self.stage1: Tensor
-        if self.cached:  # identity of the weights that training started from, for a run that is resumed
-            self.register_buffer("stage1", torch.zeros(16, dtype=torch.uint8))
-
-    def embed_text(self, encoded: Encoded) -> Encoded:
-        """Add what the prompts made of the words to the pooled text [C, D]."""
-        prompt: Tensor = self.decoder(encoded.tokens, encoded.mask)
-        if self.normalise_in_evaluation and not self.training:
-            # NOTE: the authors normalise in evaluation but not in training, so their models are searched with another
-            # embedding than the trained one. Here both are the trained one, unless a checkpoint of theirs asks for it.
-            prompt = F.normalize(prompt, dim=-1)
-        pooled = encoded.pooled + prompt if self.residual else prompt
-        return encoded.replace(pooled=pooled)
-
-    def expect(self, fields: Mapping[str, Field]) -> None:
-        """Refuse dense embeddings that another first stage made.
-
-        Raises:
-            UserError: the file's header names other weights than those training started from.
-        """
-        field = fields.get(CACHED)
-        if not self.cached or not isinstance(field, TeacherFeatures):
-            return
-        made_by, wanted = field.file.header.weights, bytes(self.stage1.tolist()).hex()
-        if made_by != wanted:
-            raise UserError(
-                f"the dense embeddings {field.file.paths.rows} were made by other weights than training starts from; "
-                f"make them by the checkpoint that D2S.stage1 names:\n{field.file.command()}"
-            )
-
-    def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's embedding of the dense caption of each caption's image [C, D].
-
-        Raises:
-            UserError: the batch has neither dense captions nor, where they are cached, their embeddings.
-        """
-        if self.cached:
-            rows = batch.image_extra.get(CACHED)
-            if not isinstance(rows, Tensor):
-                raise UserError("D2S.cached is on, and the batch has no dense embeddings; `itr features` makes them")
-            return {TEACHER: rows[batch.image_index]}
-        if self.teacher is None:
-            return {}
-        dense = batch.image_extra.get(DENSE)
-        if not isinstance(dense, Tokens):
-            raise UserError(
-                "D2S distils dense captions, and the batch has none: `itr densify` makes them, `itr prepare table` "
-                "keeps a column `dense`; or set D2S.weight to 0"
-            )
-        return {TEACHER: self.teacher(dense)[batch.image_index]}
-
-    def losses(self, pairs: Pairs) -> dict[str, Tensor]:
-        """`distillation`: the share of these rows in the texts' distance to the teacher's dense embeddings."""
-        if TEACHER not in pairs.extra:
-            return {}
-        student = pairs.text.rows(pairs.rows).pooled
-        student = student if student.dtype == torch.float64 else student.float()
-        teacher = pairs.extra[TEACHER][pairs.rows]
-        return {"distillation": pairs.share * distillation(student, teacher, self.distillation)}

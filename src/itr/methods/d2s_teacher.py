@@ -1,4 +1,4 @@
-"""What the first stage leaves to the second: its weights, and a frozen copy of the part that embeds captions."""
+"""Transfer of the first stage to the second: its weights, and a frozen copy of its text encoder."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ log = logging.getLogger(__name__)
 
 
 class FrozenText(nn.Module):
-    """A backbone's text side as it is now: no gradient, always in evaluation, no vision tower.
+    """A frozen copy of a backbone's text encoder: no gradients, always in eval mode, no vision tower.
 
-    Its weights are in the checkpoint; a module that is built again from random weights has the same parts, so the
-    checkpoint's fit.
+    Its weights are saved in the checkpoint; a module rebuilt from random weights has the same parts, so the weights
+    fit.
 
     Args:
-        backbone: what to copy; it stays as it is.
+        backbone: backbone to copy; it is not changed.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        # What stands in the memo is taken instead of a copy: the vision tower is never copied, nor the tokenizer.
+        # `deepcopy` takes entries of the memo instead of copying: so neither vision tower nor tokenizer is copied.
         memo = {id(module): nn.Identity() for module in _unused_modules(backbone)}
         self.encoder: Backbone = copy.deepcopy(backbone, {**memo, id(backbone.tokenizer): backbone.tokenizer})
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FrozenText:
-        """Stay in evaluation whatever is asked."""
+        """Stay in eval mode whatever `mode` is."""
         super().train(False)
         return self
 
     @torch.no_grad()
     def forward(self, text: Tokens) -> Tensor:
-        """Embed captions [C, L], to [C, D]."""
+        """Embed captions [C, L] as [C, D]."""
         return self.encoder.encode_text(text).pooled
 
 
 def load_stage1(backbone: Backbone, path: Path) -> None:
-    """Put the weights of a first stage's checkpoint into the backbone, all of them.
+    """Load all backbone weights from a checkpoint of the first stage.
 
     Raises:
-        UserError: it is no checkpoint of itr, or of another backbone.
+        UserError: the file is not an itr checkpoint, or has a different backbone.
     """
-    with refusing(f"D2S.stage1: {str(path)!r} is no checkpoint that `itr fit` wrote"):
+    with refusing(f"D2S.stage1: {str(path)!r} is not a checkpoint of `itr fit`"):
         saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         weights: dict[str, Tensor] = {str(name): value for name, value in saved["state_dict"].items()}
     prefix = "backbone."
@@ -62,15 +62,15 @@ def load_stage1(backbone: Backbone, path: Path) -> None:
         backbone.load_state_dict(own, strict=True)
     except RuntimeError as error:
         lines = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
-        raise UserError(f"D2S.stage1: {str(path)!r} was trained with another backbone ({lines})") from error
+        raise UserError(f"D2S.stage1: {str(path)!r} was trained with a different backbone ({lines})") from error
     backbone.untrained = ()
     log.info("D2S starts from the first stage in %s", path)
 
 
 def freeze_text_pooling(backbone: Backbone) -> None:
-    """Freeze what only the pooled text depends on, for a method that throws it away.
+    """Freeze the parameters that affect only the pooled text embedding, for a method that discards it.
 
-    A parameter without a gradient would stop distributed training.
+    Trainable parameters without a gradient would stop distributed training.
     """
     with _probed(backbone) as probe:
         pooled, words = probe(lambda text: text.pooled), probe(lambda text: text.tokens)
@@ -80,7 +80,7 @@ def freeze_text_pooling(backbone: Backbone) -> None:
 
 
 def _unused_modules(backbone: Backbone) -> list[nn.Module]:
-    """The largest parts with parameters that embedding a caption neither calls nor depends on."""
+    """The largest modules with parameters that are neither called nor used when a caption is embedded."""
     called: set[nn.Module] = set()
     hooks = [m.register_forward_hook(lambda module, *_: called.add(module)) for m in backbone.modules()]
     try:
@@ -103,9 +103,9 @@ def _unused_modules(backbone: Backbone) -> list[nn.Module]:
 
 @contextmanager
 def _probed(backbone: Backbone) -> Iterator[Callable[[Callable[[Encoded], Tensor]], set[str]]]:
-    """Gives a function that tells the parameters on which an output for one caption depends.
+    """Yield a function that returns the names of the parameters on which an output for a caption depends.
 
-    Backbone and random numbers are as before afterwards.
+    The state of the backbone is restored afterwards.
     """
     named = dict(backbone.named_parameters())
     trainable = {name: parameter.requires_grad for name, parameter in named.items()}

@@ -1,4 +1,4 @@
-"""Learnable prompts that read the words of a caption and become one embedding: two ways, the joint and the crossed."""
+"""Learnable prompts that turn the words of a caption into one embedding, by a joint decoder or by cross-attention."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from itr.backbones.pooling import PoolingKind, make_pooling, positional_code
 Placement = Literal["prefix", "postfix", "surround"]
 
 
-class Attention(nn.Module):
+class PromptAttention(nn.Module):
     """Multi-head attention of queries to a context, which may be the same sequence.
 
-    softmax(Q K' / sqrt(D / H)) V for each of H heads, with one projection before and one behind
+    softmax(Q K' / sqrt(D / H)) V for each of H heads, with a projection before and one after
     (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762, equation 1).
 
     Args:
@@ -31,12 +31,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Queries [N, Q, D] that look at a context [N, T, D].
+        """Attend from queries [N, Q, D] to a context [N, T, D].
 
         Args:
-            queries: who looks.
-            context: what is looked at; None where that is the queries themselves.
-            mask: False at what must not be looked at [N, T], bool; None where all may be.
+            queries: inputs of the queries.
+            context: inputs of the keys and values; None for self-attention.
+            mask: False where attention is not allowed [N, T], bool; None to allow all.
         """
         if context is None:
             parts: tuple[Tensor, ...] = self.qkv(queries).chunk(3, dim=-1)
@@ -46,41 +46,41 @@ class Attention(nn.Module):
             parts = (F.linear(queries, weights[0], biases[0]), *F.linear(context, weights[1], biases[1]).chunk(2, -1))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # [N, H, ., D/H]
         allowed = None if mask is None else mask[:, None, None, :]
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-        result: Tensor = self.proj(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return result
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + perceptron(norm(x))."""
+class PromptBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = round(dim * mlp_ratio)
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = PromptAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Features [N, T, D] and what may be looked at [N, T], to features [N, T, D]."""
+        """Transform features [N, T, D], attending only where `mask` [N, T] is True."""
         features = features + self.attention(self.norm1(features), None, mask)
         change: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(features))))
         return features + change
 
 
 class PromptDecoder(nn.Module):
-    """Words and learnable prompts in one sequence through a transformer; the prompts' outputs are pooled.
+    """A transformer over words and learnable prompts in one sequence; the prompts' outputs are pooled.
 
-    p = pool_k(LayerNorm(Decoder([w_1 .. w_L ; q_1 .. q_K]))_k), q_k ~ N(0, 1) at the start
+    p = pool_k(LayerNorm(Decoder([w_1 .. w_L ; q_1 .. q_K]))_k), q_k ~ N(0, 1) at initialization
     (D2S-VSE, ICCV 2025, https://github.com/liuyyy111/d2s-vse).
 
-    NOTE: the authors' decoder has no positions, and attention does not see order by itself: without them the three
-    placements are one and the same network, although the paper reports different figures for them. So words and prompts
-    get the sinusoidal code of their position here, unless `positions` is False.
+    NOTE: the authors' decoder has no positions, and attention alone ignores order, so the three placements are the same
+    network, although the paper reports different results for them. Here words and prompts get sinusoidal position
+    codes, unless `positions` is False.
 
-    NOTE: the authors' decoder looks at padding too, so that an embedding depends on the longest caption of its batch.
+    NOTE: the authors' decoder also attends to padding, so an embedding depends on the longest caption of its batch.
     Here it does so only with `attend_padding`, for their checkpoints.
 
     Args:
@@ -88,12 +88,12 @@ class PromptDecoder(nn.Module):
         num_prompts: number K of prompts.
         depth: number of blocks.
         heads: attention heads of each block.
-        mlp_ratio: width of the perceptron over D.
-        placement: prompts before the words, behind them, or half and half.
-        pooling: how the K outputs become one.
+        mlp_ratio: hidden width of the MLP relative to D.
+        placement: prompts before the words, after them, or half and half.
+        pooling: how the K outputs are pooled.
         positions: add positions to words and prompts.
-        attend_padding: look at padding too.
-        gain: weight of the last LayerNorm at the start; 0 makes p = 0 there, until training moves it.
+        attend_padding: also attend to padding.
+        gain: initial weight of the last LayerNorm; with 0, p is 0 at the start of training.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class PromptDecoder(nn.Module):
         self.positions = positions
         self.attend_padding = attend_padding
         self.prompts = nn.Parameter(torch.randn(num_prompts, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(PromptBlock(dim, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         nn.init.constant_(self.norm.weight, gain)
         self.pool = make_pooling(pooling)
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Word features [C, L, D] and their mask [C, L], bool, to embeddings [C, D]."""
+        """Turn word features [C, L, D] with their mask [C, L], bool, into embeddings [C, D]."""
         first, last = self.prompts.expand(len(words), -1, -1).split(self.split, dim=1)
         features = torch.cat([first, words.to(first.dtype), last], dim=1)  # [C, K + L, D], in full precision
         if self.positions:
@@ -133,7 +133,7 @@ class PromptDecoder(nn.Module):
         return _pool(self.pool, self.norm(outputs))
 
     def _codes(self, mask: Tensor, features: Tensor) -> Tensor:
-        """Codes of positions [C, K + L, D] that count real words alone, so that padding moves nothing."""
+        """Position codes [C, K + L, D]; padding is not counted, so it does not shift the positions."""
         allowed = F.pad(mask, tuple(self.split), value=True)
         index = allowed.cumsum(dim=1) - 1
         codes = positional_code(features.shape[1], features.shape[2], features.device).to(features.dtype)
@@ -141,17 +141,17 @@ class PromptDecoder(nn.Module):
 
 
 class CrossPrompts(nn.Module):
-    """Learnable prompts that attend to the words once, and are pooled.
+    """Learnable prompts that attend to the words once and are then pooled.
 
-    p = pool_k(q_k + Attention(q_k, w_1 .. w_L)), the variant without a decoder of D2S-VSE (ICCV 2025,
+    p = pool_k(q_k + Attention(q_k, w_1 .. w_L)), the variant of D2S-VSE without a decoder (ICCV 2025,
     https://github.com/liuyyy111/d2s-vse).
 
     Args:
         dim: width D of words and prompts.
         num_prompts: number K of prompts.
         heads: attention heads.
-        pooling: how the K outputs become one.
-        attend_padding: look at padding too, as the authors' code does.
+        pooling: how the K outputs are pooled.
+        attend_padding: also attend to padding, as the authors' code does.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ class CrossPrompts(nn.Module):
         super().__init__()
         self.attend_padding = attend_padding
         self.prompts = nn.Parameter(torch.randn(num_prompts, dim))
-        self.attention = Attention(dim, heads)
+        self.attention = PromptAttention(dim, heads)
         self.pool = make_pooling(pooling)
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Word features [C, L, D] and their mask [C, L], bool, to embeddings [C, D]."""
+        """Turn word features [C, L, D] with their mask [C, L], bool, into embeddings [C, D]."""
         prompts = self.prompts.expand(len(words), -1, -1)
-        seen = self.attention(prompts, words.to(prompts.dtype), None if self.attend_padding else mask)
-        return _pool(self.pool, prompts + seen)
+        attended = self.attention(prompts, words.to(prompts.dtype), None if self.attend_padding else mask)
+        return _pool(self.pool, prompts + attended)
 
 
 def _pool(pool: nn.Module, outputs: Tensor) -> Tensor:

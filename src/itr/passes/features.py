@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from itr.commands.parsing import run_verb
+from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.imported import import_features
-from itr.data.features.stored import FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.shards.locations import find_split

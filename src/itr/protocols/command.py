@@ -1,4 +1,4 @@
-"""`itr evaluate PROTOCOL`: a published protocol on any checkpoint or any named encoder."""
+"""`itr evaluate PROTOCOL`: evaluate a checkpoint or a named encoder by a published protocol."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PROTOCOLS: dict[str, Callable[..., None]] = {
     "sts": evaluate_sts,
     "images": evaluate_images,
 }
-OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against captions, from wherever `Scored` has them
+OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against captions, with the options of `Scored`
 
 
 def main(arguments: list[str]) -> None:
-    """Parse the command line and measure."""
+    """Parse the command line and run the protocol."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    description = "Measure a checkpoint, a named encoder or ready embeddings by a published protocol."
+    description = "Evaluate a checkpoint, a named encoder or precomputed embeddings by a published protocol."
     common = dict.fromkeys(OF_PAIRS, Scored)
     name, values = parse_function(arguments, PROTOCOLS, "protocol", description, common=common, opens_checkpoints=True)
     if name in OF_PAIRS:

@@ -18,7 +18,7 @@ from itr.data.shards.schema import split_identity
 from itr.errors import UserError
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.provenance import about, figures_file, table, write_figures
+from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
 from itr.evaluation.retrieval import evaluate
 from itr.evaluation.scoring import scorer_of
 from itr.protocols.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
@@ -104,7 +104,7 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
     }
     settings = {"precision": scored.precision, "scored_by": scored_by}
     write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, **settings))
-    print(f"{table(figures)}\nwrote {target}")
+    print(f"{figures_table(figures)}\nwrote {target}")
 
 
 def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, float]]) -> None:
@@ -114,7 +114,7 @@ def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, f
     model, data = scored.identity()
     settings = {"precision": scored.precision, "scored_by": gallery.scorer.name}
     write_figures(target, figures, about(protocol, model, data, **settings))
-    print(f"{table(figures)}\nwrote {target}")
+    print(f"{figures_table(figures)}\nwrote {target}")
 
 
 # The columns of a pair, the query first.

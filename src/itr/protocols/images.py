@@ -1,4 +1,4 @@
-"""`itr evaluate images`: search for images by an image of the same class."""
+"""`itr evaluate images`: retrieve images of the same class as a query image."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from itr.embedding.encoder import Space, open_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
-from itr.evaluation.provenance import about, figures_file, table, write_figures
+from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
 from itr.files.digests import combined_digest, file_digest
-from itr.protocols.image_sets import PUBLISHED, LabelledImages, Layout, read_images
-from itr.protocols.same_class import Hits, search_same_class
+from itr.protocols.image_sets import PUBLISHED, ImageSetLayout, LabeledImages, read_images
+from itr.protocols.same_class import SameClassHits, search_same_class
 from itr.teachers.base import Precision
 
 PROTOCOL = (
-    "images of the query's class are true matches, by cosine, the query itself excluded; In-Shop: queries against "
-    "the gallery; ties count as wrong; queries without a true match are left out; percent"
+    "images of the query's class are true matches; ranked by cosine, excluding the query itself; In-Shop: queries "
+    "against the gallery; ties count as wrong; queries without a true match are excluded; percent"
 )
 
 
 def evaluate_images(
     root: str,
     out: str,
-    layout: Layout = "auto",
+    layout: ImageSetLayout = "auto",
     ckpt_path: str | None = None,
     image_model: str | None = None,
     space: Space = "auto",
@@ -36,25 +36,26 @@ def evaluate_images(
     device: str = "auto",
     precision: Precision = "32",
 ) -> None:
-    """Measure image-to-image search on CUB, SOP, In-Shop, iNaturalist or any folder of classes.
+    """Evaluate image-to-image retrieval on CUB, SOP, In-Shop, iNaturalist or any folder of classes.
 
-    The file gets `images/NAME/r1`, `r10`, `map_at_r` and `r_precision`, in percent.
+    The output file contains `images/NAME/r1`, `r10`, `map_at_r` and `r_precision`, in percent.
 
     Args:
-        root: folder of the set; for CUB, SOP and In-Shop as it was unpacked.
-        out: file to write, FILE.json.
+        root: folder of the data set; for CUB, SOP and In-Shop as unpacked from the archive.
+        out: output file, FILE.json.
         layout: cub (images.txt, image_class_labels.txt: classes 101 to 200), sop (Ebay_test.txt), inshop
-            (list_eval_partition.txt), inaturalist (Inaturalist_test_set1.txt, or val2018.json), folder (one a class);
-            auto finds out.
-        ckpt_path: a checkpoint of `itr fit` or `itr convert`; give this or an image model.
-        image_model: folder or name of transformers, a name of timm, open_clip:MODEL/TAG or unicom:FILE.
-        space: which embeddings are compared: a method's own for search within a modality (uni), those that are searched
-            across (cross), uni where there is one (auto), or both, cross then as `images_cross/...`.
-        batch_size: images at a time.
-        num_workers: processes that read and decode.
-        tile: queries and images compared at a time; memory grows with its square.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
-        precision: of the towers; similarities are exact anyway.
+            (list_eval_partition.txt), inaturalist (Inaturalist_test_set1.txt, or val2018.json), folder (one per class);
+            auto detects it.
+        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or an image model.
+        image_model: transformers folder or name, timm name, open_clip:MODEL/TAG or unicom:FILE.
+        space: embeddings to compare: a method's own embeddings for retrieval within a modality (uni), those for
+            retrieval across modalities (cross), uni if the model has it (auto), or both, with cross as
+            `images_cross/...`.
+        batch_size: number of images per batch.
+        num_workers: number of processes that read and decode images.
+        tile: number of queries and of gallery images compared at a time; memory grows with its square.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
+        precision: precision of the towers; similarities are always exact.
     """
     if tile < 1:
         raise UserError(f"--tile is {tile}; it must be 1 or more")
@@ -65,23 +66,23 @@ def evaluate_images(
     if found.failed:
         number, reason = next(iter(found.failed.items()))
         raise UserError(
-            f"{len(found.failed)} of {len(images.names)} images can't be decoded, and figures without them would "
-            f"be others; mend {images.paths[number]}: {reason}"
+            f"could not decode {len(found.failed)} of {len(images.names)} images, and skipping them would change the "
+            f"metrics; repair them, starting with {images.paths[number]}: {reason}"
         )
     figures: dict[str, float] = {}
     compared = views(found.encoded, "images", space)
     for prefix, view in compared.items():
         check_embeddings(view.rows, lambda row: f"the embedding of the image {images.names[row]}")
-        hits = search(images, view.rows.to(embedder.device), tile)
+        hits = search_image_set(images, view.rows.to(embedder.device), tile)
         figures |= {f"{prefix}/{images.name}/{name}": value for name, value in hits.figures().items()}
-    data = identity(images, hits, found.digests)
+    data = image_set_identity(images, hits, found.digests)
     spaces = {prefix: view.space for prefix, view in compared.items()}
     write_figures(target, figures, about(PROTOCOL, embedder.model, data, space=spaces, precision=precision))
-    print("\n".join([*remarks(data), table(figures), f"wrote {target}"]))
+    print("\n".join([*image_set_warnings(data), figures_table(figures), f"wrote {target}"]))
 
 
-def search(images: LabelledImages, rows: torch.Tensor, tile: int) -> Hits:
-    """Search with each query of a set, by the embeddings [N, D] of its images.
+def search_image_set(images: LabeledImages, rows: torch.Tensor, tile: int) -> SameClassHits:
+    """Search the gallery with each query of a data set, given the embeddings [N, D] of its images.
 
     Raises:
         UserError: no query has a true match.
@@ -89,16 +90,16 @@ def search(images: LabelledImages, rows: torch.Tensor, tile: int) -> Hits:
     label = torch.from_numpy(np.unique(images.labels, return_inverse=True)[1]).to(rows.device)
     parts = (images.queries, images.gallery)
     if any(part is not None and not part for part in parts):
-        raise UserError(f"{images.lists[0]} names no query or no gallery image")
+        raise UserError(f"{images.lists[0]} lists no query images or no gallery images")
     queries, gallery = (None if part is None else torch.tensor(part) for part in parts)
     hits = search_same_class(rows, label, queries, gallery, tile)
     if not len(hits.query):
-        raise UserError(f"{images.name}: no query has another image of its class, so there is nothing to find")
+        raise UserError(f"{images.name}: no query has another image of its class, so there is nothing to retrieve")
     return hits
 
 
-def identity(images: LabelledImages, hits: Hits, digests: list[str]) -> dict[str, Any]:
-    """Counts and hash of a set; `published_images` is what the published protocol has, where there is one."""
+def image_set_identity(images: LabeledImages, hits: SameClassHits, digests: list[str]) -> dict[str, Any]:
+    """Counts and hash of a data set, and the number of images in the published protocol, if there is one."""
     files = dict(zip(images.names, digests, strict=True)) | {path.name: file_digest(path) for path in images.lists}
     queries = len(images.names if images.queries is None else images.queries)
     facts = {
@@ -113,12 +114,15 @@ def identity(images: LabelledImages, hits: Hits, digests: list[str]) -> dict[str
     return facts if published is None else facts | {"published_images": published}
 
 
-def remarks(data: dict[str, Any]) -> list[str]:
-    """What a reader of the figures should know of the set, a line each."""
+def image_set_warnings(data: dict[str, Any]) -> list[str]:
+    """Warnings about the data set that a reader of the metrics should know."""
     lines = []
     if data.get("published_images", data["images"]) != data["images"]:
-        published = f"the published protocol has {data['published_images']:,}"
-        lines.append(f"{data['name']}: {data['images']:,} images, and {published}: figures are not comparable")
+        lines.append(
+            f"{data['name']} has {data['images']:,} images here but {data['published_images']:,} in the published "
+            "protocol, so the metrics are not comparable with published ones"
+        )
     if data["queries_left_out"]:
-        lines.append(f"left out {data['queries_left_out']} of {data['queries']} queries: alone in their class")
+        skipped = f"{data['queries_left_out']} of {data['queries']} queries"
+        lines.append(f"skipped {skipped}, because their class has no other image")
     return lines

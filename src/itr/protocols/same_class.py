@@ -1,4 +1,4 @@
-"""Search for images of the same class: exact figures of each query, tile by tile, where ties never help."""
+"""Retrieval of images of the same class: exact metrics of each query, tile by tile, in which ties never help."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DEPTH = 10  # the largest K of R@K
 
 
 @dataclass
-class Hits:
-    """What each query with a true match finds, [Q'] each.
+class SameClassHits:
+    """Results of each query that has a true match, [Q'] each.
 
     Attributes:
         query: row of the query in the embeddings.
-        first: place of the best true match from 0; one past `DEPTH` may be too low, but not below it.
-        average_precision: mean over k <= R of the precision at k where there is a hit.
-        r_precision: share of true matches among the R best, R being the number of true matches.
+        first: rank of the best true match, from 0; exact below `DEPTH`, a lower bound of at least `DEPTH` otherwise.
+        average_precision: mean over k <= R of the precision at k, counted only if rank k is a hit.
+        r_precision: fraction of true matches among the top R, where R is the number of true matches.
     """
 
     query: Tensor
@@ -39,23 +39,23 @@ class Hits:
 
 def search_same_class(
     embedding: Tensor, label: Tensor, queries: Tensor | None = None, gallery: Tensor | None = None, tile: int = 2048
-) -> Hits:
-    """Search with each query for images of its class, itself excluded.
+) -> SameClassHits:
+    """Search with each query for images of its class, excluding the query itself.
 
     With R true matches and hits h_k at rank k: R-P = 1/R sum_{k<=R} h_k, and
     AP@R = 1/R sum_{k<=R} h_k (1/k sum_{j<=k} h_j) (https://arxiv.org/abs/2003.08505, section 3.3). An image of another
-    class that scores as high as a true match comes before it. A query without any true match is left out.
+    class with the same score as a true match is ranked before it. Queries without a true match are skipped.
 
     Args:
-        embedding: of all images, on the device to work on [N, D].
+        embedding: embeddings of all images, on the device to compute on [N, D].
         label: class of each image [N], int64.
-        queries: rows that are searched with [Q]; all by default.
-        gallery: rows that are searched [G]; all by default.
-        tile: queries and gallery images compared at a time; memory grows with its square.
+        queries: rows of the queries [Q]; all by default.
+        gallery: rows of the gallery images [G]; all by default.
+        tile: number of queries and of gallery images compared at a time; memory grows with its square.
     """
     everything = torch.arange(len(label), device=label.device)
     queries, gallery = (everything if rows is None else rows.to(label.device) for rows in (queries, gallery))
-    matches = true_matches(label, queries, gallery)
+    matches = count_matches(label, queries, gallery)
     queries, matches = queries[matches > 0], matches[matches > 0]
     score = Cosine(embedding[queries], embedding[gallery])
     most = int(matches.max()) if len(matches) else 0
@@ -66,14 +66,14 @@ def search_same_class(
         own, others = _best(score, rows, queries[rows], gallery, label, (most, wrong), tile)
         parts.append(_measure(own, others, matches[rows]))
     if not parts:
-        nothing = torch.zeros(0, dtype=torch.float64)
-        return Hits(queries, nothing.long(), nothing, nothing)
+        empty = torch.zeros(0, dtype=torch.float64)
+        return SameClassHits(queries, empty.long(), empty, empty)
     first, average, precision = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Hits(queries, first, average, precision)
+    return SameClassHits(queries, first, average, precision)
 
 
-def true_matches(label: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
-    """How many gallery images of its class each query has, itself excluded [Q]."""
+def count_matches(label: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
+    """Number of gallery images in the class of each query, excluding the query itself [Q]."""
     in_gallery = torch.zeros(len(label), dtype=torch.int64, device=label.device)
     in_gallery[gallery] = 1
     of_class = torch.bincount(label[gallery], minlength=int(label.max()) + 1)
@@ -83,9 +83,8 @@ def true_matches(label: Tensor, queries: Tensor, gallery: Tensor) -> Tensor:
 def _best(
     score: Score, rows: slice, query: Tensor, gallery: Tensor, label: Tensor, depth: tuple[int, int], tile: int
 ) -> tuple[Tensor, Tensor]:
-    """The scores of the best true matches and of the best other images, in descending order; -inf where none is."""
-    nothing = torch.zeros(len(query), 0, device=query.device)
-    own, others = nothing, nothing
+    """The scores of the best true matches and of the best other images, in descending order, padded with -inf."""
+    own = others = torch.zeros(len(query), 0, device=query.device)
     for columns in tiles(len(gallery), tile):
         scores = score(rows, columns)
         same = label[query][:, None] == label[gallery[columns]][None, :]
@@ -101,10 +100,10 @@ def _largest(kept: Tensor, scores: Tensor, depth: int) -> Tensor:
 
 
 def _measure(own: Tensor, others: Tensor, matches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """First place, AP@R and R-Precision of queries [Q], from their best scores [Q, P] and [Q, W] and R [Q]."""
-    ahead = others.shape[1] - torch.searchsorted(others.flip(1).contiguous(), own.contiguous())  # wrong ones, tied too
+    """First rank, AP@R and R-Precision of queries [Q], from their best scores [Q, P] and [Q, W] and R [Q]."""
+    ahead = others.shape[1] - torch.searchsorted(others.flip(1).contiguous(), own.contiguous())  # wrong, ties included
     order = torch.arange(1, own.shape[1] + 1, device=own.device)
-    place = order + ahead  # of each true match, from 1 [Q, P]
-    hit = (place <= matches[:, None]) & (order <= matches[:, None])
-    average = (hit * order / place.double()).sum(dim=1) / matches
-    return place[:, 0] - 1, average, hit.sum(dim=1) / matches.double()
+    rank = order + ahead  # of each true match, from 1 [Q, P]
+    hit = (rank <= matches[:, None]) & (order <= matches[:, None])
+    average = (hit * order / rank.double()).sum(dim=1) / matches
+    return rank[:, 0] - 1, average, hit.sum(dim=1) / matches.double()

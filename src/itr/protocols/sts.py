@@ -1,4 +1,4 @@
-"""`itr evaluate sts`: how well the similarity of texts follows people's judgements."""
+"""`itr evaluate sts`: correlation between the similarity of texts and human judgments."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from itr.embedding.encoder import Space, open_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation, pair_cosines
-from itr.evaluation.provenance import about, figures_file, table, write_figures
+from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
 from itr.files.digests import combined_digest, file_digest
 from itr.protocols.sts_data import COUNTS, JudgedPairs, StsData, read_sts
 from itr.teachers.base import Precision
 
 PROTOCOL = (
-    "100 x Spearman's rank correlation of the cosine of two texts with their gold score; all pairs of a test set in "
-    "one list, whatever file they are in; STS13 without SMT, the test part of STS-B, all three parts of SICK as MTEB "
-    "has it; avg is the mean of the seven; avg_senteval takes SICK's test part alone, as SentEval and CUSA do"
+    "100 x Spearman's rank correlation between the cosine of two texts and their gold score; all pairs of a test set "
+    "are pooled across its files; STS13 without SMT, the test split of STS-B, all three splits of SICK as in MTEB; avg "
+    "is the mean over the seven sets; avg_senteval uses only SICK's test split, as SentEval and CUSA do"
 )
 
 
@@ -34,29 +34,30 @@ def evaluate_sts(
     device: str = "auto",
     precision: Precision = "32",
 ) -> None:
-    """Measure text similarity on STS12-16, STS-B and SICK-R.
+    """Evaluate text similarity on STS12-16, STS-B and SICK-R.
 
-    The file gets `sts/STS12` ... `sts/STS16`, `sts/STSBenchmark`, `sts/SICKRelatedness`, their mean `sts/avg`, and each
-    part, such as `sts/STS12/MSRpar`. SICK is all of its pairs, as MTEB has it; SentEval and CUSA take its test part,
-    which is `sts/SICKRelatedness/test` and goes into `sts/avg_senteval`. The figure of a set that lacks pairs is called
-    `sts/STS12_incomplete`, and there is no mean then.
+    The output file contains `sts/STS12` ... `sts/STS16`, `sts/STSBenchmark`, `sts/SICKRelatedness`, their mean
+    `sts/avg`, and each part, such as `sts/STS12/MSRpar`. `sts/SICKRelatedness` covers all pairs of SICK, as in MTEB;
+    SentEval and CUSA use its test split, which is `sts/SICKRelatedness/test` and enters `sts/avg_senteval`. If pairs
+    are missing from a set, its metric is called `sts/STS12_incomplete`, and no mean is written.
 
     Args:
-        root: folder with semeval-sts, stsbenchmark and sick2014, or with SentEval's STS and SICK.
-        out: file to write, FILE.json.
-        ckpt_path: a checkpoint of `itr fit` or `itr convert`; give this or a text model.
-        text_model: folder or name of sentence-transformers or transformers.
-        space: which embeddings are compared: a method's own for search within a modality (uni), those that are searched
-            across (cross), uni where there is one (auto), or both, cross then as `sts_cross/...`.
-        batch_size: texts at a time.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
-        precision: of the towers.
+        root: folder that contains semeval-sts, stsbenchmark and sick2014, or SentEval's STS and SICK.
+        out: output file, FILE.json.
+        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or a text model.
+        text_model: folder or name of a sentence-transformers or transformers model.
+        space: embeddings to compare: a method's own embeddings for retrieval within a modality (uni), those for
+            retrieval across modalities (cross), uni if the model has it (auto), or both, with cross as
+            `sts_cross/...`.
+        batch_size: number of texts per batch.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
+        precision: precision of the towers.
     """
     target, folder = figures_file(out), Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--root: there is no folder {root}")
+        raise UserError(f"--root: the folder {root} does not exist")
     data = read_sts(folder)
-    for line in warnings_of(data):
+    for line in sts_warnings(data):
         print(line)
     embedder = open_embedder("text", ckpt_path, text_model, device, batch_size=batch_size, precision=precision)
     texts = list(dict.fromkeys(text for pairs in all_pairs(data) for text in (*pairs.first, *pairs.second)))
@@ -66,8 +67,10 @@ def evaluate_sts(
         check_embeddings(view.rows, lambda row: f"the embedding of the text {texts[row]!r}")
         figures |= {f"{prefix}/{name}": value for name, value in sts_figures(data, texts, view.rows).items()}
     spaces = {prefix: view.space for prefix, view in found.items()}
-    write_figures(target, figures, about(PROTOCOL, embedder.model, identity(data), space=spaces, precision=precision))
-    print(table({name: value for name, value in figures.items() if name.count("/") == 1}))
+    write_figures(
+        target, figures, about(PROTOCOL, embedder.model, sts_identity(data), space=spaces, precision=precision)
+    )
+    print(figures_table({name: value for name, value in figures.items() if name.count("/") == 1}))
     print(f"wrote {target}")
 
 
@@ -77,12 +80,12 @@ def all_pairs(data: StsData) -> list[JudgedPairs]:
 
 
 def sts_figures(data: StsData, texts: list[str], rows: Tensor) -> dict[str, float]:
-    """100 x Spearman's rank correlation of each set and each of its parts, and the mean of the seven sets.
+    """100 x Spearman's rank correlation of each test set and of each of its parts, and the mean of the seven sets.
 
     Args:
         data: judged pairs.
-        texts: every text of theirs once [N].
-        rows: the embedding of each text [N, D].
+        texts: the distinct texts of all pairs [N].
+        rows: embedding of each text [N, D].
     """
     place = {text: row for row, text in enumerate(texts)}
 
@@ -107,7 +110,7 @@ def _spearman(name: str, similarity: list[np.ndarray], gold: list[list[float]]) 
 
 
 def mean_of_sets(figures: Mapping[str, float]) -> dict[str, float]:
-    """`avg` over the seven sets, where all of them are whole; `avg_senteval` with the test part of SICK alone."""
+    """`avg` over the seven sets, if all are complete; `avg_senteval` with only the test split of SICK."""
     found = {}
     for mean, sick in (("avg", "SICKRelatedness"), ("avg_senteval", "SICKRelatedness/test")):
         names = [*(name for name in COUNTS if name != "SICKRelatedness"), sick]
@@ -116,20 +119,20 @@ def mean_of_sets(figures: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def warnings_of(data: StsData) -> list[str]:
-    """What is missing or was made up for, a line each."""
+def sts_warnings(data: StsData) -> list[str]:
+    """Warnings about missing and substituted pairs."""
     lines = [*data.notes, *(f"{name} is incomplete: {what}" for name, what in data.incomplete.items())]
     missing = [name for name in COUNTS if name not in data.sets]
     if missing:
-        lines.append(f"not there: {', '.join(missing)}")
+        lines.append(f"missing test sets: {', '.join(missing)}")
     if missing or data.incomplete:
-        lines.append("so there is no sts/avg")
+        lines.append("sts/avg is not computed, because it needs all seven test sets in full")
     return lines
 
 
-def identity(data: StsData) -> dict[str, object]:
-    """Hash of the files, pairs of each set, and what is unusual about them."""
+def sts_identity(data: StsData) -> dict[str, object]:
+    """Hash of the files, number of pairs of each test set, and warnings."""
     digests = {name: file_digest(path) for name, path in data.files.items()}
     pairs = {name: sum(map(len, parts.values())) for name, parts in data.sets.items()}
     facts: dict[str, object] = {"files": len(digests), "blake2b": combined_digest(digests), "pairs": pairs}
-    return facts | {"notes": warnings_of(data)} if warnings_of(data) else facts
+    return facts | {"notes": sts_warnings(data)} if sts_warnings(data) else facts

@@ -1,4 +1,4 @@
-"""The pairs of STS12-16, STS-B and SICK-R as their users have them: one table a file, or the layout of SentEval."""
+"""Read the pairs of STS12-16, STS-B and SICK-R: either one table per file, or the layout of SentEval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from itr.errors import UserError
 
-# Judged pairs of each file of each test set, as SentEval and MTEB have them. STS13 has no SMT: its licence forbids it.
+# Number of judged pairs in each file of each test set, as in SentEval and MTEB. STS13 lacks SMT for license reasons.
 COUNTS = {
     "STS12": {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "OnWN": 750, "SMTnews": 399},
     "STS13": {"FNWN": 189, "headlines": 750, "OnWN": 561},
@@ -23,7 +23,7 @@ MSRVID_ROWS = ("main-captions", "MSRvid", "2012test")  # genre, file and year of
 
 @dataclass
 class JudgedPairs:
-    """Pairs of texts and how alike people found them: 0 to 5, for SICK 1 to 5."""
+    """Pairs of texts with human similarity scores from 0 to 5, for SICK from 1 to 5."""
 
     first: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class JudgedPairs:
         return len(self.score)
 
     def add(self, score: str, first: str, second: str) -> None:
-        """Add a pair; one without a score is nobody's judgement and is left out."""
+        """Add a pair; a pair without a score is skipped."""
         if score.strip():
             self.score.append(float(score))
             self.first.append(first)
@@ -42,13 +42,13 @@ class JudgedPairs:
 
 @dataclass
 class StsData:
-    """What a folder holds of the seven test sets.
+    """The test sets found in a folder.
 
     Attributes:
-        sets: the pairs by test set and file; one without files is not there.
-        incomplete: what is missing of a set, by its name.
-        notes: what a reader of the figures should know.
-        files: everything that was read, by its path below the folder.
+        sets: pairs by test set and file; a test set without any file is absent.
+        incomplete: what is missing from a test set, by its name.
+        notes: what a reader of the metrics should know.
+        files: all files that were read, by relative path.
     """
 
     sets: dict[str, dict[str, JudgedPairs]] = field(default_factory=dict)
@@ -57,8 +57,8 @@ class StsData:
     files: dict[str, Path] = field(default_factory=dict)
 
 
-class Reader:
-    """Reads the files of a folder in either layout and remembers which.
+class StsReader:
+    """Reads the files of a folder in either layout and records which files it has read.
 
     Args:
         root: the folder.
@@ -70,47 +70,47 @@ class Reader:
         self.files: dict[str, Path] = {}
 
     def find(self, *names: str) -> Path | None:
-        """The first of some files that is there."""
+        """The first of the named files that exists."""
         candidates = (folder / name for name in names for folder in self.folders)
         return next((path for path in candidates if path.is_file()), None)
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a file; only line feeds end one.
+        """The lines of a file, split only at line feeds.
 
         Raises:
-            UserError: it can't be read.
+            UserError: the file could not be read.
         """
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read: {error}") from None
+            raise UserError(f"could not read {path}: {error}") from None
         self.files[path.relative_to(self.root).as_posix()] = path
         return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
     def rows(self, path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-        """Number and columns of each line; quotes are part of the text, and there may be further columns."""
+        """Number and columns of each line; quotes are part of the text, and extra columns are allowed."""
         for number, line in enumerate(self.lines(path), 1):
             row = line.split("\t")
             if len(row) < columns:
                 raise UserError(
-                    f"{path}, line {number}: {len(row)} columns between tabs, at least {columns} are wanted"
+                    f"{path}, line {number}: expected at least {columns} tab-separated columns, found {len(row)}"
                 )
             yield number, row
 
     def pairs(self, path: Path, columns: tuple[int, int, int], start: int = 1) -> JudgedPairs:
-        """The pairs of a table; `columns` say where score, first and second text stand, `start` the first line."""
+        """The pairs of a table; `columns` are those of score, first and second text, `start` is the first line."""
         pairs = JudgedPairs()
         for number, row in self.rows(path, max(columns) + 1):
             if number >= start:
                 _add(pairs, path, number, [row[column] for column in columns])
         return pairs
 
-    def parted(self, texts: Path, scores: Path) -> JudgedPairs:
-        """The pairs of SentEval's files: texts in one, the score of each line in another."""
+    def two_files(self, texts: Path, scores: Path) -> JudgedPairs:
+        """The pairs in SentEval's layout: texts in one file, the score of each line in another."""
         pairs, judged = JudgedPairs(), self.lines(scores)
         rows = list(self.rows(texts, 2))
         if len(rows) != len(judged):
-            raise UserError(f"{texts} has {len(rows)} lines, and {scores} has {len(judged)}")
+            raise UserError(f"{texts} has {len(rows)} lines, but {scores} has {len(judged)}; they must agree")
         for (number, row), score in zip(rows, judged, strict=True):
             _add(pairs, scores, number, [score, *row[:2]])
         return pairs
@@ -124,27 +124,28 @@ def _add(pairs: JudgedPairs, path: Path, number: int, row: list[str]) -> None:
 
 
 def read_sts(root: Path) -> StsData:
-    """Read all test sets that a folder holds.
+    """Read all test sets in a folder.
 
     Raises:
-        UserError: there is none of them, or a file is damaged.
+        UserError: the folder contains none of them, or a file is damaged.
     """
-    reader, data = Reader(root), StsData()
+    reader, data = StsReader(root), StsData()
     for name, counts in COUNTS.items():
         found = {part: pairs for part in counts if (pairs := _read(reader, name, part)) is not None}
         if not found:
             continue
         if name == "STS12" and "MSRvid" not in found and (pairs := msrvid_of_benchmark(reader)) is not None:
             found["MSRvid"] = pairs
-            data.notes.append("STS12: there is no file of MSRvid; its pairs are those that STS-B took from it")
+            data.notes.append("STS12: the MSRvid file is missing; its pairs were taken from STS-B, which includes them")
         data.sets[name] = {part: found[part] for part in counts if part in found}
         wrong = [_shortage(part, found.get(part), count) for part, count in counts.items()]
         if any(wrong):
             data.incomplete[name] = ", ".join(filter(None, wrong))
     if not data.sets:
         raise UserError(
-            f"{root} holds no STS data; looked for semeval-sts/2012/MSRpar.test.tsv and the like, stsbenchmark/sts-test"
-            ".csv, sick2014/SICK_test_annotated.txt, and SentEval's STS/STS12-en-test, STS/STSBenchmark and SICK"
+            f"{root} contains no STS data; expected files such as semeval-sts/2012/MSRpar.test.tsv, stsbenchmark/"
+            "sts-test.csv and sick2014/SICK_test_annotated.txt, or SentEval's STS/STS12-en-test, STS/STSBenchmark and "
+            "SICK"
         )
     data.files = reader.files
     return data
@@ -155,7 +156,7 @@ def _shortage(part: str, pairs: JudgedPairs | None, count: int) -> str:
     return "" if found == count else f"{part} {found:,} of {count:,} pairs".strip()
 
 
-def _read(reader: Reader, name: str, part: str) -> JudgedPairs | None:
+def _read(reader: StsReader, name: str, part: str) -> JudgedPairs | None:
     if name == "STSBenchmark":
         path = reader.find("stsbenchmark/sts-test.csv", "STS/STSBenchmark/sts-test.csv")
         return None if path is None else reader.pairs(path, (4, 5, 6))
@@ -172,12 +173,12 @@ def _read(reader: Reader, name: str, part: str) -> JudgedPairs | None:
         return None
     scores = texts.with_name(texts.name.replace(".input.", ".gs.", 1))
     if not scores.is_file():
-        raise UserError(f"{texts} has no scores: there is no {scores}")
-    return reader.parted(texts, scores)
+        raise UserError(f"{texts} has no scores: the file {scores} does not exist")
+    return reader.two_files(texts, scores)
 
 
-def msrvid_of_benchmark(reader: Reader) -> JudgedPairs | None:
-    """STS12's MSRvid out of the three files of STS-B, which took in all of it; None where there is none of it."""
+def msrvid_of_benchmark(reader: StsReader) -> JudgedPairs | None:
+    """STS12's MSRvid from the three files of STS-B, which include all of it; None if they contain no such pair."""
     rows: dict[int, list[str]] = {}
     for split in ("train", "dev", "test"):
         path = reader.find(f"stsbenchmark/sts-{split}.csv", f"STS/STSBenchmark/sts-{split}.csv")

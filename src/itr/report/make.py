@@ -1,4 +1,4 @@
-"""The verb `report`: read the runs, measure their embeddings, write the page."""
+"""The command `itr report`: read run folders, evaluate their embeddings and write the page."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from itr.commands.parsing import FriendlyParser, add_class_config, options_of
 from itr.data.shards.locations import find_split, read_positives
 from itr.data.shards.positives import Positives
-from itr.data.shards.schema import data_identity
+from itr.data.shards.schema import Split, data_identity
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.files.digests import file_digest
 from itr.files.writing import file_to_write
 from itr.report.content.embeddings import checkpoint_embeddings, ready_embeddings
-from itr.report.content.entry import Entry, plural
+from itr.report.content.entry import RunEntry, plural
 from itr.report.content.measure import Measured, measure
-from itr.report.content.published import departures, published
+from itr.report.content.published import changed_settings, published_results
 from itr.report.content.runs import Run, read_run, run_names
 from itr.report.content.samples import read_samples
-from itr.report.page.page import page
+from itr.report.page.page import report_page
 
 log = logging.getLogger(__name__)
 
@@ -38,83 +38,89 @@ def report(
     pictures: int = 24,
     device: str = "auto",
 ) -> None:
-    """Write a page about a run, or about several side by side, that opens without a network.
+    """Write an HTML page that describes one run, or compares several, and opens offline.
 
     Args:
-        runs: run folders, the one to compare the others with first.
-        out: file to write, FILE.html; by default report/index.html in the first run.
-        split: split of the data that is measured and shown.
-        data: folder of shards, where they are no longer at the place that the run's config names.
-        embeddings: ready embeddings, a .npz for each run, instead of those by the run's checkpoint.
-        pictures: queries that the gallery shows in each direction, shared out among the runs; 0 for no gallery.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        runs: run folders; the others are compared with the first.
+        out: output file, FILE.html; by default report/index.html in the first run folder.
+        split: data set split to evaluate and show.
+        data: shard folder, if the shards are no longer where the run's config says.
+        embeddings: precomputed embeddings, one .npz file per run, used instead of the run's checkpoint.
+        pictures: number of gallery queries per direction, divided among the runs; 0 for no gallery.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
     """
     folders = [Path(run).expanduser() for run in runs]
-    given = embeddings or []
+    given: list[Path | None] = [Path(file).expanduser() for file in embeddings or []]
     if given and len(given) != len(folders):
-        raise UserError(f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}")
+        raise UserError(
+            f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}; give one file per run"
+        )
     if pictures < 0:
         raise UserError(f"--pictures is {pictures}; it must be 0 or more")
-    asked = None if out is None else file_to_write(out, ".html", ".htm")
-    read = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
-    target = asked or file_to_write(folders[0] / "report" / "index.html", ".html")
+    requested = None if out is None else file_to_write(out, ".html", ".htm")
+    run_list = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    target = requested or file_to_write(folders[0] / "report" / "index.html", ".html")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
-        find_split(root, split)  # a wrong option is an error, a wrong place in a config a note on the page
-    shown = -(-pictures // len(folders))
-    entries = []
-    for number, run in enumerate(read):
-        ready = Path(given[number]).expanduser() if given else None
-        entries.append(_entry(run, split, root, ready, shown, device))
+        find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
+    num_queries = -(-pictures // len(folders))
+    files = given or [None] * len(run_list)
+    entries = [_entry(run, split, root, file, num_queries, device) for run, file in zip(run_list, files, strict=True)]
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(entries, split), encoding="utf-8", errors="replace")
+    target.write_text(report_page(entries, split), encoding="utf-8", errors="replace")
     for entry in entries:
         for note in entry.run.notes:
             log.info("%s: %s", entry.name, note)
-    print(f"the report is {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote the report to {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
-def _entry(run: Run, split: str, data: Path | None, ready: Path | None, shown: int, device: str) -> Entry:
-    entry = Entry(run, published=published(run.config_name), departures=departures(run))
+def _entry(run: Run, split: str, data: Path | None, ready: Path | None, num_queries: int, device: str) -> RunEntry:
+    entry = RunEntry(run, published=published_results(run.config_name), changes=changed_settings(run))
     entry.facts["checkpoint"] = _checkpoint(run)
     entry.facts["software"] = ", ".join(_versions())
     root = data or Path(run.setting("data.root", "shards")).expanduser()
-    try:
-        shards = find_split(root, split)
-        size = f"{plural(shards.images, 'image')}, {plural(shards.captions, 'caption')}"
-        entry.facts["data"] = f"{root}, split {split}: {size}; identity {data_identity(shards)[:16]}"
-    except UserError as error:
-        run.notes.append(f"no images: {error}. Where the shards have moved, give --data")
-        shards = None
+    shards = _find_shards(entry, root, split)
     try:
         gallery = _gallery(run, root, split, ready, device)
     except UserError as error:
         if ready is not None:
             raise
-        run.notes.append(f"no embeddings, hence neither curves of recall nor a gallery: {error}")
+        run.notes.append(f"No embeddings, so there are no recall curves and no gallery: {error}")
         return entry
     if shards and (shards.images, shards.captions) != (len(gallery.image_id), len(gallery.text_id)):
         run.notes.append(
-            f"no images and no true matches: the embeddings are of {plural(len(gallery.image_id), 'image')} and "
-            f"{plural(len(gallery.text_id), 'caption')}, which are not those of {root}"
+            f"No images and no list of true matches: the embeddings cover {plural(len(gallery.image_id), 'image')} and "
+            f"{plural(len(gallery.text_id), 'caption')}, which does not match {root}"
         )
         shards = None
-    found = read_positives(root, split) if shards else None
-    positives = None if found is None else Positives.from_pairs(*found)
+    pairs = read_positives(root, split) if shards else None
+    positives = None if pairs is None else Positives.from_pairs(*pairs)
     log.info("%s: ranking %s", run.name, plural(len(gallery.text_id), "caption"))
-    entry.measured = measure(gallery, positives, shown, torch.device(choose_device(device)))
-    if shards and shown:
+    entry.measured = measure(gallery, positives, num_queries, torch.device(choose_device(device)))
+    if shards and num_queries:
         _add_samples(entry, entry.measured, root, split)
     return entry
 
 
+def _find_shards(entry: RunEntry, root: Path, split: str) -> Split | None:
+    """The shards of the split; if they are missing, a note on the page says so."""
+    try:
+        shards = find_split(root, split)
+    except UserError as error:
+        entry.run.notes.append(f"No images: {error}. If the shards have moved, give their folder with --data")
+        return None
+    size = f"{plural(shards.images, 'image')}, {plural(shards.captions, 'caption')}"
+    entry.facts["data"] = f"{root}, split {split}: {size}; identity {data_identity(shards)[:16]}"
+    return shards
+
+
 def _checkpoint(run: Run) -> str:
     path = run.checkpoint
-    return f"{path.name}, blake2b {file_digest(path)}" if path else "none"
+    return f"{path.name}, BLAKE2b {file_digest(path)}" if path else "none"
 
 
 def _versions() -> list[str]:
-    """What this page was made with."""
+    """Versions of the software that makes this page."""
     found = [f"Python {platform.python_version()}"]
     for name in ("itr", "torch", "lightning", "transformers", "open_clip_torch"):
         try:
@@ -128,13 +134,13 @@ def _gallery(run: Run, root: Path, split: str, ready: Path | None, device: str) 
     if ready is not None:
         return ready_embeddings(ready, run.checkpoint)
     if run.checkpoint is None:
-        raise UserError("there is no checkpoint in checkpoints/")
+        raise UserError("checkpoints/ contains no checkpoint")
     cache = run.folder / "report" / f"embeddings-{split}.npz"
     return checkpoint_embeddings(run.checkpoint, root, split, cache, device)
 
 
-def _add_samples(entry: Entry, measured: Measured, root: Path, split: str) -> None:
-    """Read what the gallery shows."""
+def _add_samples(entry: RunEntry, measured: Measured, root: Path, split: str) -> None:
+    """Read the images and captions that the gallery shows."""
     images: set[int] = set()
     captions: set[int] = set()
     for query in measured.queries:
@@ -146,11 +152,13 @@ def _add_samples(entry: Entry, measured: Measured, root: Path, split: str) -> No
     try:
         entry.samples = read_samples(root, split, images, captions)
     except UserError as error:
-        entry.run.notes.append(f"no images: {error}")
+        entry.run.notes.append(f"No images: {error}")
         return
     missing = len(images - set(entry.samples.image))
     if missing:
-        entry.run.notes.append(f"{missing} of {len(images)} images are not in the shards: other data, or --split")
+        entry.run.notes.append(
+            f"{missing} of {len(images)} images are not in the shards; check that --data and --split match the run"
+        )
 
 
 def main(arguments: list[str]) -> None:
@@ -160,7 +168,7 @@ def main(arguments: list[str]) -> None:
     verbs = parser.add_subcommands(required=True, metavar="VERB")
     options = FriendlyParser(description=line)
     options.add_argument("runs", nargs="+", type=str, help="run folders; the others are compared with the first")
-    options.add_argument("--embeddings", nargs="+", type=str, help="ready embeddings, a .npz for each run")
+    options.add_argument("--embeddings", nargs="+", type=str, help="precomputed embeddings, one .npz file per run")
     options.add_function_arguments(report, skip={"runs", "embeddings"})
     add_class_config(options)
     verbs.add_subcommand(arguments[0], options)

@@ -1,1 +1,1 @@
-"""How a run goes through time: steps that fit into memory, files that survive, stops and what is watched."""
+"""Training steps: optimizer, compilation, and losses that fit into memory."""

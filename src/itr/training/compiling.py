@@ -1,4 +1,4 @@
-"""`torch.compile` of the towers, with few shapes to compile for."""
+"""Compile the towers with `torch.compile`, for a small number of input shapes."""
 
 from __future__ import annotations
 
@@ -20,49 +20,51 @@ from itr.backbones.base import Backbone
 from itr.errors import UserError
 from itr.private_api.torch import forget_compiled
 
-GRAPHS = 64  # that torch may compile of one function: all towers share one, and each length is a graph
-COMPILERS = {"cpu": ("C++", "CXX", ("g++", "clang++")), "cuda": ("C", "CC", ("gcc", "clang"))}  # inductor's, Triton's
+GRAPHS = 64  # most graphs that torch may compile per function: all towers share one, and each length needs a graph
+COMPILERS = {"cpu": ("C++", "CXX", ("g++", "clang++")), "cuda": ("C", "CC", ("gcc", "clang"))}  # Inductor, Triton
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """What is compiled while a model is trained; evaluation runs as it is written, whatever the sizes of its batches.
+    """What to compile during training; evaluation is not compiled, because its batch sizes vary.
 
-    Neither checkpoint nor results depend on it, beyond rounding and the order in which dropout draws. Each new shape
-    is compiled for a minute or so the first time it comes.
+    It does not affect checkpoints or results, except for rounding and the order of dropout draws. Each new shape takes
+    about a minute to compile when it first occurs.
 
     Args:
         towers: compile both towers with `torch.compile`.
-        lengths: with `towers`: captions are padded to the next of these numbers of tokens, or to the longest that the
-            tower takes, rather than to the longest of their batch.
+        lengths: with `towers`, captions are padded to the next of these numbers of tokens, or to the maximum of the
+            tower, instead of the longest caption of the batch.
     """
 
     towers: bool = False
     lengths: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 256)
 
     def __post_init__(self) -> None:
-        """Refuse what can't be, before anything is built."""
+        """Check that the lengths ascend."""
         if not all(a < b for a, b in pairwise((0, *self.lengths))):
-            raise UserError(f"compilation.lengths is {list(self.lengths)}; give numbers of tokens that ascend from 1")
+            raise UserError(
+                f"compilation.lengths is {list(self.lengths)}; give numbers of tokens in ascending order, 1 or more"
+            )
 
     def begin(self, module: nn.Module) -> None:
-        """Compile the towers of all backbones in a model, each at its first call.
+        """Mark the towers of all backbones in a model to be compiled when they are first called.
 
         Raises:
-            UserError: this machine has nothing to compile with.
+            UserError: this machine has no compiler.
         """
         if not self.towers:
             return
         check_compiler(next(module.parameters()).device.type, "compilation.towers")
-        # torch looks at it itself while it traces what another part gave.
+        # torch accesses .grad itself while it traces the output of another module.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, GRAPHS)
         for backbone in _backbones(module):
             backbone.lengths = self.lengths
             parts = _parts(backbone)
             if not parts:
-                log.warning("compilation.towers: %s has no part that is compiled", type(backbone).__name__)
+                log.warning("compilation.towers has no effect: %s has no module to compile", type(backbone).__name__)
             for part in parts:
                 part.compile(dynamic=False)
 
@@ -75,7 +77,7 @@ class Compilation:
 
     @contextmanager
     def suspended(self, module: nn.Module) -> Iterator[None]:
-        """Run a model as it is written and captions as they come."""
+        """Run a model without compilation and without padding captions to fixed lengths."""
         backbones = _backbones(module) if self.towers else []
         before = [backbone.lengths for backbone in backbones]
         for backbone in backbones:
@@ -93,25 +95,31 @@ def _backbones(module: nn.Module) -> list[Backbone]:
 
 
 def _parts(backbone: Backbone) -> list[nn.Module]:
-    return [part for part in backbone.compilable() if not isinstance(part, nn.Identity)]  # what a frozen copy lacks
+    return [part for part in backbone.compilable() if not isinstance(part, nn.Identity)]  # a frozen copy lacks some
 
 
 def check_compiler(device: str, setting: str) -> None:
-    """Refuse to compile on a machine where torch can't: its own code needs a compiler that starts it, on a GPU too.
+    """Check that this machine has the host compiler that torch needs for compilation, also on a GPU.
 
     Args:
-        device: `cpu` or `cuda`, where what is compiled will run; others are left to torch.
-        setting: who wants it, for the message.
+        device: `cpu` or `cuda`, where the compiled code will run; other devices are not checked.
+        setting: the setting that requires it, for the message.
 
     Raises:
-        UserError: there is no such compiler, or none of Python's headers.
+        UserError: the compiler or Python's headers are missing.
     """
     if device not in COMPILERS:
         return
     language, variable, usual = COMPILERS[device]
     names = [os.environ.get(variable) or usual[0], *usual[1:]]
     if not any(shutil.which(name) for name in names):
-        raise UserError(f"{setting} needs a {language} compiler on {device}, and there is none of {', '.join(names)}")
+        raise UserError(
+            f"{setting} needs a {language} compiler on {device}, but none of {', '.join(names)} was found; install "
+            f"one, or turn {setting} off"
+        )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if device == "cuda" and not header.is_file():
-        raise UserError(f"{setting} needs the headers of Python on {device}: {header} is missing (python3-dev has it)")
+        raise UserError(
+            f"{setting} needs the Python headers on {device}, but {header} is missing; install python3-dev, or turn "
+            f"{setting} off"
+        )

@@ -1,4 +1,4 @@
-"""AdamW over groups of parameters, with a learning rate that warms up and decays."""
+"""AdamW with parameter groups, and a learning rate schedule with warm-up."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from itr.errors import UserError
 
 @dataclass
 class OptimizerSettings:
-    """AdamW and its schedule.
+    """Settings of AdamW and of the learning rate schedule.
 
     Attributes:
         lr: peak learning rate of heads and objective.
-        tower_lr_factor: the towers learn at `lr` times this.
-        weight_decay: decay of weight matrices; biases, norms and temperatures have none.
-        betas: decay rates of AdamW's averages.
-        eps: AdamW's epsilon.
-        schedule: how the rate falls after the warm-up: `cosine`, `linear`, `steps` or `constant`.
-        warmup: share of all steps (below 1) or number of steps (1 and above) during which the rate rises from 0.
-        final_lr_factor: share of the peak rate at the end of `cosine` and `linear`.
-        steps: with `steps`: epochs at which the rate is multiplied by `step_factor`.
-        step_factor: see `steps`.
+        tower_lr_factor: the learning rate of the towers is `lr` times this factor.
+        weight_decay: weight decay of weight matrices; biases, norms and temperatures have none.
+        betas: decay rates of AdamW's moving averages.
+        eps: epsilon of AdamW.
+        schedule: decay of the learning rate after warm-up: `cosine`, `linear`, `steps` or `constant`.
+        warmup: fraction of all steps (below 1) or number of steps (1 or more) over which the rate rises from 0.
+        final_lr_factor: final learning rate of `cosine` and `linear` as a fraction of the peak.
+        steps: with schedule `steps`, epochs at which the rate is multiplied by `step_factor`.
+        step_factor: factor for schedule `steps`.
     """
 
     lr: float = 5e-4
@@ -45,7 +45,7 @@ class OptimizerSettings:
     step_factor: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse what no schedule can be made of."""
+        """Check the ranges of all values."""
         for name in ("lr", "tower_lr_factor", "weight_decay", "eps", "warmup", "final_lr_factor", "step_factor"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be 0 or more")
@@ -54,12 +54,12 @@ class OptimizerSettings:
 
 
 def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
-    """What multiplies the loss of float16 training; None in other precisions."""
+    """The gradient scaler of float16 training; None in other precisions."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def loss_scale(trainer: pl.Trainer | None, device: torch.device) -> torch.Tensor | None:
-    """By what float16 training multiplies the loss [], on the device; None in other precisions and outside of one."""
+    """The factor on the loss in float16 training [], on the device; None in other precisions or without a trainer."""
     scaler = None if trainer is None else gradient_scaler(trainer)
     return None if scaler is None else scaler.scale(torch.ones((), device=device))
 
@@ -67,9 +67,9 @@ def loss_scale(trainer: pl.Trainer | None, device: torch.device) -> torch.Tensor
 def scheduled_adamw(
     groups: list[dict[str, Any]], settings: OptimizerSettings, trainer: pl.Trainer, device: torch.device
 ) -> dict[str, Any]:
-    """AdamW and its schedule, stepped with each batch, as Lightning takes them."""
+    """AdamW and its schedule, updated at each step, in the form that Lightning expects."""
     scaled = gradient_scaler(trainer) is not None
-    # A fused step unscales fp16 gradients itself, too late for clipping.
+    # A fused step unscales float16 gradients itself, which is too late for clipping.
     fused = device.type in ("cuda", "cpu") and not (scaled and trainer.gradient_clip_val)
     optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
     total = int(trainer.estimated_stepping_batches)
@@ -84,7 +84,7 @@ def clip_gradients(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """As Lightning does, which refuses a fused optimizer under bf16 too, where there is nothing to unscale."""
+    """Clip gradients as Lightning does, but also with a fused optimizer in bf16, which Lightning needlessly refuses."""
     plugin = module.trainer.precision_plugin
     if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
         algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
@@ -96,7 +96,7 @@ def clip_gradients(
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], is_tower: Callable[[str], bool], settings: OptimizerSettings
 ) -> list[dict[str, Any]]:
-    """Up to four groups: towers and heads, each with and without weight decay. Frozen parameters are left out."""
+    """Up to four groups: towers and heads, each with and without weight decay. Frozen parameters are skipped."""
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
@@ -111,7 +111,7 @@ def parameter_groups(
 
 
 def lr_factor(settings: OptimizerSettings, total_steps: int, total_epochs: float) -> Callable[[int], float]:
-    """The factor on the peak learning rate as a function of the step."""
+    """The learning rate as a fraction of its peak, as a function of the step."""
     warmup = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
     warmup = math.ceil(warmup)
 

@@ -1,4 +1,4 @@
-"""Ready features of others: found by the source's ids and by nodes, in files that training reads."""
+"""Third-party features: matched by source ids and by nodes, and converted to files that training reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raw_trees import make_image
 
 
 def shards(folder: Path, splits: dict[str, list[dict]]) -> Path:
-    """A shard a split; each sample has these fields beside one caption."""
+    """Write one shard per split; each sample has the given fields and one caption."""
     make_image(folder / "image.jpg")
     for split, metas in splits.items():
         (folder / split).mkdir()
@@ -53,20 +53,20 @@ def rows(folder: Path, out: Path, modality: str, split: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", ">f8"])
-def test_rows_of_an_array_are_found_by_node(graph, tmp_path, modality, dtype):
+def test_rows_of_an_array_are_matched_by_node(graph, tmp_path, modality, dtype):
     array = np.random.default_rng(0).normal(size=(6, 5)).astype(dtype)
     np.save(tmp_path / "features.npy", array)
     make_features(
         str(graph), modality, str(tmp_path / "out"), splits="train,test", from_npy=str(tmp_path / "features.npy")
     )
     for split, nodes in NODES.items():
-        wanted = torch.from_numpy(array[nodes].astype(np.float32)).half()
-        assert torch.equal(rows(graph, tmp_path / "out", modality, split), wanted)
+        expected = torch.from_numpy(array[nodes].astype(np.float32)).half()
+        assert torch.equal(rows(graph, tmp_path / "out", modality, split), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_holds_the_text_then_the_image(graph, tmp_path, dtype, zipped):
+def test_a_tensor_contains_the_text_then_the_image(graph, tmp_path, dtype, zipped):
     both = torch.randn(6, 8).to(dtype)
     file = tmp_path / "clip_feat.pt"
     torch.save(both, file, _use_new_zipfile_serialization=zipped)
@@ -81,40 +81,40 @@ def fails(data: Path, file: Path, message: str, modality: str = "image", **optio
         make_features(str(data), modality, str(file.parent / "out"), from_npy=str(file), **options)
 
 
-def test_arrays_that_do_not_fit(graph, tmp_path):
+def test_mismatched_arrays_are_refused(graph, tmp_path):
     file = tmp_path / "features.npy"
     for array, message in (
-        (np.zeros((4, 2)), "4 rows, and the shards a node 4"),
-        (np.zeros(4), r"float64 \[4\]; rows of numbers"),
-        (np.zeros((9, 2), dtype=np.int64), r"int64 \[9, 2\]; rows of numbers"),
+        (np.zeros((4, 2)), "4 rows, but the shards contain node 4"),
+        (np.zeros(4), r"float64 \[4\]; expected floating-point numbers"),
+        (np.zeros((9, 2), dtype=np.int64), r"int64 \[9, 2\]; expected floating-point numbers"),
     ):
         np.save(file, array)
         fails(graph, file, message)
     np.save(file, np.zeros((9, 2)))
     fails(graph, file, "without --model", model="x")
     plain = shards(tmp_path / "plain", {"train": [{}]})
-    fails(plain, file, r"has a row a node, and '0.jpg' .*`itr prepare mag`")
+    fails(plain, file, r"has one row per node, but '0.jpg' .*`itr prepare mag`")
     several = shards(tmp_path / "several", {"train": [{"node": 0, "captions": ["x", "y"], "caption_ids": [0, 1]}]})
     fails(several, file, "nodes with several captions", "text")
     file.write_text("<html>")
-    fails(graph, file, "no file of numpy or torch")
-    fails(graph, tmp_path / "gone.npy", "there is no file")
+    fails(graph, file, "is not a NumPy or torch file")
+    fails(graph, tmp_path / "gone.npy", "gone.npy does not exist")
 
 
-def test_tensors_that_do_not_fit(graph, tmp_path):
+def test_mismatched_tensors_are_refused(graph, tmp_path):
     file = tmp_path / "clip_feat.pt"
     for value, message in (
-        (torch.zeros(9, 3), r"holds \[9, 3\]"),
-        ({"a": torch.zeros(9, 4)}, "holds dict"),
-        (tarfile.TarInfo("x"), "can't be read as a tensor"),
+        (torch.zeros(9, 3), r"contains \[9, 3\]"),
+        ({"a": torch.zeros(9, 4)}, "contains dict"),
+        (tarfile.TarInfo("x"), "could not read .* as a tensor"),
     ):
         torch.save(value, file)
         fails(graph, file, message)
     file.write_text("<html>")
-    fails(graph, file, "can't be read as a tensor")
+    fails(graph, file, "could not read .* as a tensor")
 
 
-def test_a_dictionary_is_found_by_the_id_in_the_source(tmp_path):
+def test_a_dictionary_is_matched_by_the_id_in_the_source(tmp_path):
     data = shards(tmp_path / "shards", {"train": [{"source_id": at} for at in (2, 0, 1)], "val": [{}]})
     vectors = {at: np.full((1, 3), float(at), np.float32) for at in range(3)}
     file = tmp_path / "train_unicom.npy"
@@ -123,5 +123,5 @@ def test_a_dictionary_is_found_by_the_id_in_the_source(tmp_path):
     make_features(str(data), "image", str(tmp_path / "out"), from_npy=str(file), **options)
     assert rows(data, tmp_path / "out", "image", "train")[:, 0].tolist() == [2, 0, 1]
     fails(data, file, "add --trust_pickle true")
-    fails(data, file, "images of one split", splits="train,val", **options)
+    fails(data, file, "covers one split", splits="train,val", **options)
     fails(data, file, "give --modality image", "text", **options)

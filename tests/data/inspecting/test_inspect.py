@@ -221,7 +221,7 @@ def test_the_draw_of_the_page_follows_its_seed(whole, tmp_path):
         (["show", "SHARDS", "--out=/proc/sheet.html"], "can't write /proc/sheet.html"),
     ],
 )
-def test_mistakes_have_one_clear_message(whole, tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_options_have_one_clear_message(whole, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(["data", *(str(whole) if word == "SHARDS" else word for word in arguments)]) == 1
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Shards that are missing or damaged: how far training goes on without them, and that nothing else does."""
+"""Missing and damaged shards: training continues without a limited number of them, evaluation does not."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def headers_of(tar: Path) -> list[tarfile.TarInfo]:
         return opened.getmembers()
 
 
-def cut(tar: Path) -> None:
-    """Amid the image or text with which the fifth sample begins."""
+def truncate(tar: Path) -> None:
+    """Truncate the tar in the middle of the first file of the fifth sample."""
     tar.write_bytes(tar.read_bytes()[: headers_of(tar)[8].offset_data + 10])
 
 
 def flip(tar: Path) -> None:
-    """One bit in the header of the fifth sample: what follows it is lost."""
+    """Flip one bit in the header of the fifth sample, so that everything after it is lost."""
     data = bytearray(tar.read_bytes())
     data[headers_of(tar)[8].offset + 3] ^= 8
     tar.write_bytes(data)
 
 
 def shorten(tar: Path) -> None:
-    """A tar that is whole, of fewer samples than the manifest says."""
+    """Write an intact tar with fewer samples than the manifest says."""
     write_tar(tar, dict(list(members_of(tar).items())[:10]))
 
 
@@ -64,14 +64,14 @@ def lengthen(tar: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut off": (cut, "can't be read: unexpected end of data"),
+    "truncated": (truncate, "can't be read: unexpected end of data"),
     "missing": (Path.unlink, "there is no .*000002.tar"),
     "empty": (lambda tar: tar.write_bytes(b""), "it is empty"),
     "no tar": (lambda tar: tar.write_bytes(b"PK\3\4 a zip"), "it is no tar"),
     "a page": (lambda tar: tar.write_bytes(b"<html>404"), "is a page of text"),
-    "a flipped bit": (flip, "holds fewer samples than the 9 that were counted"),
-    "fewer": (shorten, "holds fewer samples than the 9 that were counted"),
-    "more": (lengthen, "holds more samples than the 9 that were counted"),
+    "a flipped bit": (flip, "contains fewer samples than the 9 that were counted"),
+    "fewer": (shorten, "contains fewer samples than the 9 that were counted"),
+    "more": (lengthen, "contains more samples than the 9 that were counted"),
 }
 
 
@@ -82,7 +82,7 @@ def damaged(shards, request) -> tuple[Path, str]:
     return shards, message
 
 
-def test_training_goes_on_without_a_bad_shard_names_and_counts_it(damaged, backbone, caplog):
+def test_training_continues_without_a_bad_shard_and_reports_it(damaged, backbone, caplog):
     folder, message = damaged
     loader = make_loader(folder, "train", backbone, True, strict=False, max_bad_shards=1)
     for _ in range(2):
@@ -90,8 +90,8 @@ def test_training_goes_on_without_a_bad_shard_names_and_counts_it(damaged, backb
         assert [len(batch.image) for batch in batches] == [4] * 11
         assert loader.dataset.bad_shards == 1
         assert loader.dataset.skipped == 0
-    (named,) = [text for text in caplog.messages if "000002.tar" in text]  # once in both epochs
-    assert re.search(rf"{message}.* What it lacks is taken from the shards that come next", named)
+    (named,) = [text for text in caplog.messages if "000002.tar" in text]  # once for both epochs
+    assert re.search(rf"{message}.* Samples of the following shards replace the missing ones", named)
 
 
 def test_by_default_the_first_bad_shard_stops_training(damaged, backbone):
@@ -100,7 +100,7 @@ def test_by_default_the_first_bad_shard_stops_training(damaged, backbone):
         list(make_loader(folder, "train", backbone, True, strict=False))
 
 
-def test_evaluation_is_strict_whatever_training_may_miss(damaged, backbone):
+def test_evaluation_is_strict_whatever_training_allows(damaged, backbone):
     folder, message = damaged
     with pytest.raises(UserError, match=message):
         list(make_loader(folder, "train", backbone, False, strict=False, max_bad_shards=9, max_skipped=99))
@@ -110,21 +110,21 @@ def ids(loader) -> list[int]:
     return [int(i) for batch in loader for i in batch.image_id]
 
 
-def test_what_was_read_before_the_cut_is_used_and_the_next_shard_gives_the_rest(shards, backbone):
+def test_samples_before_the_damage_are_used_and_the_next_shard_gives_the_rest(shards, backbone):
     whole = ids(make_loader(shards, "train", backbone, True, shuffle_buffer=0))
     tar = shards / "train" / "000002.tar"
     inside = [sample.image_id for sample in read_tar(tar)]
-    cut(tar)
+    truncate(tar)
     lost = set(inside[4:])
     found = ids(make_loader(shards, "train", backbone, True, shuffle_buffer=0, max_bad_shards=1))
     assert len(found) == len(whole)
     for before, after in zip(whole, found, strict=True):
-        assert before not in lost or after not in inside  # another shard's in its place
-        assert before in lost or before == after  # and nothing else moves
+        assert before not in lost or after not in inside  # replaced by a sample of another shard
+        assert before in lost or before == after  # all others keep their positions
 
 
 def spoil_two(shards: Path) -> None:
-    cut(shards / "train" / "000001.tar")
+    truncate(shards / "train" / "000001.tar")
     (shards / "train" / "000003.tar").unlink()
 
 
@@ -140,7 +140,7 @@ def test_an_epoch_with_bad_shards_is_resumed_with_the_next_batch(shards, backbon
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_all_processes_take_the_same_in_place_of_what_is_missing(shards, backbone, workers):
+def test_all_processes_use_the_same_replacements(shards, backbone, workers):
     spoil_two(shards)
     settings = {"strict": False, "max_bad_shards": 2, "shuffle_buffer": 0}
     one = ids(make_loader(shards, "train", backbone, True, **settings))
@@ -158,16 +158,16 @@ def test_all_processes_take_the_same_in_place_of_what_is_missing(shards, backbon
 def test_more_bad_shards_than_allowed_stop_the_run(shards, backbone, workers):
     spoil_two(shards)
     loader = make_loader(shards, "train", backbone, True, strict=False, max_bad_shards=1, workers=workers)
-    with pytest.raises(UserError, match=r"makes 2 bad shard\(s\), more than data.max_bad_shards = 1; mend"):
+    with pytest.raises(UserError, match=r"makes 2 bad shard\(s\), more than data.max_bad_shards = 1; repair"):
         list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_when_no_shard_is_left_the_run_stops(shards, backbone, workers):
+def test_the_run_stops_when_no_shard_is_left(shards, backbone, workers):
     for tar in (shards / "train").glob("*.tar"):
         tar.write_bytes(b"")
     loader = make_loader(shards, "train", backbone, True, max_bad_shards=99, workers=workers)
-    with pytest.raises(UserError, match="No other shard is left to take its place"):
+    with pytest.raises(UserError, match="No other shard is left to replace it"):
         list(loader)
 
 
@@ -175,7 +175,7 @@ def test_when_no_shard_is_left_the_run_stops(shards, backbone, workers):
     ("of_image", "data", "message"),
     [(False, None, "has no caption"), (True, None, "has no image"), (False, b"{", "no valid JSON")],
 )
-def test_a_sample_that_lacks_something_is_skipped_in_training_and_refused_in_evaluation(
+def test_an_incomplete_sample_is_skipped_in_training_and_refused_in_evaluation(
     shards, backbone, caplog, of_image, data, message
 ):
     tar = shards / "train" / "000002.tar"
@@ -194,7 +194,7 @@ def test_a_sample_that_lacks_something_is_skipped_in_training_and_refused_in_eva
 
 
 @pytest.mark.slow
-def test_a_run_says_how_many_shards_were_bad(shards, tmp_path, capsys):
+def test_a_run_reports_the_number_of_bad_shards(shards, tmp_path, capsys):
     spoil_two(shards)
     options = [*TINY_VSE, f"--data.root={shards}", "--data.num_workers=2", "--data.batch_size=8"]
     options += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"]

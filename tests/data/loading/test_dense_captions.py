@@ -27,13 +27,13 @@ def dense(data: RawData, split: str = "train") -> list[list[str]]:
 
 
 def d2s(path: Path, number: int) -> Path:
-    """Lines as D2S-VSE has them."""
+    """Write lines in the format of D2S-VSE."""
     return write_rows(
         path, [{"text": f"long  text {at} 🎈", "model_id": "llava", "metadata": {"length": 9}} for at in range(number)]
     )
 
 
-def test_nothing_and_joined_captions():
+def test_no_dense_captions_and_joined_captions():
     data = source()
     attach_dense(data, None)
     assert dense(data) == [[], [], []]
@@ -44,7 +44,7 @@ def test_nothing_and_joined_captions():
     assert data.settings == {"dense": "the captions of each image, joined"}
 
 
-def test_lines_go_to_training_images_in_their_order(tmp_path, capsys):
+def test_lines_are_assigned_to_training_images_in_order(tmp_path, capsys):
     data = source()
     path = d2s(tmp_path / "train.jsonl", 3)
     path.write_text(path.read_text(encoding="utf-8").replace("\n", "\r\n") + "\r\n", encoding="utf-8", newline="")
@@ -55,7 +55,7 @@ def test_lines_go_to_training_images_in_their_order(tmp_path, capsys):
     assert "its first line is of images/10.jpg: long text 0" in capsys.readouterr().out
 
 
-def test_lines_that_do_not_fit(tmp_path):
+def test_mismatched_lines_are_refused(tmp_path):
     for number in (2, 4, 0):
         path = d2s(tmp_path / "x.jsonl", number) if number else write_rows(tmp_path / "x.jsonl", [])
         with pytest.raises(UserError, match=rf"has {number} lines and train 3 images"):
@@ -82,12 +82,12 @@ def test_tables_find_images_by_path_name_or_stem(tmp_path, capsys, name):
     attach_dense(data, str(write_table(tmp_path / name)))
     assert dense(data) == [["ten"], ["two"], ["three"]]
     assert dense(data, "val") == [[]]
-    said = capsys.readouterr().out
-    assert f"{name}: dense captions of images that are not here: 1 (x/77.jpg)" in said
-    assert "without a dense caption" not in said
+    printed = capsys.readouterr().out
+    assert f"{name}: dense captions of images that are not here: 1 (x/77.jpg)" in printed
+    assert "without a dense caption" not in printed
 
 
-def test_an_image_without_one_is_told_and_a_name_of_two_is_not_guessed(tmp_path, capsys):
+def test_missing_dense_captions_are_reported_and_ambiguous_names_are_not_guessed(tmp_path, capsys):
     rows = [{"image": "a/2.jpg", "text": "x"}, {"image": "b/2.jpg", "text": "y"}, {"image": "10.jpg", "text": "ten"}]
     data = source()
     attach_dense(data, str(write_rows(tmp_path / "t.jsonl", rows)))
@@ -107,7 +107,7 @@ def test_an_image_without_one_is_told_and_a_name_of_two_is_not_guessed(tmp_path,
         ("t.txt", "x", "must be 'join' or a file that ends in"),
     ],
 )
-def test_faults_of_tables(tmp_path, name, text, message):
+def test_faulty_tables_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         attach_dense(source(), str(tmp_path / name))
@@ -115,7 +115,7 @@ def test_faults_of_tables(tmp_path, name, text, message):
         attach_dense(source(), str(tmp_path / "nothing.json"))
 
 
-def test_line_order_is_known_for_text_files_and_for_flickr30ks_names(tmp_path):
+def test_line_order_is_known_for_text_files_and_flickr30k_names(tmp_path):
     lines = d2s(tmp_path / "lines.jsonl", 2)
     text_files(tmp_path / "text", "train", [9, 73], [str(at) for at in range(10)])
     assert dense(Coco(str(tmp_path / "text"), dense=str(lines)).read())[1] == ["long text 1 🎈"]
@@ -136,7 +136,7 @@ def test_the_real_dense_captions(shared, tmp_path):
     data = Flickr30K(str(folder), dense=str(file)).read()
     train = data.entries["train"]
     assert sum(bool(entry.dense) for entry in train) == len(rows) == 72
-    for row in rows:  # the order of the lines is that of the images
+    for row in rows:  # the lines are in the order of the images
         assert train[row["train_index"]].image == row["image"]
         assert train[row["train_index"]].dense == [" ".join(row["text"].split())]
         assert train[row["train_index"]].captions[0] == " ".join(row["captions"][0].split())

@@ -1,4 +1,4 @@
-"""From shards to batches: order, captions, faults."""
+"""From shards to batches: order, captions and damaged samples."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_training_batches_are_full_equal_and_of_known_length(scenes, backbone):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_fewer_shards_than_processes_and_workers_serve_them_all(tmp_path, backbone, workers):
-    """One shard; images in equal parts, each once. A process that has no image of its own in evaluation joins too."""
+def test_fewer_shards_than_processes_and_workers_are_enough(tmp_path, backbone, workers):
+    """One shard, read in equal parts, each image once. In evaluation, a process without its own images takes part."""
     write_split((bad_record(4 * i + 1) for i in range(26)), tmp_path, "train", 100)
     loaders = [make_loader(tmp_path, "train", backbone, True, rank=r, world=3, workers=workers) for r in range(3)]
     batches = [list(loader) for loader in loaders]
@@ -59,7 +59,7 @@ def test_fewer_shards_than_processes_and_workers_serve_them_all(tmp_path, backbo
     assert [[len(batch.image) for batch in loader] for loader in many] == [[1], [1], [1]]
 
 
-def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbone):
+def test_order_captions_and_crops_depend_only_on_seed_and_epoch(scenes, backbone):
     first, again = (list(make_loader(scenes, "train", backbone, True)) for _ in range(2))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     for other in ({"position": (1, 0)}, {"seed": 1}):
@@ -68,8 +68,8 @@ def test_order_captions_and_crops_depend_on_seed_and_epoch_alone(scenes, backbon
         )
 
 
-def test_pixels_order_and_captions_of_a_seed_are_what_they_always_were(scenes, backbone):
-    """The crop is v2's, drawn under a seed of its own; the order is written down here."""
+def test_pixels_order_and_captions_of_a_seed_are_unchanged(scenes, backbone):
+    """The crop is that of torchvision v2 with its own seed; the order is hard-coded here."""
     size, mode = backbone.image_spec.size, InterpolationMode(backbone.image_spec.interpolation)
     crop = v2.RandomResizedCrop(size, Augmentation().crop_scale, Augmentation().crop_ratio, interpolation=mode)
     shards = sorted((scenes / "train").glob("*.tar"))
@@ -93,14 +93,14 @@ CAPTIONS = [[79, 96, 118, 99], [83, 91, 126, 74], [8, 5, 17, 114]]
 
 
 @pytest.mark.slow
-def test_workers_that_are_spawned_give_the_same_batches(scenes, backbone):
+def test_spawned_workers_give_the_same_batches(scenes, backbone):
     here = list(make_loader(scenes, "train", backbone, True))
     spawned = list(make_loader(scenes, "train", backbone, True, workers=1, start_method="spawn"))
     assert all(same(a, b) for a, b in zip(here, spawned, strict=True))
 
 
-def test_a_worker_that_has_just_been_started_lives_on_when_a_signal_comes(scenes, backbone, monkeypatch):
-    """It comes right after torch has made the worker ready to end by it."""
+def test_a_worker_that_has_just_started_survives_a_signal(scenes, backbone, monkeypatch):
+    """The signal arrives right after torch has installed its own handler in the worker."""
 
     def then_a_signal(make_ready=signal_handling._set_worker_signal_handlers) -> None:
         make_ready()
@@ -114,7 +114,7 @@ def test_a_worker_that_has_just_been_started_lives_on_when_a_signal_comes(scenes
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_epoch_goes_on_with_the_next_batch(scenes, backbone, workers):
+def test_a_resumed_epoch_continues_with_the_next_batch(scenes, backbone, workers):
     whole = list(make_loader(scenes, "train", backbone, True, (5, 0), workers=workers))
     rest = list(make_loader(scenes, "train", backbone, True, (5, 3), workers=workers))
     assert len(rest) == len(whole) - 3
@@ -129,11 +129,11 @@ def test_shards_behind_a_url_give_the_same_batches(scenes, backbone):
         found = list(make_loader(web.url, "test", backbone, False, rank=1, world=3, workers=2))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
     assert all(same(a, b) for a, b in zip(here[5:], rest, strict=True))
-    wanted = make_loader(scenes, "test", backbone, False, rank=1, world=3, workers=2)
-    assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
+    expected = make_loader(scenes, "test", backbone, False, rank=1, world=3, workers=2)
+    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_every_caption_is_drawn_in_time(scenes, backbone):
+def test_every_caption_is_eventually_drawn(scenes, backbone):
     drawn = {
         int(i)
         for epoch in range(16)
@@ -143,7 +143,7 @@ def test_every_caption_is_drawn_in_time(scenes, backbone):
     assert len(drawn) > 0.9 * find_split(scenes, "train").captions
 
 
-def test_all_captions_make_a_pair_each(scenes, backbone):
+def test_every_caption_makes_a_pair(scenes, backbone):
     total = find_split(scenes, "train").captions
     batches = list(make_loader(scenes, "train", backbone, True, captions="all"))
     assert len(batches) == total // 4
@@ -162,7 +162,7 @@ def test_several_captions_share_one_encoding_of_their_image(scenes, backbone):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_reads_every_image_with_all_its_captions(scenes, backbone, world, workers):
     if workers and world != 2:
-        return  # once with workers is enough
+        return  # one case with workers is enough
     images, texts, lengths = set(), set(), set()
     for rank in range(world):
         loader = make_loader(scenes, "test", backbone, False, rank=rank, world=world, workers=workers)
@@ -184,12 +184,12 @@ def bad_record(number: int) -> Record:
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """Sixteen images of which four are cut off."""
+    """Sixteen images, four of which are truncated."""
     write_split((bad_record(i) for i in range(16)), tmp_path, "train", 5)
     return tmp_path
 
 
-def test_a_bad_training_image_is_named_counted_and_replaced(damaged, backbone, caplog):
+def test_a_bad_training_image_is_reported_counted_and_replaced(damaged, backbone, caplog):
     loader = make_loader(damaged, "train", backbone, True, max_skipped=4)
     with caplog.at_level(logging.WARNING, logger="itr"):
         logging.getLogger("itr").propagate = True
@@ -197,7 +197,7 @@ def test_a_bad_training_image_is_named_counted_and_replaced(damaged, backbone, c
     assert [len(batch.image) for batch in batches] == [4] * 4
     assert loader.dataset.skipped == 4
     assert all(int(i) % 4 for batch in batches for i in batch.image_id)
-    assert len({message for message in caplog.messages if "can't be decoded" in message}) == 4
+    assert len({message for message in caplog.messages if "could not decode" in message}) == 4
     assert "0.jpg" in caplog.text
 
 
@@ -208,7 +208,7 @@ def test_too_many_bad_training_images_stop_the_run(damaged, backbone, workers):
 
 
 def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):
-    with pytest.raises(UserError, match=r"0\.jpg .*can't be decoded"):
+    with pytest.raises(UserError, match=r"could not decode image .*0\.jpg"):
         list(make_loader(damaged, "train", backbone, False))
 
 
@@ -228,14 +228,14 @@ def test_tars_of_other_tools_are_read_without_a_manifest(tmp_path, backbone):
         ({"a.json": b'{"captions": ["x"]}', "b.jpg": b"x", "b.txt": b"x"}, "a has no image"),
     ],
 )
-def test_a_sample_that_lacks_something_is_named(tmp_path, backbone, members, message):
+def test_an_incomplete_sample_is_reported(tmp_path, backbone, members, message):
     write_tar(tmp_path / "train" / "0.tar", members)
     with pytest.raises(UserError, match=message):
         list(make_loader(tmp_path, "train", backbone, True, batch_items=1))
 
 
 def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evaluation(tmp_path, backbone):
-    """Large collections of images from the web have some."""
+    """Large web image collections contain such samples."""
     image = bad_record(1).image
     texts = {"a": b'{"caption": "one"}', "b": b'{"caption": null}', "c": b'{"caption": "  "}', "d": b'{"caption": "4"}'}
     members = {f"{key}.{kind}": data for key, text in texts.items() for kind, data in (("jpg", image), ("json", text))}
@@ -245,39 +245,39 @@ def test_samples_with_an_empty_text_are_skipped_in_training_and_refused_in_evalu
     assert len(batch) == 4
     assert len(set(batch.image_id.tolist())) == 2
     assert loader.dataset.skipped == 2
-    with pytest.raises(UserError, match=r"0.tar:b has no caption\. A figure without it would be wrong"):
+    with pytest.raises(UserError, match=r"0.tar:b has no caption\. Skipping it would change the metrics"):
         list(make_loader(tmp_path, "train", backbone, False))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_texts_that_are_cut_are_told_once_with_their_share(tmp_path, backbone, caplog, workers):
+def test_truncated_texts_are_reported_once_with_their_share(tmp_path, backbone, caplog, workers):
     image, limit = bad_record(1).image, backbone.tokenizer.max_length
     records = [Record(image, "jpg", ["red " * (1000 if i % 4 == 0 else limit - 3)], f"{i}.jpg") for i in range(16)]
     write_split(iter(records), tmp_path, "train", 8)
     loader = make_loader(tmp_path, "train", backbone, True, workers=workers)
     for _ in range(2):
         batches = list(loader)
-    (told,) = [text for text in caplog.messages if "cut off" in text]
-    assert told == f"25% of the first 16 captions reach the limit of {limit} tokens; what goes beyond it is cut off"
+    (warning,) = [text for text in caplog.messages if "are truncated" in text]
+    assert warning == f"25% of the first 16 captions reach the limit of {limit} tokens; longer ones are truncated"
     ends = {int(row[mask][-1]) for batch in batches for row, mask in zip(batch.text.ids, batch.text.mask, strict=True)}
-    assert ends == {backbone.tokenizer.end_id}  # each keeps its end, the cut ones too
+    assert ends == {backbone.tokenizer.end_id}  # each keeps its end token, even if truncated
     list(make_loader(tmp_path, "train", backbone, True, rank=1, world=2))
     list(make_loader(tmp_path, "train", backbone, False))
-    assert len([text for text in caplog.messages if "cut off" in text]) == 1  # neither by others nor in evaluation
+    assert len([t for t in caplog.messages if "are truncated" in t]) == 1  # not by other processes or in evaluation
 
 
-def test_one_to_many_captions_an_image_and_of_six_the_five_that_the_protocol_takes(tmp_path, backbone):
+def test_images_have_any_number_of_captions_and_evaluation_uses_the_standard_ones(tmp_path, backbone):
     image = bad_record(1).image
     records = [Record(image, "jpg", [f"{i} {c}" for c in range(n)], f"{i}.jpg") for i, n in enumerate((1, 6, 2, 7))]
-    records[3].meta["standard"] = 5  # as the shards of COCO say
+    records[3].meta["standard"] = 5  # as in the shards of COCO
     write_split(iter(records), tmp_path, "train", 4)
     (batch,) = make_loader(tmp_path, "train", backbone, False)
     assert batch.image_index.tolist() == [0] + [1] * 6 + [2] * 2 + [3] * 5
     (batch,) = make_loader(tmp_path, "train", backbone, True, captions=3)
-    assert batch.image_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # those with fewer are drawn again
+    assert batch.image_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3  # images with fewer captions repeat them
 
 
-def test_missing_shards_are_named(tmp_path, scenes):
+def test_missing_shards_are_reported(tmp_path, scenes):
     with pytest.raises(UserError, match="no shard folder"):
         find_split(tmp_path / "none", "train")
     with pytest.raises(UserError, match=r"no shards match .*train"):
@@ -291,7 +291,7 @@ def test_missing_shards_are_named(tmp_path, scenes):
         find_split(copy, "train")
 
 
-def test_a_shard_that_was_cut_off_is_named(tmp_path, scenes, backbone):
+def test_a_truncated_shard_is_reported(tmp_path, scenes, backbone):
     shutil.copytree(scenes, tmp_path / "copy")
     shard = tmp_path / "copy" / "train" / "000002.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])

@@ -1,4 +1,4 @@
-"""Shares of shards: equal, complete, and the same after a resume."""
+"""Shares of the shards: equal, complete, and the same after a resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(counts, order, start, stop):
     ]
 
 
-def test_spans_go_through_the_shards_in_order_and_round():
+def test_spans_follow_the_shard_order_and_wrap_around():
     counts, order = [3, 0, 4, 2], [2, 0, 1, 3]
     whole = [(shard, item) for shard in order for item in range(counts[shard])]
     for start, stop in itertools.product(range(12), range(25)):
@@ -27,7 +27,7 @@ def test_spans_go_through_the_shards_in_order_and_round():
 
 
 class Counted(list):
-    """A list that knows how often it was asked for an element."""
+    """A list that counts how often its elements are read."""
 
     asked = 0
 
@@ -36,7 +36,7 @@ class Counted(list):
         return super().__getitem__(index)
 
 
-def test_the_work_of_planning_grows_with_the_shards_and_no_faster():
+def test_planning_time_is_linear_in_the_number_of_shards():
     asked = []
     for number in (100, 1000):
         counts = Counted([2] * number)
@@ -67,7 +67,7 @@ def test_shares_are_equal_in_training_and_complete_in_evaluation(total, world, b
 
 @pytest.mark.parametrize("batches", [1, 2, 7, 12])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_loader_that_takes_turns_gives_the_same_batches_after_a_resume(batches, workers):
+def test_a_round_robin_loader_gives_the_same_batches_after_a_resume(batches, workers):
     def order(start: int) -> list[int]:
         shares = [plan.worker_share(batches, worker, workers, start) for worker in range(workers)]
         queues = [list(range(share.first, share.last)) for share in shares]
@@ -79,7 +79,7 @@ def test_a_loader_that_takes_turns_gives_the_same_batches_after_a_resume(batches
         assert order(start) == order(0)[start:]
 
 
-def test_order_and_rotation_depend_on_seed_and_epoch_alone():
+def test_order_and_rotation_depend_only_on_seed_and_epoch():
     assert plan.shard_order(20, 1, 2) == plan.shard_order(20, 1, 2)
     assert len({tuple(plan.shard_order(20, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
     assert len({plan.rotation(10**6, seed, epoch) for seed in range(3) for epoch in range(3)}) == 9

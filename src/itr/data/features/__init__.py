@@ -1,1 +1,1 @@
-"""What frozen teachers make of shards: written once by `itr features`, read by row while training."""
+"""Features of frozen teachers: written once by `itr features`, read by row during training."""

@@ -1,4 +1,4 @@
-"""Pickles of arrays and plain containers, read by a whitelist: nothing that a pickle names is run."""
+"""Read pickles of arrays and plain containers with a whitelist: no code that a pickle names is run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class _Type:
-    """Stands for numpy.dtype in a pickle: plain numbers, or objects."""
+    """Stand-in for numpy.dtype in a pickle: plain numbers, or objects."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.dtype: np.dtype[Any] = np.dtype(str(code))
         if self.dtype.kind not in "biufO":
-            raise pickle.UnpicklingError(f"it holds values of type {self.dtype}")
+            raise pickle.UnpicklingError(f"it contains values of type {self.dtype}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">"):
@@ -22,7 +22,7 @@ class _Type:
 
 
 class ArrayStandIn:
-    """Stands for an array in a pickle. Numpy's own reading of a crafted state could overwrite memory; this can't."""
+    """Stand-in for an array in a pickle. NumPy itself could be made to overwrite memory by a crafted state."""
 
     value: Any = None
 
@@ -55,25 +55,29 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 2 renamed it
 
 
 class ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Reads arrays and plain containers by means of our own stand-ins, and refuses whatever else a pickle names.
+    """Reads arrays and plain containers with the stand-ins above, and rejects everything else that a pickle names.
 
-    It is the one that Python writes in Python: that in C makes room for as many values as a single number in the file
-    asks for, which may be all memory there is.
+    It extends the pure-Python unpickler, because the C version allocates as many entries as a number in the file says,
+    which could exhaust memory.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of the few names that arrays need."""
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not needed for arrays")
         return _STAND_INS[module, name]
 
 
 def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in a `.npy`; ValueError where it is none."""
+    """Shape and type of the array in a `.npy` file.
+
+    Raises:
+        ValueError: the file has no array header.
+    """
     try:
         major, _ = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
         reader: Any = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(stream)
-    except Exception as error:  # numpy parses the header as Python does: a damaged one raises any error of a parser
-        raise ValueError(f"it has no header of an array ({error})") from None
+    except Exception as error:  # NumPy parses the header as Python code, so a damaged one can raise any parser error
+        raise ValueError(f"it has no array header ({error})") from None
     return shape, dtype

@@ -1,8 +1,8 @@
-"""Features that others made, brought into the files that training reads.
+"""Convert third-party features into the files that training reads.
 
-- a dictionary from image id to a vector (1, D), pickled, as CUSA's authors keep it: `{split}_unicom.npy`
-- an array [N, D] in the order of a graph's nodes, as MAGB keeps it: `TextFeature/*.npy`, `ImageFeature/*.npy`
-- a tensor [N, 2 D] in that order, the text's half before the image's, as MM-Graph keeps it: `clip_feat.pt`
+- a pickled dictionary from image id to an embedding (1, D), as published by CUSA's authors: `{split}_unicom.npy`
+- an array [N, D] in the order of a graph's nodes, as in MAGB: `TextFeature/*.npy`, `ImageFeature/*.npy`
+- a tensor [N, 2 D] in that order, text half before image half, as in MM-Graph: `clip_feat.pt`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from itr.data.features.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
-from itr.data.features.stored import FROM_NPY, FeaturePaths, Header
+from itr.data.features.headers import FROM_NPY, FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.schema import Shard, Split, data_identity, is_whole
 from itr.data.shards.tars import read_tar
@@ -31,30 +31,30 @@ CHUNK = 256
 
 
 def read_dictionary(path: Path, trust_pickle: bool) -> dict[int | str, np.ndarray]:
-    """The vectors [D] of a dictionary that `np.save` pickled, by image id.
+    """Read a dictionary pickled by `np.save`: embeddings [D] by image id.
 
     Raises:
-        UserError: it isn't trusted, or is no such dictionary.
+        UserError: the pickle is not trusted, or is not such a dictionary.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"the file {path} does not exist")
     if not trust_pickle:
         raise UserError(
-            f"{path} is a pickle, which could run a program. It is read with a whitelist (numpy arrays only); "
-            "if you trust whoever made it, add --trust_pickle true"
+            f"{path} is a pickle, which could contain code. itr reads it with a whitelist (NumPy arrays only); if you "
+            "trust its source, add --trust_pickle true"
         )
     try:
         with path.open("rb") as stream:
             shape, dtype = read_npy_header(stream)
             if shape != () or dtype.kind != "O":
-                raise ValueError(f"it is an array {list(shape)} of {dtype}")
+                raise ValueError(f"it contains an array {list(shape)} of {dtype}")
             found = ArrayUnpickler(stream, encoding="latin1").load()
         found = found.value if isinstance(found, ArrayStandIn) else found
         if not isinstance(found, dict) or not found:
-            raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
+            raise ValueError(f"it contains a {type(found).__name__}, not a dictionary")
         return {_key(key): _vector(value) for key, value in found.items()}
-    except Exception as error:  # a damaged or malicious pickle raises anything
-        raise UserError(f"{path} is no dictionary of image id to vector: {error}") from None
+    except Exception as error:  # a damaged or malicious pickle can raise any exception
+        raise UserError(f"{path} is not a dictionary from image id to embedding: {error}") from None
 
 
 def _key(key: Any) -> int | str:
@@ -69,14 +69,14 @@ def _vector(value: Any) -> np.ndarray:
 
 
 @dataclass
-class Item:
-    """An image or caption of the shards.
+class FeatureTarget:
+    """An image or caption of the shards that gets a feature.
 
     Attributes:
         id: its image_id or caption_id.
-        name: its image's name in the source.
-        source_id: its image's identity in the source, where it has one.
-        node: its node, where the source is a graph.
+        name: name of its image in the source.
+        source_id: id of its image in the source, if any.
+        node: its node, if the source is a graph.
     """
 
     id: int
@@ -85,8 +85,8 @@ class Item:
     node: Any
 
 
-class Dictionary:
-    """Vectors by image id."""
+class FeatureDictionary:
+    """Embeddings by image id."""
 
     def __init__(self, file: Path, trust_pickle: bool) -> None:
         self.file = file
@@ -94,93 +94,103 @@ class Dictionary:
         widths = {len(vector) for vector in self.vectors.values()}
         if len(widths) != 1:
             raise UserError(
-                f"{file}: its vectors have {len(widths)} different widths, from {min(widths)} to {max(widths)}"
+                f"the embeddings in {file} have {len(widths)} different widths, from {min(widths)} to {max(widths)}; "
+                "they must all have the same"
             )
         self.width = widths.pop()
 
-    def keys(self, items: list[Item]) -> Sequence[int | str]:
-        """The key of each image: by the id in its source, by `image_id`, by name, or else by its place."""
+    def keys(self, items: list[FeatureTarget]) -> Sequence[int | str]:
+        """The key of each image: its id in the source, its `image_id`, its name, or else found by its position."""
         file, vectors = self.file, self.vectors
-        known = {"the id in their source": "source_id", "their image_id": "id", "their name": "name"}
+        known = {"their id in the source": "source_id", "their image_id": "id", "their name": "name"}
         for what, attribute in known.items():
             found = [getattr(item, attribute) for item in items]
             if all(isinstance(key, (int, str)) for key in found) and vectors.keys() >= set(found):
-                log.info("%s: images are found by %s", file, what)
+                log.info("%s: images are matched by %s", file, what)
                 return found
         numbers = [key for key in vectors if isinstance(key, int)]
         if len(numbers) == len(vectors) == len(items):
-            log.warning("%s: ids differ, so its n-th smallest id is taken for the n-th image; check the order", file)
+            log.warning(
+                "the ids in %s are not those of the shards, so its n-th smallest id is assigned to the n-th image; "
+                "check that the order is the same",
+                file,
+            )
             return sorted(numbers)
         raise UserError(
-            f"{file} holds {len(vectors)} vectors (ids such as {next(iter(vectors))!r}), and the shards {len(items)} "
-            f"images (image_id {items[0].id}, name {items[0].name!r}): they don't belong together. "
-            "Choose other --splits"
+            f"{file} contains {len(vectors)} embeddings (with ids such as {next(iter(vectors))!r}), but the shards "
+            f"contain {len(items)} other images (such as image_id {items[0].id}, name {items[0].name!r}); check "
+            "--splits"
         )
 
     def rows(self, keys: Sequence[Any]) -> np.ndarray:
-        """The vectors of some keys [n, D]."""
+        """The embeddings of the given keys [n, D]."""
         return np.stack([self.vectors[key] for key in keys])
 
 
 class NodeArray:
-    """Vectors by node."""
+    """Embeddings by node."""
 
     def __init__(self, file: Path, array: np.ndarray) -> None:
         if array.ndim != 2 or array.dtype.kind != "f":
             raise UserError(
-                f"{file} holds {array.dtype} {list(array.shape)}; rows of numbers [nodes, width] are wanted"
+                f"{file} contains {array.dtype} {list(array.shape)}; expected floating-point numbers [nodes, width]"
             )
         self.file, self.array, self.width = file, array, array.shape[1]
 
-    def keys(self, items: list[Item]) -> Sequence[int]:
+    def keys(self, items: list[FeatureTarget]) -> Sequence[int]:
         """The node of each item."""
         nodes = [item.node for item in items]
         if not all(map(is_whole, nodes)):
             raise UserError(
-                f"{self.file} has a row a node, and {items[0].name!r} of the shards has none; it is for shards of "
-                "`itr prepare mag`"
+                f"{self.file} has one row per node, but {items[0].name!r} of the shards has no node; use it with "
+                "shards of `itr prepare mag`"
             )
         if max(nodes, default=0) >= len(self.array):
-            raise UserError(f"{self.file} has {len(self.array):,} rows, and the shards a node {max(nodes)}: other data")
+            raise UserError(
+                f"{self.file} has {len(self.array):,} rows, but the shards contain node {max(nodes)}, so they are "
+                "different data"
+            )
         if len(set(nodes)) < len(nodes):
-            raise UserError(f"{self.file} has one text a node, and the shards have nodes with several captions")
+            raise UserError(f"{self.file} has one text per node, but the shards have nodes with several captions")
         return nodes
 
     def rows(self, keys: Sequence[Any]) -> np.ndarray:
-        """The vectors of some nodes [n, D]."""
+        """The embeddings of the given nodes [n, D]."""
         return np.asarray(self.array[np.asarray(keys)])
 
 
-def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> Dictionary | NodeArray:
-    """The vectors that a file holds; which of the three kinds it is, it says itself.
+def open_vectors(file: Path, modality: Modality, trust_pickle: bool) -> FeatureDictionary | NodeArray:
+    """Open a file of embeddings, of any of the three kinds.
 
     Raises:
-        UserError: it is none of them, or a pickle that isn't trusted.
+        UserError: the file has a different format, or is a pickle that is not trusted.
     """
     if not file.is_file():
-        raise UserError(f"there is no file {file}")
+        raise UserError(f"the file {file} does not exist")
     if file.suffix == ".pt":
         return NodeArray(file, _half(file, modality))
     with file.open("rb") as stream:
         try:
             _, dtype = read_npy_header(stream)
         except ValueError as error:
-            raise UserError(f"{file} is no file of numpy or torch: {error}") from None
+            raise UserError(f"{file} is not a NumPy or torch file: {error}") from None
     if dtype.kind != "O":
-        with refusing(f"{file} can't be read as an array"):
+        with refusing(f"could not read {file} as an array"):
             return NodeArray(file, np.load(file, mmap_mode="r", allow_pickle=False))
     if modality != "image":
-        raise UserError(f"{file} is a dictionary of images; give --modality image")
-    return Dictionary(file, trust_pickle)
+        raise UserError(f"{file} is a dictionary of image embeddings; give --modality image")
+    return FeatureDictionary(file, trust_pickle)
 
 
 def _half(file: Path, modality: Modality) -> np.ndarray:
-    """The text's or the image's half of a tensor [N, 2 D]."""
-    with refusing(f"{file} can't be read as a tensor"):
+    """The text half or image half of a tensor [N, 2 D]."""
+    with refusing(f"could not read {file} as a tensor"):
         tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or tensor.shape[1] % 2:
         found = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise UserError(f"{file} holds {found}; a tensor [nodes, text and image] of one width each is wanted")
+        raise UserError(
+            f"{file} contains {found}; expected a tensor [nodes, text and image], with the same width for both"
+        )
     width = tensor.shape[1] // 2
     half = tensor[:, width:] if modality == "image" else tensor[:, :width]
     return half.float().numpy() if half.dtype == torch.bfloat16 else half.numpy()
@@ -189,24 +199,24 @@ def _half(file: Path, modality: Modality) -> np.ndarray:
 def import_features(
     file: Path, splits: Mapping[str, Split], out: Path, modality: Modality, trust_pickle: bool, overwrite: bool
 ) -> None:
-    """Write the vectors of `file` as features of the images or captions of splits, by their names.
+    """Write the embeddings in `file` as features of the images or captions of the given splits.
 
-    An image of a dictionary is found by its id in the source, else by its `image_id`, else by its name, else by its
-    place: the authors number images in the order of their lists, so the n-th smallest id then goes to the n-th
-    image of the shards. Rows of an array are found by `node`.
+    Images of a dictionary are matched by their id in the source, or by `image_id`, or by name, or else by position:
+    CUSA's authors number images in the order of their lists, so the n-th smallest id belongs to the n-th image of the
+    shards. Rows of an array are matched by `node`.
 
     Raises:
-        UserError: the file fits none of these, or its vectors differ in width.
+        UserError: the embeddings could not be matched, or their widths differ.
     """
     vectors = open_vectors(file, modality, trust_pickle)
-    if isinstance(vectors, Dictionary) and len(splits) != 1:
-        raise UserError(f"{file} is a dictionary, which has the images of one split; name that one by --splits")
+    if isinstance(vectors, FeatureDictionary) and len(splits) != 1:
+        raise UserError(f"{file} is a dictionary, which covers one split; give that split with --splits")
     for name, split in splits.items():
         _import_split(vectors, split, FeaturePaths(out, name, modality), overwrite)
 
 
-def _import_split(vectors: Dictionary | NodeArray, split: Split, paths: FeaturePaths, overwrite: bool) -> None:
-    shards = tqdm(split.shards, desc=f"ids of {paths.split}", unit="shard")
+def _import_split(vectors: FeatureDictionary | NodeArray, split: Split, paths: FeaturePaths, overwrite: bool) -> None:
+    shards = tqdm(split.shards, desc=f"reading ids of {paths.split}", unit="shard")
     items = [item for shard in shards for item in _items(shard, paths.modality)]
     keys = vectors.keys(items)
     header = Header(f"{FROM_NPY}{vectors.file}", paths.modality, vectors.width, len(items), data_identity(split))
@@ -220,7 +230,7 @@ def _import_split(vectors: Dictionary | NodeArray, split: Split, paths: FeatureP
     print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows}")
 
 
-def _items(shard: Shard, modality: Modality) -> Iterator[Item]:
+def _items(shard: Shard, modality: Modality) -> Iterator[FeatureTarget]:
     for sample in read_tar(shard.place):
         for id_ in sample.caption_ids if modality == "text" else [sample.image_id]:
-            yield Item(id_, sample.name, sample.meta.get("source_id"), sample.meta.get("node"))
+            yield FeatureTarget(id_, sample.name, sample.meta.get("source_id"), sample.meta.get("node"))

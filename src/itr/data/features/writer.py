@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from itr.data.features.stored import DTYPE, FeaturePaths, Header
+from itr.data.features.headers import DTYPE, FeaturePaths, Header
 from itr.errors import UserError
 from itr.files.parts import PartFile, reserve
 from itr.files.passes import Pass

@@ -1,1 +1,1 @@
-"""From shards to training batches: shares of each process, decoding, tokenizing."""
+"""From shards to batches: the share of each process, decoding and tokenizing."""

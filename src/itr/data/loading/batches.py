@@ -1,4 +1,4 @@
-"""Places to batches: images decoded and transformed, captions tokenized, and the further fields read."""
+"""Make batches from items: decode and transform images, tokenize captions, and read the other fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itr.backbones.base import Tokenizer
 from itr.data.loading.fields import Field
-from itr.data.loading.reading import Reading
+from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
@@ -20,7 +20,7 @@ from itr.types import Batch
 
 @dataclass
 class Item:
-    """A sample and those of its captions that one place in a batch uses."""
+    """One item of a batch: a sample and the indices of the captions to use."""
 
     sample: Sample
     captions: list[int]
@@ -32,15 +32,15 @@ class BatchMaker:
 
     Attributes:
         reading: how samples are read.
-        training: in evaluation a sample that can't be used is refused.
-        transform: decoded image [3, H, W] to [3, size, size], uint8.
-        tokenizer: of the captions.
-        fields: what else a batch brings.
-        epoch: counts the samples that can't be used.
-        features: gives the images where the backbone takes features instead of pixels; then none is decoded.
+        training: whether unusable samples may be skipped; in evaluation they are an error.
+        transform: turns a decoded image [3, H, W] into [3, size, size], uint8.
+        tokenizer: tokenizer of the captions.
+        fields: the other fields of a batch.
+        epoch: counts the unusable samples.
+        features: reads images for a backbone that takes features instead of pixels; then no image is decoded.
     """
 
-    reading: Reading
+    reading: ReadOptions
     training: bool
     transform: Callable[[Tensor], Tensor]
     tokenizer: Tokenizer
@@ -48,51 +48,53 @@ class BatchMaker:
     epoch: SharedEpoch
     features: Field | None = None
 
-    def batch(self, places: list[Item]) -> Batch:
-        """The batch of some places.
+    def batch(self, items: list[Item]) -> Batch:
+        """Make a batch.
 
         Raises:
-            UserError: none of them can be used, or more than the reading allows can't.
+            UserError: no item is usable, or more items were skipped than the reading allows.
         """
-        decoded = self._images(places)
-        good = [(place, image) for place, image in decoded if image is not None]
+        decoded = self._images(items)
+        good = [(item, image) for item, image in decoded if image is not None]
         if not good:
-            raise UserError(f"no image of a whole batch can be used; the first is {places[0].sample.where}")
-        # An image that failed gives its place to a good one of the same batch: positions, and so a resumed run,
-        # stay the same, and losses know the two rows for one image.
-        whole = [(place, image) if image is not None else good[0] for place, image in decoded]
-        places = [place for place, _ in whole]
-        rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
+            raise UserError(
+                f"no image of a whole batch could be used; the first is {items[0].sample.where}. Check the shards"
+            )
+        # A good item of the same batch replaces an unusable one, so that all positions, and hence resumed runs, stay
+        # the same. The losses know by the image's id that the two rows are one image.
+        usable = [(item, image) if image is not None else good[0] for item, image in decoded]
+        items = [item for item, _ in usable]
+        rows = [(row, item, caption) for row, item in enumerate(items) for caption in item.captions]
         return Batch(
-            image=self._features(places) if self.features else stack([image for _, image in whole]),
-            image_id=torch.tensor([place.sample.image_id for place in places]),
-            text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
-            text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
+            image=self._features(items) if self.features else stack([image for _, image in usable]),
+            image_id=torch.tensor([item.sample.image_id for item in items]),
+            text=self.tokenizer([item.sample.captions[caption] for _, item, caption in rows]),
+            text_id=torch.tensor([item.sample.caption_ids[caption] for _, item, caption in rows]),
             image_index=torch.tensor([row for row, _, _ in rows]),
-            image_extra={f.name: f.read([p.sample for p in places], []) for f in self.fields if f.of == "image"},
+            image_extra={f.name: f.read([item.sample for item in items], []) for f in self.fields if f.of == "image"},
             text_extra={
-                f.name: f.read([place.sample for _, place, _ in rows], [caption for _, _, caption in rows])
+                f.name: f.read([item.sample for _, item, _ in rows], [caption for _, _, caption in rows])
                 for f in self.fields
                 if f.of == "text"
             },
-            keys=[place.sample.where for place in places],
+            keys=[item.sample.where for item in items],
         )
 
-    def _images(self, places: list[Item]) -> list[tuple[Item, Tensor | None]]:
+    def _images(self, items: list[Item]) -> list[tuple[Item, Tensor | None]]:
         state = torch.get_rng_state()
         try:
-            return [(place, self._image(place)) for place in places]
+            return [(item, self._image(item)) for item in items]
         finally:
             torch.set_rng_state(state)
 
-    def _features(self, places: list[Item]) -> Tensor:
+    def _features(self, items: list[Item]) -> Tensor:
         assert self.features is not None
-        found = self.features.read([place.sample for place in places], [])
-        assert isinstance(found, Tensor), f"the field {self.features.name} gives no tensor, which images must be"
+        found = self.features.read([item.sample for item in items], [])
+        assert isinstance(found, Tensor), f"the field {self.features.name} must be a tensor to be used as images"
         return found
 
-    def _image(self, place: Item) -> Tensor | None:
-        sample = place.sample
+    def _image(self, item: Item) -> Tensor | None:
+        sample = item.sample
         if sample.fault or not any(sample.captions):
             self._skip(sample.fault or f"{sample.where} has no caption")
             return None
@@ -101,14 +103,16 @@ class BatchMaker:
         try:
             pixels = decode(sample.image, self.reading.max_pixels)
         except BadImageError as error:
-            self._skip(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+            self._skip(f"could not decode image {sample.name} ({sample.where}): {error}")
             return None
-        if self.training:  # torch.manual_seed would do, at the price of half a decoding
-            key = stable_id(self.reading.seed, self.epoch.number, sample.image_id, *place.captions)
+        if self.training:  # torch.manual_seed would also work, but takes half as long as decoding
+            key = stable_id(self.reading.seed, self.epoch.number, sample.image_id, *item.captions)
             torch.default_generator.manual_seed(key)
         return self.transform(pixels)
 
-    def _skip(self, named: str) -> None:
+    def _skip(self, reason: str) -> None:
         if not self.training:
-            raise UserError(f"{named}. A figure without it would be wrong; replace it or prepare the shards without it")
-        self.epoch.skip(named)
+            raise UserError(
+                f"{reason}. Skipping it would change the metrics; replace it, or prepare the shards without it"
+            )
+        self.epoch.skip(reason)

@@ -1,4 +1,4 @@
-"""Fields of a training batch beyond images and captions, each read for the methods that need it."""
+"""Batch fields beyond images and captions, read for the methods that need them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CAPTIONS = "captions"
 
 
 class Field(ABC):
-    """One further field of a batch. Runs in the loader's workers, so it must be picklable.
+    """An extra field of a batch. It is read in the loader's workers, so it must be picklable.
 
     Attributes:
         name: its key in `Batch.image_extra` or `Batch.text_extra`.
-        of: whether it has a row an image or a row a caption.
+        of: whether it has one row per image or one row per caption.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Field(ABC):
 
     @abstractmethod
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Extra:
-        """The rows of a batch.
+        """Read the rows of a batch.
 
         Args:
-            samples: the sample of each image (`of` image) or of each caption (`of` text).
-            captions: which of its sample's captions each row is, where `of` is text; empty otherwise.
+            samples: the sample of each row, that is of each image or of each caption, depending on `of`.
+            captions: for `of` text, the index of each row's caption within its sample; empty for `of` image.
         """
 
 
@@ -48,31 +48,31 @@ class DenseCaptions(Field):
     name = DENSE
     of = "image"
 
-    def __init__(self, tokenizer: Tokenizer, kept: DenseTexts | None = None) -> None:
-        self.tokenizer, self.kept = tokenizer, kept
+    def __init__(self, tokenizer: Tokenizer, stored: DenseTexts | None = None) -> None:
+        self.tokenizer, self.stored = tokenizer, stored
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tokens:
         """Tokenize the first dense caption of each sample."""
-        return self.tokenizer([dense_captions(sample, self.kept)[0] for sample in samples])
+        return self.tokenizer([dense_captions(sample, self.stored)[0] for sample in samples])
 
 
 class CaptionTexts(Field):
-    """The captions as they were written, for a teacher with a tokenizer of its own [C]."""
+    """The captions as strings, for a teacher with its own tokenizer [C]."""
 
     name = CAPTIONS
     of = "text"
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[str]:
-        """Take the text of each row."""
+        """The caption of each row."""
         return [sample.captions[caption] for sample, caption in zip(samples, captions, strict=True)]
 
 
 class CaptionTokens(Field):
-    """The captions as another encoder's tokenizer reads them, on the host [C, L].
+    """The captions, tokenized for another encoder; they stay on the host [C, L].
 
     Args:
         name: its key in the batch.
-        tokenizer: of that encoder.
+        tokenizer: tokenizer of that encoder.
     """
 
     of = "text"
@@ -87,13 +87,13 @@ class CaptionTokens(Field):
 
 
 class ImageView(Field):
-    """The images once more, as another encoder wants them [I, 3, H, H], uint8.
+    """The images, preprocessed for another encoder [I, 3, H, H], uint8.
 
-    NOTE: each image is decoded a second time, since the view has nothing of the training augmentation.
+    NOTE: each image is decoded a second time, because this view is not augmented.
 
     Args:
         name: its key in the batch.
-        transform: decoded image [3, H, W] to [3, size, size], uint8.
+        transform: turns a decoded image [3, H, W] into [3, size, size], uint8.
     """
 
     of = "image"
@@ -102,24 +102,24 @@ class ImageView(Field):
         self.name, self.transform = name, transform
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tensor:
-        """Decode and transform; the loader has left out what can't be decoded or is too large."""
+        """Decode and transform the images; the loader has already excluded undecodable and oversized ones."""
         return torch.stack([self.transform(decode(sample.image, sys.maxsize)) for sample in samples])
 
 
-def dense_captions(sample: Sample, kept: DenseTexts | None = None) -> list[str]:
-    """The dense captions of a sample: its own, or what is kept beside the shards.
+def dense_captions(sample: Sample, stored: DenseTexts | None = None) -> list[str]:
+    """The dense captions of a sample: those in the shard, or those stored next to the shards.
 
     Raises:
-        UserError: if it has none; it names the sample and the way out.
+        UserError: the sample has no dense caption.
     """
     found = sample.meta.get("dense")
     texts = [text for text in (found if isinstance(found, list) else [found]) if isinstance(text, str) and text]
-    if not texts and kept is not None:
-        made = kept.text(sample.image_id)
-        texts = [] if made is None else [made]
+    if not texts and stored is not None:
+        text = stored.text(sample.image_id)
+        texts = [] if text is None else [text]
     if not texts:
         raise UserError(
-            f"{sample.where} has no dense caption; make them by `itr densify`, or prepare shards from a table with a "
-            "column `dense`"
+            f"{sample.where} has no dense caption; generate dense captions with `itr densify`, or prepare shards from "
+            "a table with a column `dense`"
         )
     return texts

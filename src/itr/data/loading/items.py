@@ -1,4 +1,4 @@
-"""Items of many shards laid end to end, in order or shuffled, whole or in spite of damaged shards."""
+"""Read items from a sequence of shards, in order or shuffled, replacing those of damaged shards if allowed."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def read_items(
     items_of: Callable[[Sample], Sequence[T]],
     bad: Callable[[int, UnreadableError], None] | None = None,
 ) -> Iterator[T]:
-    """Items [start, stop) of shards laid end to end, opening only those that hold some of them.
+    """Read items [start, stop) of the concatenated shards, opening only the shards that contain them.
 
-    With `bad`, item i of a shard, where that can't be read, is item i of the shards that follow it in the order, laid
-    end to end. That depends on what lies on disk alone, so every process, worker and resumed run finds the same.
+    With `bad`, item i of an unreadable shard is replaced by item i of the concatenation of the shards after it in the
+    order. This depends only on the files on disk, so every process, worker and resumed run reads the same items.
 
     Args:
         shards: the tars.
-        counts: how many items each holds.
-        order: the order in which they lie.
-        start: first item; beyond the end it goes round.
-        stop: last item, excluded.
-        items_of: the items of a sample.
-        bad: is told the number of a damaged or missing shard and the reason, and may refuse to go on; samples that lack
-            something then come with a `fault`. Without it the first of either is refused.
+        counts: number of items in each shard.
+        order: order in which the shards are concatenated.
+        start: first item; positions past the end wrap around.
+        stop: last item, exclusive.
+        items_of: returns the items of a sample.
+        bad: called with the index of a damaged or missing shard and the error; it may raise to stop. Incomplete samples
+            then have a `fault`. Without it, the first damaged shard or incomplete sample raises an error.
 
     Raises:
-        UnreadableError: a shard can't be read, or holds fewer items than its count, or more.
-        UserError: nothing is left to stand in for a shard.
+        UnreadableError: a shard could not be read, or contains fewer or more items than its count.
+        UserError: no other shard is left to replace a damaged one.
     """
     for span in plan.spans(counts, order, start, stop):
         read = 0
@@ -56,18 +56,24 @@ def read_items(
                 raise
             bad(span.shard, error)
             if read < span.take:
-                at = order.index(span.shard)
-                others = order[at + 1 :] + order[:at]
-                if not sum(counts[shard] for shard in others):
-                    raise UserError(f"{error}. No other shard is left to take its place") from None
+                others = _replacements(span.shard, counts, order, error)
                 yield from read_items(shards, counts, others, span.skip + read, span.skip + span.take, items_of, bad)
+
+
+def _replacements(bad_shard: int, counts: list[int], order: list[int], error: UnreadableError) -> list[int]:
+    """The other shards, in order, starting after the bad one."""
+    at = order.index(bad_shard)
+    others = order[at + 1 :] + order[:at]
+    if not sum(counts[shard] for shard in others):
+        raise UserError(f"{error}. No other shard is left to replace it") from None
+    return others
 
 
 def _items_of_shard(
     shard: Shard, count: int, span: plan.Span, items_of: Callable[[Sample], Sequence[T]], strict: bool
 ) -> Iterator[T]:
-    """The items of one span, which must be there."""
-    skip = span.skip if count == shard.images else 0  # one item a sample: those that are left out need no look
+    """The items of one span, which must be complete."""
+    skip = span.skip if count == shard.images else 0  # with one item per sample, skipped samples need not be parsed
     items = (item for sample in read_tar(shard.place, skip, strict) for item in items_of(sample))
     read = 0
     for item in islice(items, span.skip - skip, span.skip - skip + span.take):
@@ -75,18 +81,18 @@ def _items_of_shard(
         yield item
     if read < span.take:
         raise UnreadableError(
-            f"shard {shown(shard.place.location)} holds fewer samples than the {count} that were counted; "
-            "prepare or fetch it again"
+            f"shard {shown(shard.place.location)} contains fewer samples than the {count} that were counted; "
+            "prepare or download it again"
         )
     if span.skip + span.take == count and next(items, None) is not None:
         raise UnreadableError(
-            f"shard {shown(shard.place.location)} holds more samples than the {count} that were counted; "
-            "prepare or fetch it again"
+            f"shard {shown(shard.place.location)} contains more samples than the {count} that were counted; "
+            "prepare or download it again"
         )
 
 
 def shuffle(items: Iterator[T], buffer: int, rng: np.random.Generator) -> Iterator[T]:
-    """Give out the items in random order, drawing from a buffer that is kept full."""
+    """Yield the items in random order, drawing from a buffer that is kept full."""
     kept: list[T] = []
     for item in items:
         kept.append(item)

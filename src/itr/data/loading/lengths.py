@@ -1,4 +1,4 @@
-"""How many texts are as long as the tokenizer lets any be: counted in the main process, from what batches hold."""
+"""Count the texts that the tokenizer truncates, in the main process and from the batches."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import logging
 
 from itr.types import Batch, Tokens
 
-LOOKED_AT = 100  # batches
+COUNTED_BATCHES = 100
 log = logging.getLogger(__name__)
 
 
-class CutTexts:
-    """Says once which share of the texts of the first batches reaches the limit, beyond which they are cut off.
+class TruncationCounter:
+    """Warns once about the share of texts in the first batches that reach the token limit and may be truncated.
 
     Args:
-        limit: tokens of the longest text, start and end included.
+        limit: maximum number of tokens, including start and end tokens.
     """
 
     def __init__(self, limit: int) -> None:
@@ -22,9 +22,9 @@ class CutTexts:
         self.seen: dict[str, int] = {}
         self.full: dict[str, int] = {}
 
-    def look(self, batch: Batch) -> None:
+    def count(self, batch: Batch) -> None:
         """Count the texts of a batch."""
-        if self.batches >= LOOKED_AT:
+        if self.batches >= COUNTED_BATCHES:
             return
         self.batches += 1
         texts = {"captions": batch.text, **batch.image_extra, **batch.text_extra}
@@ -33,16 +33,16 @@ class CutTexts:
                 full = int((tokens.mask.sum(dim=1) >= self.limit).sum())
                 self.seen[name] = self.seen.get(name, 0) + len(tokens)
                 self.full[name] = self.full.get(name, 0) + full
-        if self.batches == LOOKED_AT:
-            self.tell()
+        if self.batches == COUNTED_BATCHES:
+            self.report()
 
-    def tell(self) -> None:
-        """Say what was counted; it is not counted again."""
-        self.batches = LOOKED_AT
+    def report(self) -> None:
+        """Log the result and stop counting."""
+        self.batches = COUNTED_BATCHES
         for name, full in self.full.items():
             if full:
                 log.warning(
-                    "%.3g%% of the first %d %s reach the limit of %d tokens; what goes beyond it is cut off",
+                    "%.3g%% of the first %d %s reach the limit of %d tokens; longer ones are truncated",
                     100 * full / self.seen[name], self.seen[name], name, self.limit,
                 )  # fmt: skip
         self.full.clear()

@@ -1,4 +1,4 @@
-"""From tars to batches: which samples, in which order, and the loader that serves them to a run."""
+"""From tars to batches: the samples of each process, their order, and the loader."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from itr.data.loading import plan
 from itr.data.loading.batches import BatchMaker, Item
 from itr.data.loading.fields import Field, dense_captions
 from itr.data.loading.items import read_items, shuffle
-from itr.data.loading.lengths import CutTexts
-from itr.data.loading.reading import Reading
+from itr.data.loading.lengths import TruncationCounter
+from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
-from itr.data.loading.workers import ignore_signals, signals_held
+from itr.data.loading.workers import hold_signals, ignore_signals
 from itr.data.shards.schema import Sample, is_whole, stable_id
 from itr.errors import UserError
 from itr.private_api.torch import StartsWorkersWithin
@@ -29,11 +29,11 @@ from itr.types import Batch
 
 
 class ShardStream(IterableDataset[Batch | UserError]):
-    """The batches of one process. A `UserError` is handed over as an item, so that the main process can raise it."""
+    """The batches of one process. A `UserError` is yielded instead of raised, so that the main process can raise it."""
 
     def __init__(
         self,
-        reading: Reading,
+        reading: ReadOptions,
         training: bool,
         transform: Callable[[Tensor], Tensor],
         tokenizer: Tokenizer,
@@ -57,22 +57,22 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return self.share.batches
 
     def begin(self, epoch: int, done: int) -> None:
-        """Let the next iteration be of `epoch`, beginning after `done` batches."""
+        """Let the next iteration read `epoch`, starting after its first `done` batches."""
         self._shared.begin(epoch, done)
 
     @property
     def epoch(self) -> int:
-        """The epoch that is read."""
+        """The current epoch."""
         return self._shared.number
 
     @property
     def skipped(self) -> int:
-        """Samples that could not be used in this epoch, by any worker."""
+        """Number of samples that all workers skipped in this epoch."""
         return self._shared.skipped
 
     @property
     def bad_shards(self) -> int:
-        """Shards that were missing or damaged in this epoch, by any worker."""
+        """Number of shards that any worker found missing or damaged in this epoch."""
         return self._shared.bad_shards
 
     def __iter__(self) -> Iterator[Batch | UserError]:
@@ -85,16 +85,16 @@ class ShardStream(IterableDataset[Batch | UserError]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         start = self._shared.done
-        mine = plan.worker_share(self.share.batches, worker, workers, start)
-        everything = plan.worker_share(self.share.batches, (worker + start) % workers, workers)
-        if everything.first == everything.last:
+        remaining = plan.worker_share(self.share.batches, worker, workers, start)
+        whole_epoch = plan.worker_share(self.share.batches, (worker + start) % workers, workers)
+        if whole_epoch.first == whole_epoch.last:
             return
-        bounds = [self.share.bounds(b) for b in range(everything.first, everything.last)]
+        bounds = [self.share.bounds(b) for b in range(whole_epoch.first, whole_epoch.last)]
         items = self._items(bounds[0][0], bounds[-1][1], worker_key=bounds[0][0])
-        for number, (first, last) in enumerate(bounds, start=everything.first):
-            places = list(islice(items, last - first))
-            if number >= mine.first:
-                yield self._maker.batch(places)
+        for number, (first, last) in enumerate(bounds, start=whole_epoch.first):
+            batch_items = list(islice(items, last - first))
+            if number >= remaining.first:
+                yield self._maker.batch(batch_items)
 
     def _items(self, start: int, stop: int, worker_key: int) -> Iterator[Item]:
         seed, epoch = self.reading.seed, self.epoch
@@ -106,11 +106,11 @@ class ShardStream(IterableDataset[Batch | UserError]):
         return shuffle(items, self.reading.shuffle_buffer, np.random.default_rng([seed, epoch, 2, worker_key]))
 
     def _read(self, order: list[int], start: int, stop: int) -> Iterator[Item]:
-        def places(sample: Sample) -> list[Item]:
-            return self._places(self._with_texts(sample))
+        def items_of(sample: Sample) -> list[Item]:
+            return self._items_of_sample(self._with_texts(sample))
 
         bad = self._shared.bad_shard if self.training else None
-        return read_items(self.reading.split.shards, self.counts, order, start, stop, places, bad)
+        return read_items(self.reading.split.shards, self.counts, order, start, stop, items_of, bad)
 
     def _with_texts(self, sample: Sample) -> Sample:
         if self.reading.texts == "captions" or sample.fault:
@@ -119,9 +119,9 @@ class ShardStream(IterableDataset[Batch | UserError]):
         ids = [stable_id(sample.image_id, "dense", i) for i in range(len(texts))]
         return replace(sample, captions=texts, caption_ids=ids)
 
-    def _places(self, sample: Sample) -> list[Item]:
+    def _items_of_sample(self, sample: Sample) -> list[Item]:
         count, wanted = len(sample.captions), self.reading.captions
-        if not self.training:  # COCO's 5K test has images with six captions and more, of which the protocol takes five
+        if not self.training:  # some images of COCO 5K have more than five captions; the protocol uses the first five
             standard = sample.meta.get("standard")
             return [Item(sample, list(range(min(count, standard) if standard and is_whole(standard) else count)))]
         if wanted == "all":
@@ -132,21 +132,22 @@ class ShardStream(IterableDataset[Batch | UserError]):
 
 
 class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
-    """A loader that asks before each epoch where training stands, and raises the errors of its workers as they are.
+    """A loader that asks for the current position before each epoch, and raises its workers' errors unchanged.
 
     Args:
         stream: the batches.
-        position: gives the epoch and the number of its batches that are already done.
-        **options: of `torch.utils.data.DataLoader`.
+        position: returns the epoch and the number of its batches that are already done.
+        **options: options of `torch.utils.data.DataLoader`.
 
     Attributes:
-        waited: seconds that whoever asked has waited for batches so far.
+        waited: total seconds that the consumer has waited for batches.
     """
 
     def __init__(self, stream: ShardStream, position: Callable[[], tuple[int, int]], **options: Any) -> None:
         self.position = position
         self.waited = 0.0
-        self.cut_texts = CutTexts(stream.tokenizer.max_length) if stream.training and stream.rank == 0 else None
+        counts = stream.training and stream.rank == 0
+        self.truncation = TruncationCounter(stream.tokenizer.max_length) if counts else None
         super().__init__(stream, batch_size=None, worker_init_fn=ignore_signals, **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -154,26 +155,26 @@ class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
         stream.begin(*self.position())
         batches = super().__iter__()
         while True:
-            asked = time.perf_counter()
+            begin = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - begin
             if batch is None:
                 break
             if isinstance(batch, UserError):
                 raise batch
-            if self.cut_texts:
-                self.cut_texts.look(batch)
+            if self.truncation:
+                self.truncation.count(batch)
             yield batch
-        if self.cut_texts:
-            self.cut_texts.tell()
+        if self.truncation:
+            self.truncation.report()
 
     def starting_workers(self) -> AbstractContextManager[None]:
-        """Hold signals back: a worker must not inherit the handlers of this process."""
-        return signals_held()
+        """Block signals: a worker must not inherit the handlers of this process."""
+        return hold_signals()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: `position` tells all, but Lightning takes only a loader with this method for one that can resume."""
+        """Empty: `position` is enough to resume, but Lightning requires this method of a resumable loader."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing; see `state_dict`."""
+        """Do nothing; see `state_dict`."""

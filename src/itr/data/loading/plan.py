@@ -1,8 +1,8 @@
-"""Who reads what: exact shares of a sequence of shards, equal on every process by construction.
+"""Divide a sequence of shards exactly among processes and workers.
 
-All shards laid end to end make one sequence of items (images, or captions when each is a training pair). A process, and
-within it a worker, takes one stretch of it, so it opens only the shards that its stretch touches, any number of shards
-serves any number of processes, and every process yields the same number of batches.
+The concatenated shards form one sequence of items (images, or captions if each caption is a training pair). Each
+process, and each worker within it, reads one contiguous range, so it opens only the shards in its range, any number of
+shards works with any number of processes, and every process yields the same number of batches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a shard: leave out `skip` items, then read `take`."""
+    """Part of a shard: skip `skip` items, then read `take`."""
 
     shard: int
     skip: int
@@ -22,26 +22,26 @@ class Span:
 
 
 def spans(counts: list[int], order: list[int], start: int, stop: int) -> list[Span]:
-    """The parts of shards that items [start, stop) cover when shards of `counts` items lie in `order`, going round."""
+    """The parts of shards that contain items [start, stop) of the shards concatenated in `order`, wrapping around."""
     ends = np.cumsum([counts[shard] for shard in order], dtype=np.int64)
     if stop <= start:
         return []
     if not len(ends) or not ends[-1]:
         raise ValueError("no items to read")
     found: list[Span] = []
-    place = int(np.searchsorted(ends, start % ends[-1], side="right"))  # the first shard that ends after it
-    position = start % int(ends[-1]) - (int(ends[place - 1]) if place else 0)
+    index = int(np.searchsorted(ends, start % ends[-1], side="right"))  # the first shard that ends after `start`
+    position = start % int(ends[-1]) - (int(ends[index - 1]) if index else 0)
     while start < stop:
-        shard = order[place]
+        shard = order[index]
         take = min(counts[shard] - position, stop - start)
         if take:
             found.append(Span(shard, position, take))
-        start, position, place = start + take, 0, (place + 1) % len(order)
+        start, position, index = start + take, 0, (index + 1) % len(order)
     return found
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShare:
     """One process's part of an epoch.
 
     Attributes:
@@ -55,45 +55,46 @@ class Share:
     batches: int
 
     def bounds(self, batch: int) -> tuple[int, int]:
-        """First and last item (excluded) of a batch, as positions in the sequence; sizes differ by one at most."""
+        """First and last item (exclusive) of a batch, as positions in the sequence; batch sizes differ by at most 1."""
         first, last = (self.start + b * self.items // self.batches for b in (batch, batch + 1))
         return first, last
 
 
-def training_share(total: int, batch_items: int, rank: int, world: int) -> Share:
-    """Full batches only; what is left over differs from epoch to epoch."""
+def training_share(total: int, batch_items: int, rank: int, world: int) -> ProcessShare:
+    """Full batches only; the items left over differ from epoch to epoch."""
     batches = total // (batch_items * world)
     items = batches * batch_items
-    return Share(rank * items, items, batches)
+    return ProcessShare(rank * items, items, batches)
 
 
-def evaluation_share(total: int, batch_items: int, rank: int, world: int) -> Share:
-    """Every item of the sequence, in as many batches on each process.
+def evaluation_share(total: int, batch_items: int, rank: int, world: int) -> ProcessShare:
+    """Every item of the sequence, in the same number of batches on each process.
 
-    A process that has fewer items than batches reads on into the next one's; evaluation knows those by their ids.
+    A process with fewer items than batches also reads items of the next process; evaluation recognizes such duplicates
+    by their ids.
     """
     start, stop = rank * total // world, (rank + 1) * total // world
     largest = -(-total // world)
     batches = -(-largest // batch_items)
-    return Share(start, max(stop - start, batches), batches)
+    return ProcessShare(start, max(stop - start, batches), batches)
 
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """The batches [first, last) of a process's share that one worker makes."""
+    """The batches [first, last) of a process that one worker makes."""
 
     first: int
     last: int
 
 
 def worker_share(batches: int, worker: int, workers: int, start: int = 0) -> WorkerShare:
-    """Split batches among workers as a loader collects them: one of each in turn, beginning with worker 0.
+    """Divide batches among workers for a loader that takes one from each in turn, starting with worker 0.
 
     Args:
         batches: number of batches of the process.
-        worker: number of this worker.
-        workers: how many there are.
-        start: batches that were used before a run was resumed; the turn that comes next then falls to worker 0.
+        worker: index of this worker.
+        workers: number of workers.
+        start: number of batches already used before the run was resumed; worker 0 makes the one after them.
     """
     slot = (worker + start) % workers
     each, extra = divmod(batches, workers)
@@ -104,10 +105,10 @@ def worker_share(batches: int, worker: int, workers: int, start: int = 0) -> Wor
 
 
 def shard_order(num_shards: int, seed: int, epoch: int) -> list[int]:
-    """The order of the shards in an epoch: all processes agree on it."""
+    """The order of the shards in an epoch, the same on all processes."""
     return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(num_shards)]
 
 
 def rotation(total: int, seed: int, epoch: int) -> int:
-    """Where in the sequence an epoch begins, so that no image is tied to one process, worker or batch neighbour."""
+    """The position at which an epoch starts, random so that images change processes, workers and batches."""
     return int(np.random.default_rng([seed, epoch, 1]).integers(max(total, 1)))

@@ -1,4 +1,4 @@
-"""What a training process and the workers of its loader know together of the epoch that is read."""
+"""State of the current epoch, shared between a training process and its loader's workers."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ log = logging.getLogger(__name__)
 
 
 class SharedEpoch:
-    """Where an epoch begins, and what it did without, in memory shared with workers, which may outlive it.
+    """Start of the epoch and counts of skipped samples and bad shards, in memory shared with persistent workers.
 
     Args:
-        shards: how many there are.
-        max_skipped: samples that the epoch may do without.
-        max_bad_shards: shards that may be missing or damaged.
+        shards: number of shards.
+        max_skipped: limit on skipped samples.
+        max_bad_shards: limit on missing or damaged shards.
     """
 
     def __init__(self, shards: int, max_skipped: int, max_bad_shards: int) -> None:
         self.max_skipped, self.max_bad_shards = max_skipped, max_bad_shards
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
-        self._skips = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()  # of each worker
-        self._bad_in = torch.zeros(shards, dtype=torch.int64).share_memory_()  # epoch, from 1, that last found it bad
+        self._skips = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()  # per worker
+        self._bad_in = torch.zeros(shards, dtype=torch.int64).share_memory_()  # last epoch, from 1, that found it bad
 
     def begin(self, number: int, done: int) -> None:
-        """Let this be epoch `number`, beginning after `done` batches."""
+        """Start epoch `number` after its first `done` batches."""
         self._position.copy_(torch.tensor([number, done]))
         self._skips.zero_()
 
     @property
     def number(self) -> int:
-        """The epoch that is read."""
+        """The current epoch."""
         return int(self._position[0])
 
     @property
     def done(self) -> int:
-        """Its batches that were used before."""
+        """Number of batches of this epoch that were already used before the run was resumed."""
         return int(self._position[1])
 
     @property
     def skipped(self) -> int:
-        """Samples that could not be used in this epoch, by any worker."""
+        """Number of samples that all workers skipped in this epoch."""
         return int(self._skips.sum())
 
     @property
     def bad_shards(self) -> int:
-        """Shards that were missing or damaged in this epoch, by any worker."""
+        """Number of shards that any worker found missing or damaged in this epoch."""
         return int((self._bad_in == self.number + 1).sum())
 
-    def skip(self, named: str) -> None:
-        """Count and tell a sample that can't be used, `named` with its reason.
+    def skip(self, reason: str) -> None:
+        """Count and report an unusable sample; `reason` includes its name.
 
         Raises:
-            UserError: they are too many.
+            UserError: the limit is exceeded.
         """
         info = get_worker_info()
-        self._skips[info.id if info else 0] += 1  # a place for each worker: no two write to one
+        self._skips[info.id if info else 0] += 1  # one entry per worker, so no two workers write to the same entry
         skipped = self.skipped
         if skipped > self.max_skipped:
             raise UserError(
-                f"{named}. That makes {skipped} bad images, more than data.max_skipped = {self.max_skipped}; "
-                "mend the shards or raise the limit"
+                f"{reason}. That makes {skipped} bad images, more than data.max_skipped = {self.max_skipped}; "
+                "repair the shards or raise the limit"
             )
-        log.warning("skipped %s", named)
+        log.warning("skipped an image: %s", reason)
 
     def bad_shard(self, shard: int, error: UnreadableError) -> None:
-        """Count and tell a shard that can't be read, once in a run.
+        """Count an unreadable shard, and report it once per run.
 
         Raises:
-            UserError: they are too many.
+            UserError: the limit is exceeded.
         """
         known = bool(self._bad_in[shard])
         self._bad_in[shard] = self.number + 1
@@ -81,7 +81,7 @@ class SharedEpoch:
         if self.bad_shards > limit:
             raise UserError(
                 f"{error}. That makes {self.bad_shards} bad shard(s), more than data.max_bad_shards = {limit}; "
-                "mend the shards or raise the limit"
+                "repair the shards or raise the limit"
             )
         if not known:
-            log.warning("%s. What it lacks is taken from the shards that come next", error)
+            log.warning("%s. Samples of the following shards replace the missing ones", error)

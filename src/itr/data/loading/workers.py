@@ -1,4 +1,4 @@
-"""Signals and the processes that load data."""
+"""Signal handling of the loader's worker processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if
 
 
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Let signals wait here and in the processes that are started meanwhile, for which `ignore_signals` ends it.
+def hold_signals() -> Iterator[None]:
+    """Block signals in this process, and in processes started inside the block until they call `ignore_signals`.
 
-    NOTE: torch has a worker that does not yet ignore signals end by SIGTERM, and so the run with an error.
+    NOTE: without this, a SIGTERM that reaches a worker before it ignores signals ends the worker, and torch then ends
+    the run with an error.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -26,9 +27,9 @@ def signals_held() -> Iterator[None]:
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a process that loads data live on when a signal reaches the whole group: it ends with the one it serves.
+    """Keep a loader's worker running when a signal reaches the whole process group; it ends with its main process.
 
-    The second SIGTERM does end it, for that is how a loader gets rid of a worker that hangs.
+    A second SIGTERM still ends it, because that is how a loader stops a worker that hangs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,1 +1,1 @@
-"""What a report says: figures and examples of each run."""
+"""The content of a report: metrics and example queries of each run."""

@@ -1,4 +1,4 @@
-"""Differences between runs over the same queries."""
+"""Compare runs over the same queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPARED = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
 @dataclass
 class Comparison:
-    """A run against the first one: differences in points by figure, or why there are none."""
+    """A run against the first one: differences in percentage points by metric, or why they cannot be compared."""
 
     name: str
     differences: dict[str, Difference]
@@ -22,17 +22,17 @@ class Comparison:
 
 
 def compare(base: Measured, other: Measured, name: str) -> Comparison:
-    """Differences of the recalls and of their sum, other minus base."""
+    """Bootstrap the differences of the recalls and of their sum, `other` minus `base`."""
     same = (np.array_equal(getattr(base, ids), getattr(other, ids)) for ids in ("image_id", "text_id", "own_image"))
     if not all(same):
-        return Comparison(name, {}, "it was measured on other images or captions")
-    (first, counts), (second, _) = hits(base), hits(other)
+        return Comparison(name, {}, "not comparable: it was evaluated on different images or captions")
+    (first, counts), (second, _) = recall_sums_by_image(base), recall_sums_by_image(other)
     found = paired_bootstrap(first, second, counts, total=True)
     return Comparison(name, dict(zip([*COMPARED, "rsum"], found, strict=True)))
 
 
-def hits(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """What each image adds to the six recalls in percent, and the number of its queries [N, 6]."""
+def recall_sums_by_image(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+    """Contribution of each image to the six recalls in percent, and the number of its queries, each [N, 6]."""
     number = len(measured.image_id)
     rows = {"i2t": np.unique(measured.own_image), "t2i": measured.own_image}
     sums, counts = [], []

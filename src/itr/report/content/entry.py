@@ -1,41 +1,41 @@
-"""One run as the page shows it."""
+"""One run, with everything that the page shows about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from itr.report.content.measure import Measured
-from itr.report.content.published import Published
+from itr.report.content.published import PublishedResults
 from itr.report.content.runs import Run
 from itr.report.content.samples import Samples
 
 
 @dataclass
-class Entry:
-    """A run with everything found of it.
+class RunEntry:
+    """A run with its metrics and samples.
 
     Attributes:
-        run: what its folder tells.
-        facts: what was measured and with what, by name.
-        published: the paper's figures for its config.
-        departures: settings that differ from that config; None where it names none.
-        measured: figures of its embeddings; None where there are none.
-        samples: images and captions to show; None where the shards are gone.
+        run: contents of its folder.
+        facts: checkpoint, data and software, by name.
+        published: the paper's results for its config.
+        changes: settings that differ from its shipped config; None if it has no shipped config.
+        measured: metrics of its embeddings; None if there are no embeddings.
+        samples: images and captions to show; None if the shards are missing.
     """
 
     run: Run
     facts: dict[str, str] = field(default_factory=dict)
-    published: Published | None = None
-    departures: list[str] | None = None
+    published: PublishedResults | None = None
+    changes: list[str] | None = None
     measured: Measured | None = None
     samples: Samples | None = None
 
     @property
     def name(self) -> str:
-        """What the page calls the run."""
+        """The run's name on the page."""
         return self.run.name
 
 
 def plural(number: int, word: str) -> str:
-    """`1 image`, `2,000 images`."""
+    """A count with its noun: `1 image`, `2,000 images`."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")

@@ -15,9 +15,9 @@ from itr.evaluation.ranks import rank, tiles
 from itr.evaluation.retrieval import DIRECTIONS, over_all_positives, recalls
 from itr.evaluation.score import Score, Way
 from itr.report.content.capacity import alignment, effective_rank, modality_gap, uniformity
-from itr.report.content.choose import Query, choose
-from itr.report.content.matches import Matches
-from itr.report.content.views import Views, per_view
+from itr.report.content.choose import Query, choose_queries
+from itr.report.content.matches import PairJudge
+from itr.report.content.views import CaptionRanks, ranks_by_image
 
 HITS = 5
 MOST_ROWS = 5000  # of which uniformity is taken: it looks at all pairs
@@ -46,7 +46,7 @@ class Measured:
     own_image: np.ndarray
     ranks: dict[str, Tensor]
     figures: dict[str, float]
-    views: Views
+    views: CaptionRanks
     capacity: dict[str, float]
     missed: dict[str, float]
     known: bool
@@ -67,12 +67,12 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
     score = gallery.score(device)
     found = rank(score, TrueMatches.own(own_image.to(device), len(gallery.image_id)))
     ranks = {"i2t": found.image_to_text.cpu(), "t2i": found.text_to_image.cpu()}
-    matches = Matches(gallery, positives)
+    judge = PairJudge(gallery, positives)
     queries: list[Query] = []
     missed: dict[str, float] = {}
     for way in DIRECTIONS:
         hits, scores = top_hits(score, way)
-        chosen, missed[way] = choose(way, ranks[way], hits, scores, matches, shown)
+        chosen, missed[way] = choose_queries(way, ranks[way], hits, scores, judge, shown)
         queries += chosen
     return Measured(
         image_id=gallery.image_id.numpy(),
@@ -80,11 +80,11 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
         own_image=own_image.numpy(),
         ranks=ranks,
         figures=figures(ranks) | (over_all_positives(gallery, score, positives) if positives else {}),
-        views=per_view(ranks["t2i"], own_image),
+        views=ranks_by_image(ranks["t2i"], own_image),
         capacity=capacity(gallery),
         missed=missed,
-        known=matches.known,
-        threshold=matches.threshold,
+        known=judge.known,
+        threshold=judge.threshold,
         queries=queries,
     )
 

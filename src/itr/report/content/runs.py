@@ -1,4 +1,4 @@
-"""What a run folder holds: config, checkpoint, metrics files and the history of training."""
+"""Read a run folder: config, checkpoint, metrics files and training history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Curve = list[tuple[float, float]]
 
 @dataclass
 class MetricsFile:
-    """One file of figures: `test/i2t_r1` and the like by their whole names, and what else it tells."""
+    """One metrics file: numbers by full name, such as `test/i2t_r1`, and the other entries as `about`."""
 
     name: str
     figures: dict[str, float]
@@ -33,14 +33,14 @@ class Run:
     """A run folder, read without opening its checkpoint.
 
     Attributes:
-        folder: where it is.
-        name: what the page calls it, unique on the page.
-        config: `config.yaml`, empty where there is none.
-        config_text: the same as it stands in the file.
-        config_name: the shipped or own config it was made with, without `.yaml`; empty where that isn't known.
-        metrics: all its files of figures.
-        history: every logged value by its name.
-        notes: what is missing or odd, in plain words.
+        folder: its path.
+        name: its name on the page, unique there.
+        config: parsed `config.yaml`; empty if the file is missing.
+        config_text: text of `config.yaml`.
+        config_name: the config it was made with, shipped or user-defined, without `.yaml`; empty if unknown.
+        metrics: its metrics files.
+        history: every logged curve by name.
+        notes: what is missing or damaged, as sentences for the page.
     """
 
     folder: Path
@@ -54,12 +54,12 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The best checkpoint, else the last, else none."""
+        """The best checkpoint, else the last one, else None."""
         paths = [self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
         return next((path for path in paths if path.is_file()), None)
 
     def setting(self, path: str, default: Any = None) -> Any:
-        """A value of the config by its dotted path."""
+        """The value of the config at a dotted path."""
         value: Any = self.config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -67,46 +67,46 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read a run folder; parts that are missing or damaged are named in its notes.
+    """Read a run folder; missing and damaged files are listed in its notes.
 
     Raises:
-        UserError: there is no such folder, or it holds nothing that a run writes.
+        UserError: the folder does not exist, or it contains no file that a run writes.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}")
+        raise UserError(f"the run folder {folder} does not exist")
     run = Run(folder, name)
     _read_config(run)
     run.metrics = _metrics_files(run)
     run.history = read_history(sorted(folder.glob("logs/*/metrics.csv"), key=_version))
     if not (run.config or run.checkpoint or run.metrics or run.history):
         raise UserError(
-            f"{folder} is no run: it holds no config.yaml, checkpoints/, metrics.json or logs/; "
-            "give the folder that `itr fit` calls --trainer.default_root_dir"
+            f"{folder} is not a run folder: it contains no config.yaml, checkpoints/, metrics.json or logs/; "
+            "give the folder that was set as --trainer.default_root_dir of `itr fit`"
         )
     if not run.metrics:
-        run.notes.append("no metrics.json; `itr test` writes it")
+        run.notes.append("No stored metrics: metrics.json is missing; `itr test` writes it")
     if not run.history:
-        run.notes.append("no logs/*/metrics.csv, hence no training curves")
+        run.notes.append("No training curves: logs/*/metrics.csv is missing or empty")
     return run
 
 
 def _read_config(run: Run) -> None:
     path = run.folder / "config.yaml"
     if not path.is_file():
-        run.notes.append("no config.yaml")
+        run.notes.append("No settings: config.yaml is missing")
         return
     try:
         run.config_text = path.read_text(encoding="utf-8")
         loaded = yaml.safe_load(run.config_text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        run.notes.append(f"config.yaml can't be read: {error}")
+        run.notes.append(f"Could not read config.yaml: {error}")
         return
     run.config = loaded if isinstance(loaded, dict) else {}
     named = made_with(str(path))
     if named != path.name:
         run.config_name = named.split(", ")[-1].removesuffix(".yaml")
         return
-    # Shipped configs write to runs/NAME, which tells the name where the file itself does not.
+    # Shipped configs write to runs/NAME, so the folder gives the name if the file itself does not.
     name = Path(str(run.setting("trainer.default_root_dir", ""))).name
     run.config_name = name if (config_folder() / f"{name}.yaml").is_file() else ""
 
@@ -117,7 +117,7 @@ def _metrics_files(run: Run) -> list[MetricsFile]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            run.notes.append(f"{path.name} can't be read: {error}")
+            run.notes.append(f"Could not read {path.name}: {error}")
             continue
         items = content.items() if isinstance(content, dict) else ()
         figures = {name: float(value) for name, value in items if _is_figure(value)}
@@ -137,10 +137,10 @@ def _version(path: Path) -> tuple[int, str]:
 
 
 def read_history(paths: list[Path]) -> dict[str, Curve]:
-    """The values of several logs by name, in the order of their steps.
+    """The curves of several logs by name, in order of steps.
 
-    A log that begins where an earlier one already was (a run resumed from an older checkpoint, or begun anew) replaces
-    the rest of that.
+    If a log starts at a step that an earlier log has passed, because the run was resumed from an older checkpoint or
+    restarted from scratch, it replaces the rest of the earlier log.
     """
     history: dict[str, Curve] = {}
     for path in paths:
@@ -173,7 +173,7 @@ def _number(text: object) -> float:
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart: `baseline/0` and `CUSA/0`, or `demo` alone.
+    """The shortest path endings that distinguish the runs: `baseline/0` and `CUSA/0`, or just `demo`.
 
     Raises:
         UserError: a run is given twice.
@@ -183,4 +183,4 @@ def run_names(folders: list[Path]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names) and not any(name.isdigit() for name in names):
             return names
-    raise UserError("the same run is given twice; name each run once")
+    raise UserError("the same run is given twice; give each run once")

@@ -1,4 +1,4 @@
-"""Captions and small images of the samples that a page shows, in one pass over the shards."""
+"""Read the captions and thumbnails that a page shows, in one pass over the shards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_PIXELS = 200_000_000
 
 @dataclass
 class Samples:
-    """What is shown of the data.
+    """The images and captions that the page shows.
 
     Attributes:
-        image: small images as data URIs by image_id; empty for one that can't be decoded.
+        image: thumbnails as data URIs by image_id; an empty string if the image could not be decoded.
         captions: all captions of these images by image_id.
-        caption: texts by caption_id.
+        caption: caption texts by caption_id.
     """
 
     image: dict[int, str] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class Samples:
 
 
 def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -> Samples:
-    """The wanted images with all their captions, and the wanted captions.
+    """Read the requested images with all their captions, and the requested captions.
 
     Raises:
-        UserError: the shards are not there or damaged.
+        UserError: the shards are missing or damaged.
     """
     samples = Samples()
     for shard in find_split(root, split).shards:
@@ -51,7 +51,7 @@ def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -
 
 
 def thumbnail(data: bytes) -> str:
-    """An image as a data URI of a JPEG that fits into a square of SIDE pixels; empty where it can't be decoded."""
+    """A JPEG thumbnail as a data URI that fits into SIDE x SIDE pixels; empty if the image cannot be decoded."""
     try:
         image = Image.fromarray(decode(data, MAX_PIXELS).permute(1, 2, 0).numpy())
     except BadImageError:

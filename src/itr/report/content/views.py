@@ -1,4 +1,4 @@
-"""How well each of an image's captions finds it: what one embedding for many views is judged by."""
+"""How well each caption of an image retrieves it, given that one embedding has to serve several captions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 @dataclass
-class Views:
-    """The ranks that each image has from its own captions, for the V images that have captions.
+class CaptionRanks:
+    """The ranks at which its own captions retrieve an image, for the V images that have captions.
 
     Attributes:
-        row: the image [V], ascending.
-        number: how many captions it has [V].
+        row: row of the image, ascending [V].
+        number: number of its captions [V].
         best: the best rank, from 0 [V].
-        median: the middle rank, the mean of two for an even number [V], float.
+        median: the median rank [V], float.
         worst: the worst rank [V].
-        ranks: all ranks, image by image, ascending within one [M].
+        ranks: all ranks, image by image, ascending for each image [M].
     """
 
     row: Tensor
@@ -29,18 +29,18 @@ class Views:
     ranks: Tensor
 
     def found(self, k: int) -> dict[str, float]:
-        """Percent of images that all, some but not all, or none of their captions find among the first k."""
+        """Percentage of images that all, some but not all, or none of their captions retrieve in the top k."""
         everyone, anyone = self.worst < k, self.best < k
         shares = {"all": everyone, "some": anyone & ~everyone, "none": ~anyone}
         return {name: 100 * share.double().mean().item() for name, share in shares.items()}
 
 
-def per_view(ranks: Tensor, own_image: Tensor) -> Views:
-    """Gather the ranks of captions by image.
+def ranks_by_image(ranks: Tensor, own_image: Tensor) -> CaptionRanks:
+    """Group the ranks of captions by image.
 
     Args:
         ranks: rank of each caption's own image, from 0 [M].
-        own_image: row of that image [M], any number of captions an image.
+        own_image: row of that image [M]; an image may have any number of captions.
     """
     order = torch.argsort(ranks, stable=True)
     order = order[torch.argsort(own_image[order], stable=True)]
@@ -48,4 +48,4 @@ def per_view(ranks: Tensor, own_image: Tensor) -> Views:
     ranks = ranks[order]
     start = number.cumsum(0) - number
     middle = (ranks[start + (number - 1) // 2] + ranks[start + number // 2]) / 2
-    return Views(row, number, ranks[start], middle, ranks[start + number - 1], ranks)
+    return CaptionRanks(row, number, ranks[start], middle, ranks[start + number - 1], ranks)

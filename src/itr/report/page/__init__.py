@@ -1,1 +1,1 @@
-"""How a report looks: HTML and plots."""
+"""The HTML and the plots of a report."""

@@ -1,65 +1,65 @@
-"""What was run, as a table with a column a run."""
+"""The table of settings, with one column per run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from itr.report.content.entry import Entry
+from itr.report.content.entry import RunEntry
 from itr.report.content.runs import Run
 from itr.report.page.markup import Content, Markup, swatch, tag
 
 
-def named(entry: Entry, number: int, several: bool) -> Content:
-    """A run's name, with its colour where there are several."""
+def run_label(entry: RunEntry, number: int, several: bool) -> Content:
+    """A run's name, with its color if there are several runs."""
     return [swatch(number), " ", entry.name] if several else entry.name
 
 
-def facts(entries: Sequence[Entry]) -> Markup:
-    """What was run, a column a run; what they share is told once."""
+def settings_table(entries: Sequence[RunEntry]) -> Markup:
+    """The settings of the runs, one column per run; a value that all runs share appears once."""
     columns = [_facts(entry) for entry in entries]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = []
     for name in names:
         cells = [column.get(name, "") for column in columns]
-        same = len(set(cells)) == 1  # told once for all runs
+        same = len(set(cells)) == 1
         shown = [tag("td", cells[0], colspan=str(len(cells)))] if same else [tag("td", cell) for cell in cells]
         rows.append(tag("tr", tag("th", name, scope="row"), *shown))
     several = len(entries) > 1
-    head = tag("tr", tag("td"), *(tag("th", named(e, i, several), scope="col") for i, e in enumerate(entries)))
+    head = tag("tr", tag("td"), *(tag("th", run_label(e, i, several), scope="col") for i, e in enumerate(entries)))
     whole = tag("table", tag("thead", head) if several else "", tag("tbody", *rows), class_="facts")
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="What was run")
+    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label="Settings")
 
 
-def _facts(entry: Entry) -> dict[str, str]:
+def _facts(entry: RunEntry) -> dict[str, str]:
     run = entry.run
     epochs, batch = run.setting("trainer.max_epochs"), run.setting("data.batch_size")
     optimizer = {key: run.setting(f"model.optimizer.{key}") for key in ("lr", "schedule", "weight_decay")}
     found = {
-        "config": f"{run.config_name}.yaml" if run.config_name else "not known by name",
-        **({"changed in it": "; ".join(entry.departures)} if entry.departures else {}),
-        "backbone": backbone(run),
-        "objective": component(run.setting("model.objective", {})),
-        "methods": ", ".join(component(method) for method in run.setting("model.methods", [])) or "none",
+        "config": f"{run.config_name}.yaml" if run.config_name else "unknown",
+        **({"changed settings": "; ".join(entry.changes)} if entry.changes else {}),
+        "backbone": describe_backbone(run),
+        "objective": describe_class(run.setting("model.objective", {})),
+        "methods": ", ".join(describe_class(method) for method in run.setting("model.methods", [])) or "none",
         "optimizer": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in optimizer.items() if v is not None),
-        "training": f"{epochs} epochs, batches of {batch} pairs, seed {run.setting('seed_everything')}",
+        "training": f"{epochs} epochs, batch size {batch}, seed {run.setting('seed_everything')}",
         **entry.facts,
     }
     return found if run.config else entry.facts
 
 
-def backbone(run: Run) -> str:
-    """Class and towers of a run's backbone in a few words."""
+def describe_backbone(run: Run) -> str:
+    """The class and towers of a run's backbone in a few words."""
     given: Any = run.setting("model.backbone", {})
     options = given.get("init_args", {})
     parts = [str(options[key]) for key in ("vision", "text", "model", "pretrained") if options.get(key)]
     scratch = [options.get(key, {}) or {} for key in ("vision_config", "text_config")]
     parts += [f"{config['model_type']} from scratch" for config in scratch if config.get("model_type")]
-    return component({"class_path": given.get("class_path", "")}) + (f": {', '.join(parts)}" if parts else "")
+    return describe_class({"class_path": given.get("class_path", "")}) + (f": {', '.join(parts)}" if parts else "")
 
 
-def component(value: Any) -> str:
-    """A class with its plain arguments: `InfoNCE(temperature 0.07)`."""
+def describe_class(value: Any) -> str:
+    """A configured class with its plain arguments: `InfoNCE (temperature 0.07)`."""
     if not isinstance(value, dict):
         return str(value)
     name = str(value.get("class_path", "")).rpartition(".")[2]

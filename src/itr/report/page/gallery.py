@@ -1,4 +1,4 @@
-"""The gallery: queries with their first hits, each named for what it is."""
+"""The gallery: queries with their top hits, each marked as correct or wrong."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 
 from itr.evaluation.retrieval import DIRECTIONS
 from itr.report.content.choose import KINDS, Hit, Query, Verdict
-from itr.report.content.entry import Entry
+from itr.report.content.entry import RunEntry
 from itr.report.content.measure import Measured
 from itr.report.content.samples import Samples
 from itr.report.page.markup import Content, Markup, tag
 
-TITLES = {  # where the data tell every true match, and where they don't
-    "success": ["Successes: the query's own match is first"] * 2,
-    "failure": ["Failures: the first hit is wrong", "Failures: another is first"],
+TITLES = {  # if the data list every true match, and if they do not
+    "success": ["Successes: an annotated match is ranked first"] * 2,
+    "failure": ["Failures: the first hit is wrong", "Failures: the first hit is not annotated as a match"],
     "false negative": [
-        "False negatives: counted as failures, but the first hit is a true match that the annotation lacks",
-        "Likely false negatives: counted as failures, but the first hit looks true",
+        "False negatives: counted as failures, but the first hit is a true match that is not annotated",
+        "Likely false negatives: counted as failures, but the first hit is probably a true match",
     ],
 }
 MARKS: dict[Verdict, str] = {
-    "own": "own",
-    "match": "also true",
-    "likely": "looks true",
+    "own": "annotated",
+    "match": "also correct",
+    "likely": "likely match",
     "wrong": "wrong",
-    "other": "other",
+    "other": "not annotated",
 }
 
 
-def gallery(entries: Sequence[Entry]) -> list[Markup]:
-    """The queries of every run, both ways and of all kinds."""
+def query_gallery(entries: Sequence[RunEntry]) -> list[Markup]:
+    """The queries of every run, of each kind and in both directions."""
     parts: list[Markup] = []
     for entry in entries:
         if entry.measured is None or not entry.measured.queries:
@@ -56,32 +56,32 @@ def _of_run(measured: Measured, samples: Samples) -> list[Markup]:
 
 
 def _text_query(query: Query, measured: Measured, samples: Samples) -> Markup:
-    """A caption, its own image and the first images found."""
+    """A caption, its annotated image and the top retrieved images."""
     own = int(measured.own_image[query.row])
-    asked = samples.caption.get(int(measured.text_id[query.row]))
+    caption = samples.caption.get(int(measured.text_id[query.row]))
     hits = [_image_hit(hit, measured, samples) for hit in query.hits]
-    wanted = tag("li", _image(own, measured, samples), tag("span", "its own", class_="mark"), class_="asked-for own")
+    target = tag("li", _image(own, measured, samples), tag("span", "target", class_="mark"), class_="asked-for own")
     return tag(
         "article",
-        tag("p", asked or f"caption {measured.text_id[query.row]}", class_="asked", dir="auto"),
-        tag("p", _rank(query, "own image", len(measured.image_id)), class_="rank"),
-        tag("ol", wanted, *hits, class_="hits"),
+        tag("p", caption or f"caption {measured.text_id[query.row]}", class_="asked", dir="auto"),
+        tag("p", _rank(query, "Annotated image", len(measured.image_id)), class_="rank"),
+        tag("ol", target, *hits, class_="hits"),
         class_="query",
     )
 
 
 def _image_query(query: Query, measured: Measured, samples: Samples) -> Markup:
-    """An image and the first captions found."""
+    """An image and the top retrieved captions."""
     hits = [_caption_hit(hit, measured, samples) for hit in query.hits]
     pair = tag("figure", _image(query.row, measured, samples)), tag("ol", *hits, class_="texts")
-    rank = tag("p", _rank(query, "first own caption", len(measured.text_id)), class_="rank")
+    rank = tag("p", _rank(query, "Best annotated caption", len(measured.text_id)), class_="rank")
     own = samples.captions.get(int(measured.image_id[query.row]), [])
-    told = tag("p", "Its own: ", *_joined(own), class_="rank") if own and query.rank else ""
-    return tag("article", rank, tag("div", *pair, class_="pair"), told, class_="query")
+    targets = tag("p", "Annotated captions: ", *_joined(own), class_="rank") if own and query.rank else ""
+    return tag("article", rank, tag("div", *pair, class_="pair"), targets, class_="query")
 
 
 def _joined(captions: list[str]) -> list[Content]:
-    """Captions with a sign between, each in its own direction of writing."""
+    """Captions separated by a dot, each in its own writing direction."""
     parts: list[Content] = []
     for number, words in enumerate(captions):
         parts += [" \N{MIDDLE DOT} " if number else "", tag("bdi", words)]
@@ -112,7 +112,7 @@ def _caption_hit(hit: Hit, measured: Measured, samples: Samples) -> Markup:
 
 
 def _image(row: int, measured: Measured, samples: Samples) -> Content:
-    """The image of a row with a caption of its own as its description; its number where there is none."""
+    """The image of a row with its first caption as alt text; a box with the image's id if it could not be read."""
     number = int(measured.image_id[row])
     source = samples.image.get(number)
     words = " / ".join(samples.captions.get(number, [])[:1]) or f"image {number}"

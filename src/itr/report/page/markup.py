@@ -1,4 +1,4 @@
-"""HTML written safely: text is escaped unless it was made here."""
+"""Build HTML safely: all text is escaped unless this module produced it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 class Markup(str):
-    """A string that is markup already."""
+    """A string that is already markup."""
 
     __slots__ = ()
 
@@ -18,7 +18,7 @@ VOID = ("img", "meta", "br")
 
 
 def text(content: Content) -> Markup:
-    """Content as markup: plain strings escaped, parts joined."""
+    """Convert content to markup: plain strings are escaped, parts joined."""
     if isinstance(content, Markup):
         return content
     if isinstance(content, str):
@@ -27,7 +27,7 @@ def text(content: Content) -> Markup:
 
 
 def tag(name: str, /, *content: Content, **attributes: str | None) -> Markup:
-    """An element; `class_` stands for `class`, `_` in names for `-`, and an attribute that is None is left away."""
+    """An element; `class_` means `class`, `_` in names means `-`, and attributes that are None are omitted."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     opening = "".join(f' {key}="{escape(value)}"' for key, value in given.items())
     if name in VOID:
@@ -35,14 +35,16 @@ def tag(name: str, /, *content: Content, **attributes: str | None) -> Markup:
     return Markup(f"<{name}{opening}>{text(content)}</{name}>")
 
 
-def table(head: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str, groups: Content = "") -> Markup:
-    """A table whose first column names the rows.
+def html_table(
+    head: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str, groups: Content = ""
+) -> Markup:
+    """A table whose first column contains the row headers.
 
     Args:
-        head: names of the columns.
-        rows: cells; each may be a whole `td` element.
-        caption: what the table tells.
-        groups: a row of headers above the head.
+        head: column headers.
+        rows: cells; each may be a complete `td` element.
+        caption: title of the table.
+        groups: a row of headers above the column headers.
     """
     names = tag("tr", *(tag("th", name, scope="col") for name in head))
     body = [tag("tr", tag("th", row[0], scope="row"), *(_cell(cell) for cell in row[1:])) for row in rows]
@@ -56,8 +58,8 @@ def _cell(content: Content) -> Markup:
 
 
 def swatch(run: int | None, dash: str = "") -> Markup:
-    """The colour of a run, that of text for none, as a short line."""
+    """A short line in the color of a run, or in the text color if `run` is None."""
     pattern = f' stroke-dasharray="{dash}"' if dash else ""
-    colour = "plain" if run is None else f"s{run % 6}"
+    color = "plain" if run is None else f"s{run % 6}"
     line = f'<line x1="1" y1="5" x2="25" y2="5"{pattern}/>'
-    return Markup(f'<svg class="swatch {colour}" width="26" height="10" aria-hidden="true">{line}</svg>')
+    return Markup(f'<svg class="swatch {color}" width="26" height="10" aria-hidden="true">{line}</svg>')

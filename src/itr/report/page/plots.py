@@ -1,4 +1,4 @@
-"""Line plots as inline SVG: a few curves, axes with round numbers, colours from the page's style."""
+"""Line plots as inline SVG: a few curves, axes with round numbers, colors from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Line:
     """One curve.
 
     Attributes:
-        name: of its run.
-        points: x and y.
-        run: number of its run, which gives the colour.
-        part: what it is, where a run has several.
-        dash: pattern that tells the parts apart.
-        marks: mark the points where there are few.
+        name: name of its run.
+        points: x and y values.
+        run: number of its run, which sets the color.
+        part: label of the curve, if a run has several.
+        dash: dash pattern that distinguishes the parts.
+        marks: draw a mark at each point if there are few.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass
 class Axis:
-    """An axis: what it counts, its range, and whether it is logarithmic."""
+    """An axis: its label, its range, and whether it is logarithmic."""
 
     label: str
     low: float
@@ -48,7 +48,7 @@ class Axis:
     ticks: list[float] = field(default_factory=list)
 
     def at(self, value: float) -> float:
-        """Where a value lies, from 0 to 1."""
+        """The position of a value on the axis, from 0 to 1."""
         scale = math.log if self.log else float
         return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
 
@@ -59,12 +59,12 @@ def plot(
     """A figure with a caption and a legend.
 
     Args:
-        title: what it shows.
-        x_label: of the axis below.
-        y_label: of the axis at the left.
-        lines: curves; points that are not finite are left out.
-        log_x: a logarithmic axis below, whose values are above 0.
-        zero: let the axis at the left begin at 0.
+        title: title of the figure.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        lines: curves; points that are not finite are skipped.
+        log_x: make the x axis logarithmic; values that are not positive are skipped.
+        zero: start the y axis at 0.
     """
     lines = [replace(line, points=thinned(_finite(line.points, log_x))) for line in lines]
     lines = [line for line in lines if line.points]
@@ -74,13 +74,13 @@ def plot(
     ys = [y for line in lines for _, y in line.points] + ([0.0] if zero else [])
     x, y = axis(x_label, xs, log_x), axis(y_label, ys, False)
     drawn = _grid(x, y) + "".join(_curve(line, x, y) for line in lines)
-    description = f"{title}: {y_label} by {x_label}, for {', '.join(dict.fromkeys(line.name for line in lines))}"
+    description = f"{title}: {y_label} against {x_label}, for {', '.join(dict.fromkeys(line.name for line in lines))}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">{drawn}</svg>'
     return tag("figure", tag("figcaption", title), Markup(svg), _legend(lines), class_="plot")
 
 
 def _legend(lines: Sequence[Line]) -> Markup:
-    """The runs by their colours and the parts by their dashes, where there are several."""
+    """The colors of the runs and the dash patterns of the parts, if there are several."""
     runs = {line.name: swatch(line.run) for line in lines}
     parts = {line.part: swatch(None if len(runs) > 1 else line.run, line.dash) for line in lines}
     keys = [*(runs.items() if len(runs) > 1 else ()), *(parts.items() if len(parts) > 1 else ())]
@@ -92,7 +92,7 @@ def _finite(points: Sequence[tuple[float, float]], log_x: bool) -> list[tuple[fl
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points: means over equal stretches of a longer curve."""
+    """At most MOST_POINTS points: a longer curve is averaged over chunks of equal size."""
     size = -(-len(points) // MOST_POINTS)
     if size < 2:
         return list(points)
@@ -101,7 +101,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def axis(label: str, values: Sequence[float], log: bool) -> Axis:
-    """An axis that holds all values and ends at round numbers."""
+    """An axis that covers all values and ends at round numbers."""
     low, high = min(values), max(values)
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -116,7 +116,7 @@ def axis(label: str, values: Sequence[float], log: bool) -> Axis:
 
 
 def round_step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, so that three to seven steps make the span."""
+    """A step of 1, 2 or 5 times a power of ten, so that three to seven steps cover the span."""
     power: float = 10.0 ** math.floor(math.log10(span / 3))
     return max(step for step in (power, 2 * power, 5 * power) if span / step >= 3)
 
@@ -165,12 +165,12 @@ def _tip(line: Line, point: tuple[float, float]) -> str:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 0.05, 12.5, 3k."""
+    """A number in a few characters: 0.05, 12.5, 3k."""
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}" if value and abs(value) >= 1e-3 else f"{value:.1e}" if abs(value) > 1e-12 else "0"
 
 
 def steps(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[float, float]]:
-    """The outline of bars: `heights[i]` from `edges[i]` to `edges[i + 1]`."""
+    """The outline of a histogram: `heights[i]` from `edges[i]` to `edges[i + 1]`."""
     return [point for (a, b), h in zip(pairwise(edges), heights, strict=True) for point in ((a, h), (b, h))]
