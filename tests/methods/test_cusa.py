@@ -12,7 +12,7 @@ import torch
 
 from itr.backbones import VSE
 from itr.errors import UserError
-from itr.interop.convert import save
+from itr.interop.convert import save_converted
 from itr.losses import soft_label_alignment, teacher_similarity
 from itr.methods import CUSA
 from itr.methods.cusa import Temperatures
@@ -265,7 +265,7 @@ def test_teachers_never_move():
 )
 def test_a_checkpoint_opens_with_no_arguments(method, tmp_path):
     model = module(method)
-    save(model, tmp_path / "m.ckpt")
+    save_converted(model, tmp_path / "m.ckpt")
     opened = RetrievalModule.load_from_checkpoint(tmp_path / "m.ckpt")
     assert opened.describe() == model.describe()
     assert opened.loss_weights == model.loss_weights
@@ -290,7 +290,7 @@ def test_mistakes_are_named():
         CUSA(beta=float("nan"))
     with pytest.raises(UserError, match="for the uni-modal term"):
         CUSA(cross_temperature=Temperatures(sharing="cross"))
-    with pytest.raises(UserError, match=r"temperature 2.0 must lie within its bounds \[0.1, 1.0\]"):
+    with pytest.raises(UserError, match=r"temperature 2.0 must be within its bounds \[0.1, 1.0\]"):
         Temperatures(initial=2.0)
     with pytest.raises(UserError, match="needs teacher_image"):
         build().prepare(dataclasses.replace(batch(module(CUSA())), image_extra={}))

@@ -14,7 +14,7 @@ from itr.data.loading.reading import Reading
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
-from itr.images.transforms import BadImageError, decode, stack
+from itr.images.transforms import BadImageError, decode, stack_images
 from itr.types import Batch
 
 
@@ -64,7 +64,7 @@ class BatchMaker:
         places = [place for place, _ in whole]
         rows = [(row, place, caption) for row, place in enumerate(places) for caption in place.captions]
         return Batch(
-            image=self._features(places) if self.features else stack([image for _, image in whole]),
+            image=self._features(places) if self.features else stack_images([image for _, image in whole]),
             image_id=torch.tensor([place.sample.image_id for place in places]),
             text=self.tokenizer([place.sample.captions[caption] for _, place, caption in rows]),
             text_id=torch.tensor([place.sample.caption_ids[caption] for _, place, caption in rows]),
