@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from itr.commands.quieten import quieten
 from itr.data.loading.pipeline import ShardLoader
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from itr.data.shards.tars import read_tar
 from itr.runs.command import TrainingCLI
 
@@ -80,7 +80,7 @@ def make_shards(images: Path, out: Path, resize: int | None) -> Path:
     """Write shards as `itr prepare` does, from a folder of JPEGs with five captions each."""
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     texts = make_captions(CAPTIONS * len(paths))
-    entries = [Entry(path.name, texts[CAPTIONS * i : CAPTIONS * (i + 1)]) for i, path in enumerate(paths)]
+    entries = [ImageEntry(path.name, texts[CAPTIONS * i : CAPTIONS * (i + 1)]) for i, path in enumerate(paths)]
     with contextlib.redirect_stdout(io.StringIO()):
         write_shards(RawData(images, {"train": entries}, "benchmark"), Writing(str(out), resize, shard_size=200))
     return out

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from measuring import Line, Rounds, arguments, seconds, write
 
 TYPES = (".jpg", ".jpeg")
@@ -61,7 +61,8 @@ def bare_loop(images: Path, out: Path, resize: int) -> None:
 def prepare(images: Path, out: Path, resize: int | None) -> None:
     """Write shards as `itr prepare` does after reading a source."""
     entries = [
-        Entry(path.name, ["a typical caption of some ten words, more or less"] * 5) for path in sorted(images.iterdir())
+        ImageEntry(path.name, ["a typical caption of some ten words, more or less"] * 5)
+        for path in sorted(images.iterdir())
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         write_shards(RawData(images, {"train": entries}, "benchmark"), Writing(str(out), resize=resize, num_workers=1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from itr.backbones import Backbone
 from itr.backbones.pooling import GPO
-from itr.interop.cusa import convert, from_loss_config, parameter_name
+from itr.interop.cusa import from_loss_config, parameter_name, read_cusa_model
 from itr.losses import triplet
 from itr.objectives import InfoNCE
 from itr.types import Encoded, Pairs, Scores
@@ -119,7 +119,7 @@ def check_cusa_clip(path: Path) -> Result:
     """The four embeddings of a converted checkpoint, and its token ids."""
     tensors, meta = load(path)
     heads = json.loads(meta.get("clip", "{}")).get("text_heads")
-    model = convert(path.with_name(f"{path.stem}_checkpoint.pth"), heads).eval()
+    model = read_cusa_model(path.with_name(f"{path.stem}_checkpoint.pth"), heads).eval()
     texts = json.loads(meta["texts"])
     ids, expected = model.backbone.tokenizer(texts).ids, tensors["in.token_ids"]
     assert torch.equal(ids, expected[:, : ids.shape[1]]), "other token ids"

@@ -75,8 +75,8 @@ def check_d2s(path: Path) -> tuple[float, bool]:
     tensors, metadata = read(path)
     configs = {name: _config(metadata[name]) if name in metadata else None for name in ("vision", "text")}
     checkpoint = path.with_name(f"{path.stem}.stage2.pth")
-    module = official.convert(checkpoint, configs["vision"], configs["text"])
-    _, options = official.read(checkpoint)
+    module = official.read_d2s_model(checkpoint, configs["vision"], configs["text"])
+    _, options = official.load_d2s_file(checkpoint)
     worst = Worst(1e-4, 0.0)
     with torch.no_grad():
         found = embed(module, tensors)

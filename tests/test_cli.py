@@ -146,7 +146,7 @@ def test_training_without_validation(scenes, tmp_path):
             "train/000000.tar of data.val_split = 'train/*.tar' is also used for training",
         ),
         (["--data.test_split=tset", "--data.val_split=vla"], "no split 'vla' (it has: test, train, val)"),
-        (["--model.objective.temperature=7"], "temperature 7.0 must lie within its bounds"),
+        (["--model.objective.temperature=7"], "temperature 7.0 must be within its bounds"),
         (["--ckpt_path=last"], "last.ckpt does not exist"),
         (["--config=demmo.yaml"], "nearest: demo.yaml"),
     ],

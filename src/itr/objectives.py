@@ -14,43 +14,43 @@ from itr.types import Scores
 
 
 class Objective(Component, nn.Module, ABC):
-    """What the batch's similarity matrix should look like."""
+    """A loss on the similarity matrix of a batch."""
 
     @abstractmethod
     def forward(self, scores: Scores, progress: float) -> Tensor:
-        """The share of the loss [] that belongs to some rows of the matrix.
+        """The part of the loss [] that belongs to some rows of the matrix.
 
-        The loss of a batch is the sum of the shares of blocks of rows, whatever the blocks: one of all rows, unless
-        `itr.training.large_batch` says otherwise. So sum over rows and divide by `scores.size`, not by the number of
-        rows at hand.
+        The loss of a batch is the sum over blocks of rows, however the rows are divided: by default one block, or
+        several with `itr.training.large_batch`. So sum over rows and divide by `scores.size`, not by the number of
+        rows in the block.
 
         Args:
             scores: these rows against all pairs of all processes.
-            progress: epochs done so far, with the fraction of the current one.
+            progress: epochs completed so far, including the fraction of the current one.
         """
 
     def scalars(self) -> dict[str, Tensor]:
-        """Values worth watching, by name."""
+        """Values to log, by name."""
         return {}
 
     def clamp(self) -> None:
-        """Bring learnable values back into their bounds. Called after each optimizer step."""
+        """Clamp learnable values to their bounds; called after each optimizer step."""
 
 
 class Temperature(nn.Module):
-    """A temperature t, optionally learnable, kept within bounds.
+    """A temperature t within bounds, optionally learnable.
 
     Args:
-        initial: value at the start.
-        bounds: smallest and largest value allowed.
-        learnable: whether the optimizer moves it.
+        initial: initial value.
+        bounds: minimum and maximum value.
+        learnable: whether the optimizer updates it.
     """
 
     def __init__(self, initial: float, bounds: tuple[float, float], learnable: bool) -> None:
         super().__init__()
         low, high = bounds
         if not 0 < low <= initial <= high:
-            raise ValueError(f"temperature {initial} must lie within its bounds {list(bounds)}, and those above 0")
+            raise ValueError(f"temperature {initial} must be within its bounds {list(bounds)}, which must be positive")
         self.bounds = (low, high)
         self.value = nn.Parameter(torch.tensor(float(initial)), requires_grad=learnable)
 
@@ -60,7 +60,7 @@ class Temperature(nn.Module):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Back into the bounds."""
+        """Clamp the value to its bounds."""
         self.value.clamp_(*self.bounds)
 
 
@@ -69,9 +69,9 @@ class InfoNCE(Objective):
 
     Args:
         temperature: initial temperature.
-        temperature_bounds: smallest and largest temperature.
-        learnable_temperature: whether training moves the temperature.
-        scale: `standard`, or `element_mean`: divided by the batch size once more, as CUSA's authors do.
+        temperature_bounds: minimum and maximum temperature.
+        learnable_temperature: whether training updates the temperature.
+        scale: `standard`, or `element_mean`, which divides by the batch size again, as CUSA's authors do.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class InfoNCE(Objective):
         self.scale: Scale = scale
 
     def forward(self, scores: Scores, progress: float) -> Tensor:
-        """The share of the loss []; see `Objective.forward`."""
+        """The part of the loss []; see `Objective.forward`."""
         return losses.info_nce(scores, self.temperature(), self.scale)
 
     def scalars(self) -> dict[str, Tensor]:
@@ -94,28 +94,28 @@ class InfoNCE(Objective):
         return {"temperature": self.temperature().detach()}
 
     def clamp(self) -> None:
-        """Keep the temperature in its bounds."""
+        """Clamp the temperature to its bounds."""
         self.temperature.clamp()
 
 
 class Triplet(Objective):
-    """Hinge triplet loss: every violation at first, then only the hardest of each row (see `itr.losses.triplet`).
+    """Hinge triplet loss: all violations at first, then only the hardest of each row (see `itr.losses.triplet`).
 
     Args:
-        margin: by how much a pair must beat a negative, in cosine.
-        hardest_after: epochs (fractions allowed) after which only the hardest negative counts.
-        ramp: epochs over which the loss grows linearly from 0 to its full size; 0 switches that off.
+        margin: minimum difference between the cosines of a pair and a negative.
+        hardest_after: epochs (may be fractional) after which only the hardest negative counts.
+        ramp: epochs over which the loss weight grows linearly from 0 to 1; 0 disables it.
     """
 
     def __init__(self, margin: float = 0.2, hardest_after: float = 1.0, ramp: float = 0.0) -> None:
         super().__init__()
         for name, value in (("margin", margin), ("hardest_after", hardest_after), ("ramp", ramp)):
             if value < 0:
-                raise ValueError(f"{name} is {value}; it must be 0 or more")
+                raise ValueError(f"{name}={value} must not be negative")
         self.margin, self.hardest_after, self.ramp = margin, hardest_after, ramp
 
     def forward(self, scores: Scores, progress: float) -> Tensor:
-        """The share of the loss []; see `Objective.forward`."""
+        """The part of the loss []; see `Objective.forward`."""
         loss = losses.triplet(scores, self.margin, self.negatives(progress))
         return loss * min(1.0, progress / self.ramp) if self.ramp else loss
 
@@ -129,9 +129,9 @@ class Sigmoid(Objective):
 
     Args:
         temperature: initial temperature; the paper starts at 1/10.
-        temperature_bounds: smallest and largest temperature.
+        temperature_bounds: minimum and maximum temperature.
         bias: initial bias of the logits; the paper starts at -10.
-        learnable: whether training moves temperature and bias.
+        learnable: whether training updates temperature and bias.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Sigmoid(Objective):
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
     def forward(self, scores: Scores, progress: float) -> Tensor:
-        """The share of the loss []; see `Objective.forward`."""
+        """The part of the loss []; see `Objective.forward`."""
         return losses.sigmoid(scores, self.temperature(), self.bias)
 
     def scalars(self) -> dict[str, Tensor]:
@@ -154,5 +154,5 @@ class Sigmoid(Objective):
         return {"temperature": self.temperature().detach(), "bias": self.bias.detach()}
 
     def clamp(self) -> None:
-        """Keep the temperature in its bounds."""
+        """Clamp the temperature to its bounds."""
         self.temperature.clamp()

@@ -1,4 +1,4 @@
-"""A tiny tokenizer, as a string and as a folder, and a machine without a network."""
+"""A tiny tokenizer, as a string and as a folder, and a machine without network access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS += ["ball", "red", "big"]
 
 
 def tiny_tokenizer() -> Any:
-    """BERT's way of tokenizing with seventeen words."""
+    """A BERT tokenizer with seventeen words."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordPiece({word: id for id, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -50,7 +50,7 @@ def tokenizer_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hub refuse at once, instead of after half a minute of retries."""
+    """Make the hub fail immediately, instead of after half a minute of retries."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Every tower attends by torch's scaled-dot-product attention, and makes its masks without looking at them."""
+"""Every tower uses torch's scaled-dot-product attention, and makes its masks without synchronizing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from itr.backbones.attention import NAME, ask_nothing
 from itr.backbones.clip import CLIP
-from itr.backbones.towers import make_tower
+from itr.backbones.tower_building import ATTENTION_NAME, avoid_mask_sync, make_tower
 from itr.methods.prompt_decoder import CrossPrompts, PromptDecoder
 from itr.types import Tokens
 from valueless import DEVICE, Waits
@@ -33,21 +32,21 @@ TOWERS: list[tuple[Any, dict[str, Any]]] = [
 
 
 class Calls(TorchDispatchMode):
-    """Counts operations of torch by name."""
+    """Counts torch operations by name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found[func.overloadpacket.__name__] += 1
+        self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
     @property
     def attention(self) -> tuple[int, int]:
-        """How often by one call, and how often by hand; where no kernel fits, the call has a softmax of its own."""
-        kernels = sum(times for name, times in self.found.items() if name.startswith("_scaled_dot_product"))
-        return kernels + self.found["_safe_softmax"], self.found["_softmax"]
+        """Number of fused and of manual attention calls; if no kernel fits, the fused call has its own softmax."""
+        kernels = sum(times for name, times in self.counts.items() if name.startswith("_scaled_dot_product"))
+        return kernels + self.counts["_safe_softmax"], self.counts["_softmax"]
 
 
 def inputs(modality: str, device: Any = "cpu") -> dict[str, Any]:
@@ -56,7 +55,7 @@ def inputs(modality: str, device: Any = "cpu") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("modality", "config"), TOWERS, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_layer_of_a_tower_is_one_call(modality, config):
+def test_every_layer_of_a_tower_uses_one_fused_call(modality, config):
     tower = make_tower(modality, None, config)
     with Calls() as calls:
         tower(**inputs(modality))
@@ -69,9 +68,9 @@ def test_every_layer_of_a_tower_is_one_call(modality, config):
 
 
 @pytest.mark.parametrize(("modality", "config"), TOWERS[2:4], ids=["bert", "roberta"])
-def test_masks_that_nobody_looks_at_change_nothing(modality, config):
+def test_avoiding_the_mask_check_does_not_change_results(modality, config):
     tower = make_tower(modality, None, config).eval()
-    assert tower.config._attn_implementation == NAME
+    assert tower.config._attn_implementation == ATTENTION_NAME
     found = tower(**inputs(modality)).last_hidden_state
     full = tower(input_ids=IDS, attention_mask=torch.ones_like(IDS)).last_hidden_state
     tower.set_attn_implementation("sdpa")
@@ -79,15 +78,15 @@ def test_masks_that_nobody_looks_at_change_nothing(modality, config):
     torch.testing.assert_close(tower(input_ids=IDS).last_hidden_state, full, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_of_other_kinds_is_left_alone():
+def test_other_attention_implementations_are_left_unchanged():
     tower = make_tower("text", None, {"model_type": "bert", **SIZE})
     tower.set_attn_implementation("eager")
-    ask_nothing(tower)
-    ask_nothing(nn.Identity())
+    avoid_mask_sync(tower)
+    avoid_mask_sync(nn.Identity())
     assert tower.config._attn_implementation == "eager"
 
 
-def test_every_layer_of_open_clips_towers_is_one_call():
+def test_every_layer_of_open_clip_towers_uses_one_fused_call():
     vision = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
     model = CLIP(config={"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
@@ -98,7 +97,7 @@ def test_every_layer_of_open_clips_towers_is_one_call():
 
 
 @pytest.mark.parametrize(("decoder", "layers"), [(PromptDecoder(16, 2, 3, 2), 3), (CrossPrompts(16, 2, 2), 1)])
-def test_every_layer_of_the_prompts_is_one_call(decoder, layers):
+def test_every_layer_of_the_prompt_decoders_uses_one_fused_call(decoder, layers):
     with Calls() as calls:
         decoder(torch.randn(2, 5, 16), MASK.bool())
     assert calls.attention == (layers, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itr.backbones.augment import drop_visual_tokens, edit_words, mask_words, thin
+from itr.backbones.augment import drop_tokens_at, drop_visual_tokens, edit_words, mask_words
 from itr.backbones.tokenizers import BPETokenizer, HFTokenizer
 from itr.types import Tokens
 
@@ -48,7 +48,7 @@ def edit_by_loop(
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.9, 1.0])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_words_against_a_loop(tokenizer: HFTokenizer, rate: float, with_mask: bool) -> None:
+def test_word_masking_equals_a_plain_loop(tokenizer: HFTokenizer, rate: float, with_mask: bool) -> None:
     torch.manual_seed(0)
     tokenizer.mask_id = 4 if with_mask else None
     tokens = captions(64, 9)
@@ -65,7 +65,7 @@ def test_words_against_a_loop(tokenizer: HFTokenizer, rate: float, with_mask: bo
         assert (edited.ids[row][len(kept) :] == 0).all()
 
 
-def test_shares_of_the_edits(tokenizer: HFTokenizer) -> None:
+def test_fractions_of_changed_words(tokenizer: HFTokenizer) -> None:
     torch.manual_seed(0)
     tokens = Tokens(ids=torch.full((2000, 50), 7), mask=torch.ones(2000, 50, dtype=torch.bool))
 
@@ -75,11 +75,13 @@ def test_shares_of_the_edits(tokenizer: HFTokenizer) -> None:
     masked = int((edited.ids == 4).sum())
     replaced = int((edited.mask & (edited.ids != 4) & (edited.ids != 7)).sum())
     assert masked / total == pytest.approx(0.1, abs=0.005)
-    assert replaced / total == pytest.approx(0.02 * 11 / 17, abs=0.003)  # six of the seventeen change nothing
+    assert replaced / total == pytest.approx(
+        0.02 * 11 / 17, abs=0.003
+    )  # six of the seventeen random tokens change nothing
     assert 1 - float(edited.mask.float().mean()) == pytest.approx(0.08, abs=0.005)
 
 
-def test_start_and_end_survive_and_no_caption_is_emptied() -> None:
+def test_start_and_end_are_kept_and_no_caption_becomes_empty() -> None:
     torch.manual_seed(0)
     tokenizer = BPETokenizer()
     tokens = tokenizer(["dog", "a dog on a mat", ""] * 200)
@@ -90,16 +92,16 @@ def test_start_and_end_survive_and_no_caption_is_emptied() -> None:
     last = edited.ids.gather(1, edited.mask.sum(1, keepdim=True) - 1)
     assert (last == tokenizer.end_id).all()
     assert (edited.mask.sum(1).view(-1, 3)[:, :2] >= 3).all()
-    assert torch.equal(tokens.ids, tokenizer(["dog", "a dog on a mat", ""] * 200).ids)  # the input is left alone
+    assert torch.equal(tokens.ids, tokenizer(["dog", "a dog on a mat", ""] * 200).ids)  # the input is unchanged
 
 
-def test_visual_tokens_against_a_loop() -> None:
+def test_dropping_visual_tokens_equals_a_plain_loop() -> None:
     torch.manual_seed(0)
     mask = torch.rand(50, 6) < 0.8
     mask[:, 0] = True
     strength, chance = torch.rand(50, 1), torch.rand(50, 6)
 
-    thinned = thin(mask, 0.9, strength, chance)
+    thinned = drop_tokens_at(mask, 0.9, strength, chance)
 
     for row in range(50):
         u = float(strength[row])
@@ -107,7 +109,7 @@ def test_visual_tokens_against_a_loop() -> None:
         assert thinned[row].tolist() == (keep if any(keep) else mask[row].tolist())
 
 
-def test_share_of_dropped_visual_tokens() -> None:
+def test_fraction_of_dropped_visual_tokens() -> None:
     torch.manual_seed(0)
     features, mask = torch.randn(5000, 40, 1), torch.ones(5000, 40, dtype=torch.bool)
 
@@ -119,7 +121,7 @@ def test_share_of_dropped_visual_tokens() -> None:
     assert torch.equal(drop_visual_tokens(features, mask, 0.0), mask)
 
 
-def test_no_image_loses_everything() -> None:
+def test_no_image_loses_all_tokens() -> None:
     torch.manual_seed(0)
     kept = drop_visual_tokens(torch.randn(2000, 1, 1), torch.ones(2000, 1, dtype=torch.bool), 1.0)
 

@@ -1,4 +1,4 @@
-"""CLIP: embeddings of open_clip itself, token features, freezing, descriptions, messages."""
+"""CLIP: the same embeddings as open_clip, token features, freezing, descriptions, messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from itr.backbones import CLIP
-from itr.backbones.clip_loading import build
+from itr.backbones.clip_loading import build_clip
 from itr.errors import UserError
 from tiny import copy_of
 
@@ -82,9 +82,9 @@ def pooled(model: CLIP) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_pooled_is_what_open_clip_gives(name: str) -> None:
+def test_pooled_embeddings_equal_open_clip(name: str) -> None:
     model = make(name).eval()
-    reference: Any = build(CONFIGS[name], None, None).eval()
+    reference: Any = build_clip(CONFIGS[name], None, None).eval()
     reference.load_state_dict(model.model.state_dict(), strict=False)
     length = model.tokenizer.max_length
 
@@ -171,7 +171,7 @@ def test_a_text_tower_of_transformers(tmp_path: Path, tokenizer_json: str) -> No
 
 
 def test_local_weights(tmp_path: Path) -> None:
-    source: Any = build(CONFIGS["siglip"], None, None)
+    source: Any = build_clip(CONFIGS["siglip"], None, None)
     source.logit_scale.data.fill_(math.log(20.0))
     path = tmp_path / "weights.pt"
     torch.save(source.state_dict(), path)
@@ -182,12 +182,12 @@ def test_local_weights(tmp_path: Path) -> None:
     assert model.pretrained_bias == -10
     assert torch.equal(model.model.get_parameter("visual.trunk.cls_token"), source.visual.trunk.cls_token)
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="don't fit the model"):
+    with pytest.raises(UserError, match="do not match the model"):
         make("siglip", pretrained=str(path))
 
 
 def test_a_local_folder(tmp_path: Path) -> None:
-    source = build(CONFIGS["clip"], None, None)
+    source = build_clip(CONFIGS["clip"], None, None)
     torch.save(source.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     facts = {"mean": [0.5, 0.5, 0.5], "std": [0.4, 0.4, 0.4], "resize_mode": "squash", "interpolation": "bilinear"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIGS["clip"], "preprocess_cfg": facts}))
@@ -239,18 +239,24 @@ def test_bfloat16_autocast(name: str) -> None:
     [
         ({"model": "ViT-B-23"}, "no model 'ViT-B-23'; did you mean 'ViT-B-32'"),
         ({"model": "ViT-B-32", "pretrained": "opanai"}, "'opanai' is neither a file nor a tag.*did you mean 'openai'"),
-        ({"model": "ViT-B-32", "pretrained": "openai"}, "'openai' of ViT-B-32 can't be downloaded.*random weights"),
-        ({"model": "ViT-B-32", "config": CONFIGS["clip"]}, "give model or config, not both"),
-        ({"model": "local-dir:nowhere"}, "model 'local-dir:nowhere' can't be had"),
-        ({"model": "hf-hub:no/such"}, "model 'hf-hub:no/such' can't be had"),
-        ({"config": CONFIGS["clip"], "pretrained": "openai"}, "'openai': no such file"),
-        ({"config": CONFIGS["clip"], "freeze": ["visuals"]}, "no parameter is called 'visuals'; did you mean 'visual'"),
-        ({"config": {**CONFIGS["clip"], "quickgelu": True}}, "no setting 'quickgelu'; did you mean 'quick_gelu'"),
+        (
+            {"model": "ViT-B-32", "pretrained": "openai"},
+            "could not download pretrained='openai' of ViT-B-32.*random weights",
+        ),
+        ({"model": "ViT-B-32", "config": CONFIGS["clip"]}, "set model or config, not both"),
+        ({"model": "local-dir:nowhere"}, "could not load model 'local-dir:nowhere'"),
+        ({"model": "hf-hub:no/such"}, "could not load model 'hf-hub:no/such'"),
+        ({"config": CONFIGS["clip"], "pretrained": "openai"}, "'openai': the file does not exist"),
+        (
+            {"config": CONFIGS["clip"], "freeze": ["visuals"]},
+            "no parameter name starts with 'visuals'; did you mean 'visual'",
+        ),
+        ({"config": {**CONFIGS["clip"], "quickgelu": True}}, "unknown setting 'quickgelu'; did you mean 'quick_gelu'"),
         ({"config": {"embed_dim": 8, "vision_cfg": VISION}}, "text_cfg is missing"),
         ({"config": {**CONFIGS["clip"], "text_cfg": {**TEXT, "vocab_size": 9}}}, "vocab_size 9 is too small"),
         (
             {"config": {**CONFIGS["siglip"], "vision_cfg": {"timm_model_name": "vit_none"}}},
-            "no CLIP can be built.*vit_none",
+            "could not build a CLIP.*vit_none",
         ),
     ],
 )
@@ -260,25 +266,25 @@ def test_messages(arguments: dict[str, Any], message: str) -> None:
         CLIP(**arguments)
 
 
-def test_weights_of_openai_keep_their_activation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_openai_weights_keep_their_activation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from itr.backbones import clip_loading
 
     path = str(tmp_path / "weights.pt")
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: path)  # the one step that needs a network
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: path)  # the only step that needs network access
 
-    assert clip_loading.find("ViT-B-32", "openai", None).config["quick_gelu"] is True
-    assert clip_loading.find("ViT-B-32", "laion2b_s34b_b79k", None).config["quick_gelu"] is False
-    siglip = clip_loading.find("ViT-B-16-SigLIP", "webli", None)
+    assert clip_loading.find_clip_source("ViT-B-32", "openai", None).config["quick_gelu"] is True
+    assert clip_loading.find_clip_source("ViT-B-32", "laion2b_s34b_b79k", None).config["quick_gelu"] is False
+    siglip = clip_loading.find_clip_source("ViT-B-16-SigLIP", "webli", None)
     assert siglip.preprocess["resize_mode"] == "squash"
 
 
-def test_normalising_leaves_the_pixels_as_they_are_and_gives_channels_last() -> None:
+def test_normalizing_does_not_change_the_input_and_returns_channels_last() -> None:
     model = make()
     spec = model.image_spec
     mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     for image in (torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8), 255 * torch.rand(2, 3, 8, 8)):
         kept = image.clone()
-        found = model.normalise(image)
-        assert torch.equal(found, (image.float() - mean) / std)
-        assert found.is_contiguous(memory_format=torch.channels_last)
+        pixels = model.normalise(image)
+        assert torch.equal(pixels, (image.float() - mean) / std)
+        assert pixels.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(image, kept)

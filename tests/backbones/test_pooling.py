@@ -37,7 +37,7 @@ def gpo_of_one(gpo: GPO, features: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("lengths", [[7, 1, 4], [3, 7, 7, 2, 7, 1, 5, 6, 7]])  # fewer and more rows than positions
-def test_gpo_is_the_formula(lengths: list[int]) -> None:
+def test_gpo_equals_its_formula(lengths: list[int]) -> None:
     torch.manual_seed(0)
     gpo = GPO().double()
     features = torch.randn(len(lengths), 7, 5, dtype=torch.float64, requires_grad=True)
@@ -54,7 +54,7 @@ def test_gpo_is_the_formula(lengths: list[int]) -> None:
         torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-10)
 
 
-def test_gpo_gives_the_authors_numbers(golden: dict[str, Tensor]) -> None:
+def test_gpo_equals_the_authors_numbers(golden: dict[str, Tensor]) -> None:
     gpo = GPO().double()
     gpo.load_state_dict({name[len("param.") :]: value for name, value in golden.items() if name.startswith("param.")})
     features, lengths = golden["in.features"].requires_grad_(), golden["in.lengths"]
@@ -73,7 +73,7 @@ def test_gpo_gives_the_authors_numbers(golden: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", ["gpo", "mean", "max", "cls"])
 @pytest.mark.parametrize("filler", [0.0, 1e4, float("nan"), float("inf")])
-def test_padding_has_no_influence(kind: PoolingKind, filler: float) -> None:
+def test_padding_has_no_effect(kind: PoolingKind, filler: float) -> None:
     torch.manual_seed(0)
     pooling = make_pooling(kind)
     features = torch.randn(3, 6, 4)
@@ -95,7 +95,7 @@ def test_mask_with_gaps_equals_the_kept_tokens(kind: PoolingKind) -> None:
     torch.testing.assert_close(pooling(features, keep), expected)
 
 
-def test_plain_poolings_by_hand() -> None:
+def test_mean_max_and_first_token_pooling() -> None:
     features = torch.tensor([[[1.0, 5.0], [3.0, 1.0], [99.0, 99.0]]])
     mask = prefix_mask([2], 3)
 

@@ -1,4 +1,4 @@
-"""Tokenizers: padding, truncation, odd text, pickling."""
+"""Tokenizers: padding, truncation, unusual text, pickling."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_full_length(tokenizer_json: str) -> None:
 
 
 def scribble(number: int) -> list[str]:
-    """Texts of pieces that either tokenizer might take for more than a word, or less."""
+    """Texts with parts that a tokenizer might split or join across words."""
     pieces = [
         "dog",
         "Dog's",
@@ -106,7 +106,7 @@ def scribble(number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
-def test_bpe_word_by_word_gives_open_clips_ids(clean: Any) -> None:
+def test_bpe_word_by_word_equals_open_clip(clean: Any) -> None:
     from open_clip.tokenizer import SimpleTokenizer
 
     texts = scribble(300)
@@ -115,13 +115,13 @@ def test_bpe_word_by_word_gives_open_clips_ids(clean: Any) -> None:
     assert torch.equal(BPETokenizer(77, True, clean)(texts).ids[:, :-1], reference(texts)[:, :-1])
 
 
-def test_what_a_tokenizer_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch, tokenizer_json: str) -> None:
+def test_the_word_cache_is_bounded(monkeypatch: pytest.MonkeyPatch, tokenizer_json: str) -> None:
     texts = scribble(100)
     for kind in ("bpe", "hf"):
         free, bounded = make(kind, tokenizer_json), make(kind, tokenizer_json)
         expected = free(texts).ids
         with monkeypatch.context() as patch:
-            patch.setattr(words, "MOST_KNOWN", 3)
+            patch.setattr(words, "MAX_CACHED_WORDS", 3)
             assert torch.equal(bounded(texts).ids, expected)
         if kind == "bpe" or bounded.frame:
             assert 0 < len(bounded._words.known) <= 3 < len(free._words.known)
@@ -129,7 +129,7 @@ def test_what_a_tokenizer_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch, 
     assert len(make("bpe", "")(texts).ids) == 100
 
 
-def test_berts_kind_word_by_word_gives_the_same_ids() -> None:
+def test_bert_tokenizers_word_by_word_give_the_same_ids() -> None:
     from tokenizers import BertWordPieceTokenizer
     from tokenizers.processors import BertProcessing
 
@@ -140,17 +140,17 @@ def test_berts_kind_word_by_word_gives_the_same_ids() -> None:
     trained._tokenizer.post_processor = BertProcessing(("[SEP]", end), ("[CLS]", start))
     ours, texts = HFTokenizer(trained.to_str(), 12), scribble(300)
     assert ours.frame == ([start], [end])
-    for limit in (12, 2, 5, 40):  # what it remembers under one limit must not last under the next
+    for limit in (12, 2, 5, 40):  # the cache must not survive a change of the limit
         ours.limit(limit)
         theirs = ours.fast.encode_batch(texts)
         found = ours(texts)
         assert found.ids.tolist() == [row.ids for row in theirs]
         assert found.mask.tolist() == [[bool(m) for m in row.attention_mask] for row in theirs]
-    trained.add_tokens(["dog runs"])  # reaches over a blank
+    trained.add_tokens(["dog runs"])  # spans a space
     assert HFTokenizer(trained.to_str()).frame is None
 
 
-def test_bpe_gives_open_clips_ids() -> None:
+def test_bpe_equals_open_clip() -> None:
     from open_clip.tokenizer import SimpleTokenizer
 
     captions = ["A Man, riding a wave!", "", "caf\u00e9 &amp; bar", "dog " * 100]
@@ -158,7 +158,7 @@ def test_bpe_gives_open_clips_ids() -> None:
     assert torch.equal(BPETokenizer(full_length=True)(captions).ids, SimpleTokenizer()(captions))
 
 
-def test_facts_of_a_serialised_tokenizer(tokenizer_json: str) -> None:
+def test_properties_of_a_serialized_tokenizer(tokenizer_json: str) -> None:
     tokenizer = HFTokenizer(tokenizer_json, max_length=9)
     again = HFTokenizer(tokenizer.to_json())
 
@@ -203,6 +203,6 @@ def test_folder(tokenizer_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_missing_tokenizer_is_the_users_error() -> None:
-    with pytest.raises(UserError, match=r"tokenizer 'no/such' can't be had.*local folder"):
+def test_a_missing_tokenizer_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"could not load tokenizer 'no/such'.*local folder"):
         load_tokenizer("no/such")

@@ -119,10 +119,10 @@ def test_augmentation_only_in_training(tokenizer_json: str) -> None:
     assert torch.equal(text.mask, model.tokenizer(CAPTIONS).mask)
 
 
-def test_words_are_dropped_out_before_they_are_projected(tokenizer_json: str) -> None:
+def test_word_dropout_comes_before_the_projection(tokenizer_json: str) -> None:
     model = make(tokenizer_json, word_mask=0.0, word_dropout=1.0)
 
-    assert embed(model.train())[1].tokens.count_nonzero() == 0  # the projection of zeros, whose bias starts at 0
+    assert embed(model.train())[1].tokens.count_nonzero() == 0  # zeros through the projection, whose bias starts at 0
     assert embed(model.eval())[1].tokens.count_nonzero() > 0
 
 
@@ -177,7 +177,7 @@ def test_bfloat16_autocast(tokenizer_json: str) -> None:
 
 
 def save_towers(folder: Path) -> None:
-    """A vision folder with its own normalisation and a text folder, as save_pretrained leaves them."""
+    """A vision folder with its own normalization and a text folder, made by save_pretrained."""
     from transformers import AutoConfig, AutoModel, ViTImageProcessor
 
     AutoModel.from_config(AutoConfig.for_model(**VIT)).save_pretrained(folder / "vit")
@@ -187,7 +187,7 @@ def save_towers(folder: Path) -> None:
     AutoModel.from_config(AutoConfig.for_model(**BERT, vocab_size=17)).save_pretrained(folder / "bert")
 
 
-def test_a_description_needs_no_folder(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_a_description_needs_no_other_files(tmp_path: Path, tokenizer_folder: Path) -> None:
     save_towers(tmp_path)
     model = VSE(
         vision=str(tmp_path / "vit"),
@@ -247,17 +247,20 @@ def test_pretrained_weights_are_used_in_float32(tmp_path: Path, tokenizer_json: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vision": "somewhere"}, "give vision or vision_config, not both"),
-        ({"text": "somewhere"}, "give text or text_config, not both"),
+        ({"vision": "somewhere"}, "set vision or vision_config, not both"),
+        ({"text": "somewhere"}, "set text or text_config, not both"),
         ({"vision_config": {**VIT, "hidden_sice": 3}}, "vit has no setting 'hidden_sice'; did you mean 'hidden_size'"),
-        ({"vision_config": {"model_type": "vitt"}}, "model_type 'vitt' is none of transformers; did you mean 'vit'"),
-        ({"vision_config": {**VIT, "image_size": 4}}, "vit tower can't process|no such tower"),
-        ({"text_config": {"model_type": "t5"}}, "'t5' is no plain encoder"),
-        ({"text_config": {**BERT, "vocab_size": 9}}, "17 tokens, the text tower knows 9"),
-        ({"max_words": 100}, "max_words 100: this text tower takes 3 to 24"),
-        ({"word_mask": 1.5}, "word_mask 1.5: a share lies between 0 and 1"),
-        ({"vision_config": None, "vision": "no/such"}, "vision 'no/such' can't be had.*folder.*vision_config.*network"),
-        ({"text_config": None, "text": "no/such"}, "text 'no/such' can't be had.*folder.*text_config.*network"),
+        ({"vision_config": {"model_type": "vitt"}}, "transformers has no model_type 'vitt'; did you mean 'vit'"),
+        ({"vision_config": {**VIT, "image_size": 4}}, "vit tower cannot process|could not build this tower"),
+        ({"text_config": {"model_type": "t5"}}, "'t5' is not a plain encoder"),
+        ({"text_config": {**BERT, "vocab_size": 9}}, "17 tokens but the text tower only 9"),
+        ({"max_words": 100}, "max_words=100 must be from 3 to 24"),
+        ({"word_mask": 1.5}, "word_mask=1.5 must be between 0 and 1"),
+        (
+            {"vision_config": None, "vision": "no/such"},
+            "could not load vision tower 'no/such'.*folder.*vision_config.*network",
+        ),
+        ({"text_config": None, "text": "no/such"}, "could not load text tower 'no/such'.*folder.*text_config.*network"),
     ],
 )
 @pytest.mark.usefixtures("offline")

@@ -153,7 +153,7 @@ def hostile(example: Any, folder: Path) -> None:
     torch.save({**whole(), key: Hostile(str(folder))}, folder / "model.ckpt", _use_new_zipfile_serialization=zipped)
     (folder / "model.ckpt").write_bytes(broken((folder / "model.ckpt").read_bytes(), changes))
     errors = []
-    for act in (open_everywhere, cusa.read, d2s.read):
+    for act in (open_everywhere, cusa.load_cusa_file, d2s.load_d2s_file):
         try:
             act(folder / "model.ckpt")
         except UserError as error:
@@ -180,7 +180,7 @@ def contents_of_authors(example: Any, folder: Path) -> None:
 
 
 def convert(method: str, path: Path) -> None:
-    module = cusa.convert(path) if method == "cusa" else d2s.convert(path)
+    module = cusa.read_cusa_model(path) if method == "cusa" else d2s.read_d2s_model(path)
     check(isinstance(module, RetrievalModule), "no module")
 
 

@@ -215,12 +215,13 @@ def test_unimodal_embeddings_of_another_shape(tmp_path, unimodal):
 
 
 @pytest.mark.parametrize(("read", "saved"), [
-    (cusa.convert, {"model": {"a": None}, "config": {"loss_config": {}}}), (cusa.convert, {"model": 7, "config": None}),
-    (d2s.convert, {"model": 7, "opt": {}}), (d2s.convert, {"model": {"a": None}, "opt": 7}),
+    (cusa.read_cusa_model, {"model": {"a": None}, "config": {"loss_config": {}}}),
+    (cusa.read_cusa_model, {"model": 7, "config": None}),
+    (d2s.read_d2s_model, {"model": 7, "opt": {}}), (d2s.read_d2s_model, {"model": {"a": None}, "opt": 7}),
 ])  # fmt: skip
 def test_files_of_other_authors_with_values_of_other_types(tmp_path, read, saved):
     torch.save(saved, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="is no checkpoint of"):
+    with pytest.raises(UserError, match=r"is not a (D2S-VSE )?checkpoint"):
         read(tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.pth"):

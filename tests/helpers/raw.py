@@ -1,4 +1,4 @@
-"""Raw data for tests of `itr prepare`: images in a folder, and what a source finds there."""
+"""Raw data for tests of `itr prepare`: images in a folder, and the entries of a source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 
 
 def save_image(path: Path, seed: int, width: int = 60, height: int = 48, **options: object) -> None:
@@ -24,26 +24,26 @@ def save_image(path: Path, seed: int, width: int = 60, height: int = 48, **optio
 
 def make_raw(root: Path, train: int = 11, val: int = 5, **options: int) -> RawData:
     """Images with one to three captions each."""
-    entries: dict[str, list[Entry]] = {}
+    entries: dict[str, list[ImageEntry]] = {}
     for split, number in (("train", train), ("val", val)):
         entries[split] = []
         for i in range(number):
             name = f"{split}/{i:04d}.jpg"
             save_image(root / name, i, **options)
-            entries[split].append(Entry(name, [f"{split} {i} says {c}" for c in range(1 + i % 3)]))
+            entries[split].append(ImageEntry(name, [f"{split} {i} says {c}" for c in range(1 + i % 3)]))
     return RawData(root, entries, "made")
 
 
-def as_table(raw: RawData) -> Path:
-    """The same as tables beside the images, for `itr prepare table`."""
+def write_tables(raw: RawData) -> Path:
+    """Write the data as tables next to the images, for `itr prepare table`."""
     for split, entries in raw.entries.items():
         lines = [json.dumps({"image": entry.image, "captions": entry.captions}) for entry in entries]
         (raw.image_root / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return raw.image_root
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """A checksum of every file in a folder, hidden ones too."""
+def file_hashes(folder: Path) -> dict[str, str]:
+    """A checksum of every file in a folder, including hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

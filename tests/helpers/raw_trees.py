@@ -1,4 +1,4 @@
-"""Raw data trees as users have them, made up and small."""
+"""Small synthetic raw data sets, laid out as users have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from itr.data.raw.entries import RawData
 ODD = ["an emoji 🎈 here", "שלום עולם", "with \x00 in it", "a line\u2028separator", "tabs\tand  spaces "]
 
 
-def squeezed(text: str) -> str:
+def collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -46,8 +46,8 @@ def captions_of(data: RawData, split: str) -> dict[str, list[str]]:
     return {entry.image: entry.captions for entry in data.entries[split]}
 
 
-def karpathy(path: Path, images: list[dict[str, Any]]) -> Path:
-    """`images`: filename, split, captions, and maybe filepath, cocoid and sentids."""
+def write_karpathy(path: Path, images: list[dict[str, Any]]) -> Path:
+    """Write Karpathy's JSON. `images`: filename, split, captions, and optionally filepath, cocoid and sentids."""
     rows = []
     for number, image in enumerate(images):
         ids = image.get("sentids") or list(range(number * 10, number * 10 + len(image["captions"])))
@@ -60,21 +60,21 @@ def karpathy(path: Path, images: list[dict[str, Any]]) -> Path:
     return write_json(path, {"images": rows, "dataset": path.stem})
 
 
-def text_files(folder: Path, split: str, ids: list[Any], captions: list[str], end: str = "\n") -> None:
+def write_text_files(folder: Path, split: str, ids: list[Any], captions: list[str], end: str = "\n") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in (("ids", map(str, ids)), ("caps", captions)):
         text = "".join(line + end for line in lines)
         (folder / f"{split}_{name}.txt").write_bytes(text.encode("utf-8"))
 
 
-def official(path: Path, images: dict[int, tuple[str, dict[int, str]]]) -> Path:
-    """`images`: file name and captions by their number, for each image number."""
+def write_official(path: Path, images: dict[int, tuple[str, dict[int, str]]]) -> Path:
+    """Write a COCO captions file. `images`: for each image id, its file name and captions by annotation id."""
     value = {
         "info": {}, "licenses": [], "type": "captions",
         "images": [{"id": number, "file_name": name} for number, (name, _) in images.items()],
         "annotations": [
-            {"id": at, "image_id": number, "caption": text}
-            for number, (_, captions) in images.items() for at, text in captions.items()
+            {"id": id_, "image_id": number, "caption": text}
+            for number, (_, captions) in images.items() for id_, text in captions.items()
         ],
     }  # fmt: skip
     return write_json(path, value)
@@ -86,10 +86,10 @@ AMAZON = (
 )  # fmt: skip
 
 
-def magb(
-    root: Path, folder: str, stem: str, nodes: int, without: tuple[int, ...] = (), extracted: bool = False
+def write_magb(
+    root: Path, folder: str, stem: str, nodes: int, missing: tuple[int, ...] = (), extracted: bool = False
 ) -> Path:
-    """A set of MAGB as it is published; `extracted` has its images one folder deeper."""
+    """A MAGB data set as published; with `extracted`, its images are one folder deeper."""
     images = root / folder / (f"{stem}Images_extracted" if extracted else "") / f"{stem}Images"
     rows = []
     for number in range(nodes):
@@ -108,24 +108,25 @@ def magb(
                 "description": f"a long\ndescription, {number}", "text": f"Title: {title}; Description: long {number}",
             }  # fmt: skip
         rows.append(row | {"label": number % 3})
-        if number not in without:
+        if number not in missing:
             make_image(images / f"{number}.jpg")
     write_rows(root / folder / f"{stem}.csv", rows)
     return root
 
 
-def ele_fashion(root: Path, nodes: int, without: tuple[int, ...] = ()) -> Path:
-    """MM-Graph's Ele-fashion: node i is product B{i}, listed in another order."""
+def write_ele_fashion(root: Path, nodes: int, missing: tuple[int, ...] = ()) -> Path:
+    """MM-Graph's Ele-fashion: node i is product B{i}, listed in reverse order."""
     folder = root / "ele-fashion"
     mapping = {f"B{number:03d}": number for number in reversed(range(nodes))}
     write_rows(
-        folder / "ele-fashion-raw-text.jsonl", [{"asin": key, "raw_text": f"shoe {at}"} for key, at in mapping.items()]
+        folder / "ele-fashion-raw-text.jsonl",
+        [{"asin": key, "raw_text": f"shoe {number}"} for key, number in mapping.items()],
     )
     torch.save(mapping, folder / "node_mapping.pt")
     index = torch.arange(nodes)
     torch.save({"train_idx": index[: nodes - 4], "val_idx": index[-4:-2], "test_idx": index[-2:]}, folder / "split.pt")
     torch.save(index % 11, folder / "labels-w-missing.pt")
     for key, number in mapping.items():
-        if number not in without:
+        if number not in missing:
             make_image(folder / "ele-fashion-images" / f"{key}.jpg")
     return root

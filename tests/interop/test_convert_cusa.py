@@ -1,4 +1,4 @@
-"""A checkpoint in the layout of CUSA's authors becomes one of ours."""
+"""A checkpoint in the layout of CUSA's authors becomes an itr checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itr.backbones import CLIP
 from itr.cli import main as itr
 from itr.errors import UserError
 from itr.interop import convert as command
-from itr.interop.cusa import clip_config, convert, from_loss_config, parameter_name
+from itr.interop.cusa import clip_config, from_loss_config, parameter_name, read_cusa_model
 from itr.methods import CUSA
 from itr.methods.cusa_temperatures import Temperatures
 from itr.module import RetrievalModule
@@ -49,7 +49,7 @@ def loss_config(cross: dict, uni: dict, contrastive: dict) -> dict:
 
 
 def published(folder: Path) -> tuple[Path, RetrievalModule]:
-    """A made-up checkpoint in the authors' layout, and the model that it came from."""
+    """A synthetic checkpoint in the authors' layout, and the model it came from."""
     torch.manual_seed(0)
     model = RetrievalModule(CLIP(config=CONFIG), InfoNCE(scale="element_mean"), [CUSA()]).eval()
     names = ["tau", "cross_tau", "cross_the_softlabel_tau", "uni_tau_image", "uni_tau_text"]
@@ -83,7 +83,7 @@ def test_a_converted_checkpoint_is_the_same_model(tmp_path, scenes):
     options += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert itr(["test", f"--ckpt_path={out}", *options]) == 0
     assert "test/rsum" in json.loads((tmp_path / "run" / "metrics.json").read_text())
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         command.main(["convert", "cusa", str(path), "--out", str(out)])
 
 
@@ -97,21 +97,21 @@ def test_the_authors_checkpoint_through_the_command_line(shared, tmp_path):
     with torch.no_grad():
         image, text = model.encode_image(tensors["in.pixels"]), model.encode_text(json.loads(meta["texts"]))
     shouted = model.encode_text([text.upper() + "!" for text in json.loads(meta["texts"])])
-    torch.testing.assert_close(shouted.pooled, text.pooled)  # it cleans captions as the authors do
+    torch.testing.assert_close(shouted.pooled, text.pooled)  # it cleans captions like the authors
     for name, found in {
         "cross_image": image.pooled, "uni_image": image.unimodal, "cross_text": text.pooled, "uni_text": text.unimodal
     }.items():  # fmt: skip
         torch.testing.assert_close(found, tensors[f"out.{name}"], rtol=0, atol=1e-4)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"model": {}, "config": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="can't be read"):
-        convert(tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="could not read"):
+        read_cusa_model(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -121,39 +121,39 @@ def test_a_model_trained_without_infonce_has_no_temperature_to_convert(tmp_path)
     saved["config"]["loss_config"]["contrastive"]["is_on"] = False
     tau = saved["model"].pop("tau")
     torch.save(saved, path)
-    found = convert(path).state_dict()
+    found = read_cusa_model(path).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
     assert found["objective.temperature.value"] == tau
     saved["config"]["loss_config"]["contrastive"]["is_on"] = True
     torch.save(saved, path)
     with pytest.raises(UserError, match="temperature 'tau' is missing"):
-        convert(path)
+        read_cusa_model(path)
 
 
-def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        convert(tmp_path / "absent.pth")
+def test_wrong_files_are_reported(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_cusa_model(tmp_path / "absent.pth")
     torch.save({"model": {}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no 'config'"):
-        convert(tmp_path / "other.pth")
+        read_cusa_model(tmp_path / "other.pth")
     path, _ = published(tmp_path)
     saved = torch.load(path, weights_only=True)
     del saved["model"]["uni_text_projection.bias"]
     torch.save(saved, tmp_path / "part.pth")
     with pytest.raises(UserError, match=r"uni_text\.1\.bias"):
-        convert(tmp_path / "part.pth")
+        read_cusa_model(tmp_path / "part.pth")
     saved["model"]["surprise"] = torch.zeros(1)
     torch.save(saved, tmp_path / "more.pth")
     with pytest.raises(UserError, match="unknown weight 'surprise'"):
-        convert(tmp_path / "more.pth")
+        read_cusa_model(tmp_path / "more.pth")
     del saved["model"]["clip_model.ln_final.weight"]
     torch.save(saved, tmp_path / "less.pth")
     with pytest.raises(UserError, match=r"ln_final\.weight.* is missing"):
-        convert(tmp_path / "less.pth")
+        read_cusa_model(tmp_path / "less.pth")
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336", "RN50x4"])
-def test_openais_own_shapes_give_openais_own_configs(name):
+def test_openai_shapes_give_openai_configs(name):
     import open_clip
 
     expected = open_clip.get_model_config(name)
@@ -166,7 +166,7 @@ def test_openais_own_shapes_give_openais_own_configs(name):
     assert found["vision_cfg"] == {key: value for key, value in vision.items() if value is not None}
 
 
-def test_every_switch_of_the_authors_has_its_place():
+def test_every_option_of_the_authors_is_converted():
     config = loss_config(
         {"cross_softlabel_mode": "dot", "use_same_tau": False, "use_loss": "contrastive", "is_block_tau": True},
         {"use_cross_softlabel_same_tau": True, "use_cross_softlabel_same_softlabel_tau": False},

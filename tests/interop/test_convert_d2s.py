@@ -1,4 +1,4 @@
-"""Official checkpoints of D2S-VSE: one in their layout is written here, from a model of ours, and read back."""
+"""Official checkpoints of D2S-VSE: one in their layout is written from an itr model, and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from itr.backbones import VSE
 from itr.errors import UserError
-from itr.interop.d2s import convert, made_up_tokenizer
+from itr.interop.d2s import made_up_tokenizer, read_d2s_model
 from itr.interop.d2s_names import text_config_of, vision_config_of
 from itr.methods import D2S
 from itr.module import RetrievalModule
@@ -93,7 +93,7 @@ def write(module: RetrievalModule, path: Path, vision: str, prefix: str = "", **
     state = {n: v for n, v in module.state_dict().items() if not n.startswith("objective.")}
     weights = {official_name(name, vision): value for name, value in state.items()}
     assert len(weights) == len(state)
-    # What the authors' files hold beside: unused heads, buffers and counters.
+    # What else the authors' files contain: unused heads, buffers and counters.
     for encoder in ("txt_enc", "long_txt_enc"):
         weights[f"{encoder}.bert.pooler.dense.weight"] = torch.zeros(64, 64)
         weights[f"{encoder}.bert.embeddings.position_ids"] = torch.arange(20)[None]
@@ -134,7 +134,7 @@ def embeddings(module: RetrievalModule) -> list[torch.Tensor]:
 def test_a_checkpoint_in_the_official_layout(tmp_path, vision, knobs, changes):
     module = module_of(vision, **knobs)
     path = write(module, tmp_path / "a.pth", vision["model_type"], "module." if knobs else "", **changes)
-    converted = convert(path)
+    converted = read_d2s_model(path)
     assert converted.methods["d2s"].residual is knobs.get("residual", True)
     assert converted.methods["d2s"].distillation == knobs.get("distillation", "cosine")
     for found, expected in zip(embeddings(converted), embeddings(module), strict=True):
@@ -151,16 +151,16 @@ def test_sizes_are_read_from_the_shapes(tmp_path):
         assert text_config_of(weights).items() >= BERT.items()
 
 
-def test_a_first_stage_becomes_a_plain_backbone_to_start_from(tmp_path):
+def test_a_first_stage_checkpoint_becomes_a_plain_backbone(tmp_path):
     module = module_of(VIT, stage=1)
-    converted = convert(write(module, tmp_path / "a.pth", "vit"))
+    converted = read_d2s_model(write(module, tmp_path / "a.pth", "vit"))
     assert not converted.methods
     for found, expected in zip(embeddings(converted), embeddings(module), strict=True):
         assert torch.equal(found, expected)
 
 
-def test_a_converted_model_opens_from_our_checkpoint(tmp_path):
-    converted = convert(write(module_of(SWIN), tmp_path / "a.pth", "swin", img_res=32))
+def test_a_converted_model_loads_from_an_itr_checkpoint(tmp_path):
+    converted = read_d2s_model(write(module_of(SWIN), tmp_path / "a.pth", "swin", img_res=32))
     checkpoint = {"state_dict": converted.state_dict(), "pytorch-lightning_version": "2.6.0"}
     converted.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "a.ckpt")
@@ -179,25 +179,25 @@ def test_other_objects_are_never_unpickled(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     torch.save({"model": {}, "opt": argparse.Namespace(), "more": Runs()}, path)
     with pytest.raises(UserError, match="could run code"):
-        convert(path)
+        read_d2s_model(path)
     assert not (tmp_path / "never").exists()
 
 
-def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no file"):
-        convert(tmp_path / "a.pth")
+def test_other_files_are_rejected(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_d2s_model(tmp_path / "a.pth")
     torch.save({"model": {}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="needs `model` and `opt`"):
-        convert(tmp_path / "a.pth")
+        read_d2s_model(tmp_path / "a.pth")
     torch.save({"model": {}, "opt": argparse.Namespace()}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"fc\.weight is missing"):
-        convert(tmp_path / "a.pth")
+        read_d2s_model(tmp_path / "a.pth")
 
 
-def test_configs_of_other_sizes_are_refused(tmp_path):
+def test_configs_of_other_sizes_are_rejected(tmp_path):
     path = write(module_of(VIT), tmp_path / "a.pth", "vit")
     with pytest.raises(UserError, match=r"in another shape .*backbone\.vision_tower"):
-        convert(path, vision_config={**VIT, "intermediate_size": 8})
+        read_d2s_model(path, vision_config={**VIT, "intermediate_size": 8})
 
 
 def test_the_authors_numbers(shared):

@@ -47,17 +47,17 @@ def test_closed_forms(kind, far):
     assert distillation(ones, -ones, kind).item() == pytest.approx(far)
 
 
-def test_the_cosine_does_not_see_lengths():
+def test_the_cosine_ignores_norms():
     student, teacher = torch.randn(2, 3, 4, dtype=torch.float64)
     assert distillation(3 * student, teacher).item() == pytest.approx(distillation(student, teacher).item())
 
 
-def test_a_teacher_in_half_precision_is_taken():
+def test_the_teacher_may_be_in_half_precision():
     assert distillation(torch.ones(2, 3), torch.ones(2, 3).half(), "l2") == 0
 
 
-def test_other_shapes_and_names_are_refused():
+def test_other_shapes_and_names_are_rejected():
     with pytest.raises(ValueError, match="same shape"):
         distillation(torch.ones(2, 3), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="'cos': choose one of cosine, l1, l2"):
+    with pytest.raises(ValueError, match="'cos'; choose one of cosine, l1, l2"):
         distillation(torch.ones(2, 3), torch.ones(2, 3), "cos")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ CASES = [(size, images, seed) for size in (2, 5, 9) for images in (1, 3, 100) fo
 
 
 def case(size: int, images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarities, and where images and captions belong together."""
+    """Similarities, and a mask of the matching images and captions."""
     generator = torch.Generator().manual_seed(seed)
     similarity = torch.rand(size, size, dtype=torch.float64, generator=generator) * 2 - 1
     image_id = torch.randint(images, (size,), generator=generator)
@@ -62,7 +62,7 @@ def naive_sigmoid(similarity, positives, temperature, bias):
 
 @pytest.mark.parametrize(("size", "images", "seed"), CASES)
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_info_nce_is_its_formula(size, images, seed, temperature):
+def test_info_nce_equals_its_formula(size, images, seed, temperature):
     similarity, positives = case(size, images, seed)
     expected = naive_info_nce(similarity, positives, temperature)
     scores = Scores.whole(similarity, positives)
@@ -73,7 +73,7 @@ def test_info_nce_is_its_formula(size, images, seed, temperature):
 
 @pytest.mark.parametrize(("size", "images", "seed"), CASES)
 @pytest.mark.parametrize("negatives", ["all", "hardest"])
-def test_triplet_is_its_formula(size, images, seed, negatives):
+def test_triplet_equals_its_formula(size, images, seed, negatives):
     similarity, positives = case(size, images, seed)
     expected = naive_triplet(similarity, positives, 0.2, negatives)
     found = triplet(Scores.whole(similarity, positives), 0.2, negatives)
@@ -81,7 +81,7 @@ def test_triplet_is_its_formula(size, images, seed, negatives):
 
 
 @pytest.mark.parametrize(("size", "images", "seed"), CASES)
-def test_sigmoid_is_its_formula(size, images, seed):
+def test_sigmoid_equals_its_formula(size, images, seed):
     similarity, positives = case(size, images, seed)
     expected = naive_sigmoid(similarity, positives, 0.3, -2.0)
     assert sigmoid(Scores.whole(similarity, positives), 0.3, -2.0).item() == pytest.approx(expected, rel=1e-9)
@@ -89,7 +89,7 @@ def test_sigmoid_is_its_formula(size, images, seed):
 
 @pytest.mark.parametrize("objective", [InfoNCE(), InfoNCE(scale="element_mean"), Triplet(), Triplet(0.3, 0), Sigmoid()])
 @pytest.mark.parametrize("blocks", [(9,), (4, 5), (1, 7, 1)])
-def test_the_shares_of_blocks_of_rows_are_the_loss(objective, blocks):
+def test_the_losses_of_row_blocks_sum_to_the_batch_loss(objective, blocks):
     similarity, positives = case(9, 6, 0)
     ends = list(accumulate(blocks))
     total = sum(
@@ -100,16 +100,16 @@ def test_the_shares_of_blocks_of_rows_are_the_loss(objective, blocks):
     assert total.item() == pytest.approx(whole.item(), rel=1e-12)
 
 
-def test_info_nce_of_equal_similarities_is_the_logarithm_of_the_batch():
+def test_info_nce_of_equal_similarities_is_the_log_of_the_batch_size():
     positives = torch.eye(8, dtype=torch.bool)
     assert info_nce(Scores.whole(torch.zeros(8, 8), positives), 0.05).item() == pytest.approx(math.log(8))
 
 
-def test_a_batch_of_one_image_has_no_triplet():
+def test_a_batch_of_one_image_has_no_triplets():
     assert triplet(Scores.whole(torch.rand(4, 4), torch.ones(4, 4, dtype=torch.bool)), 0.2, "all").item() == 0
 
 
-def test_triplet_has_no_gradient_where_the_margin_is_kept():
+def test_triplet_has_no_gradient_where_the_margin_is_met():
     similarity = torch.eye(3, requires_grad=True)
     triplet(Scores.whole(similarity, torch.eye(3, dtype=torch.bool)), 0.2, "all").backward()
     assert similarity.grad is not None
@@ -127,7 +127,7 @@ def test_triplet_switches_and_ramps_with_progress():
 
 
 @pytest.mark.parametrize("objective", [InfoNCE(temperature=0.1), Sigmoid(temperature=0.005)])
-def test_a_learnable_temperature_moves_and_stays_in_its_bounds(objective):
+def test_a_learnable_temperature_changes_and_stays_within_its_bounds(objective):
     scores = Scores.whole(*case(6, 100, 0))
     optimizer = torch.optim.SGD(objective.parameters(), lr=10.0)
     objective(scores, 0.0).backward()
@@ -138,18 +138,18 @@ def test_a_learnable_temperature_moves_and_stays_in_its_bounds(objective):
     assert torch.tensor(low) <= objective.scalars()["temperature"] <= torch.tensor(high)
 
 
-def test_a_fixed_temperature_is_no_trained_parameter():
+def test_a_fixed_temperature_is_not_trained():
     assert not [p for p in InfoNCE(learnable_temperature=False).parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize(("initial", "bounds"), [(0.5, (0.01, 0.1)), (0.01, (0.0, 0.1)), (-1.0, (-2.0, 1.0))])
-def test_a_temperature_outside_its_bounds_is_refused(initial, bounds):
+def test_a_temperature_outside_its_bounds_is_rejected(initial, bounds):
     with pytest.raises(ValueError, match=str(initial)):
         Temperature(initial, bounds, learnable=True)
 
 
-def test_a_negative_margin_is_refused():
-    with pytest.raises(ValueError, match="margin is -1"):
+def test_a_negative_margin_is_rejected():
+    with pytest.raises(ValueError, match="margin=-1"):
         Triplet(margin=-1)
 
 

@@ -25,7 +25,7 @@ def softmax(row, temperature):
 
 
 @pytest.mark.parametrize(("size", "seed", "t", "soft"), CASES)
-def test_alignment_is_its_formula(size, seed, t, soft):
+def test_alignment_equals_its_formula(size, seed, t, soft):
     similarity, teacher = matrices(size, seed)
     kl = entropy = 0.0
     for i in range(size):
@@ -40,7 +40,7 @@ def test_alignment_is_its_formula(size, seed, t, soft):
 
 
 @pytest.mark.parametrize("loss", ["kl", "cross_entropy", "cross_entropy_element_mean"])
-def test_the_shares_of_blocks_of_rows_are_the_alignment(loss):
+def test_the_losses_of_row_blocks_sum_to_the_batch_loss(loss):
     similarity, teacher = matrices(7, 2)
     whole = soft_label_alignment(similarity, teacher, 0.3, 0.7, loss)
     shares = [soft_label_alignment(similarity[rows], teacher[rows], 0.3, 0.7, loss) for rows in (slice(4), slice(4, 7))]
@@ -49,7 +49,7 @@ def test_the_shares_of_blocks_of_rows_are_the_alignment(loss):
     torch.testing.assert_close(block, rows, rtol=0, atol=1e-14)
 
 
-def test_who_agrees_with_the_teacher_has_no_divergence():
+def test_agreement_with_the_teacher_gives_no_divergence():
     _, teacher = matrices(5, 0)
     similarity = teacher.clone().requires_grad_()
     loss = soft_label_alignment(similarity * 0.3, teacher, 0.3)
@@ -58,7 +58,7 @@ def test_who_agrees_with_the_teacher_has_no_divergence():
     assert similarity.grad.abs().max() < 1e-14
 
 
-def test_a_flat_model_pays_what_the_teacher_knows():
+def test_the_loss_of_equal_similarities_is_log_b_minus_the_entropy():
     """All similarities equal: KL = log B - entropy; with a teacher of one-hot rows that is log B."""
     loss = soft_label_alignment(torch.zeros(6, 6), 200 * torch.eye(6), 0.45)
     assert loss.item() == pytest.approx(math.log(6))
@@ -70,7 +70,7 @@ def test_a_learnable_soft_temperature_gets_its_gradient():
     assert torch.autograd.gradcheck(lambda s: soft_label_alignment(similarity, teacher, 0.4, s), soft)
 
 
-def test_targets_are_joined_as_they_say():
+def test_targets_are_combined_as_documented():
     image, text = matrices(5, 3)
     assert cross_modal_targets(image, text, "each") == (image, text)
     for kind in ("add", "dot"):
@@ -87,8 +87,8 @@ def test_targets_are_joined_as_they_say():
         soft_label_alignment(image, text, 1.0, loss="mse")
 
 
-def test_half_precision_is_widened_before_anything_is_computed():
-    """Long features overflow the norm in float16, and the published image teacher has 37,632 of them."""
+def test_half_precision_features_are_converted_before_computing():
+    """The norm of long features overflows in float16; the published image teacher has 37,632 of them."""
     features = (20 * torch.randn(4, 3, 1000, generator=torch.Generator().manual_seed(0))).half()
     features[3] = 0
     found = teacher_similarity(features, ALL)

@@ -12,7 +12,7 @@ import torch
 
 from itr.backbones import VSE
 from itr.errors import UserError
-from itr.interop.convert import save
+from itr.interop.convert import save_converted
 from itr.losses import soft_label_alignment, teacher_similarity
 from itr.methods import CUSA
 from itr.methods.cusa_temperatures import Temperatures
@@ -265,7 +265,7 @@ def test_teachers_are_never_updated():
 )
 def test_a_checkpoint_opens_with_no_arguments(method, tmp_path):
     model = module(method)
-    save(model, tmp_path / "m.ckpt")
+    save_converted(model, tmp_path / "m.ckpt")
     opened = RetrievalModule.load_from_checkpoint(tmp_path / "m.ckpt")
     assert opened.describe() == model.describe()
     assert opened.loss_weights == model.loss_weights

@@ -11,7 +11,7 @@ from d2s_parts import SMALL, build, clip, data, trainer, vse
 
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
-from itr.interop.convert import save
+from itr.interop.convert import save_converted
 from itr.methods import CUSA, D2S
 from itr.methods.d2s_teacher import FrozenText
 from itr.module import RetrievalModule
@@ -129,7 +129,7 @@ def test_dense_embeddings_of_another_first_stage_are_refused(scenes, tmp_path):
     paths = []
     for seed in (1, 2):
         paths.append(str(tmp_path / f"{seed}.ckpt"))
-        save(RetrievalModule(vse(seed=seed), InfoNCE()), Path(paths[-1]))
+        save_converted(RetrievalModule(vse(seed=seed), InfoNCE()), Path(paths[-1]))
     make_features(str(scenes), "dense", str(tmp_path), paths[0], num_workers=0)
     shards = ShardData(str(scenes), batch_size=4, num_workers=0, features=str(tmp_path))
     runner = trainer(tmp_path)

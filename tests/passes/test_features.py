@@ -23,7 +23,7 @@ from foreign import write_tar
 from itr.backbones import VSE
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
-from itr.backbones.clip_loading import build
+from itr.backbones.clip_loading import build_clip
 from itr.backbones.tokenizers import BPETokenizer
 from itr.data.datamodule import ShardData
 from itr.data.features.headers import FeaturePaths, Header
@@ -37,7 +37,7 @@ from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from itr.files.digests import weights_identity
 from itr.images.transforms import EvaluationTransform, decode
-from itr.interop.convert import save
+from itr.interop.convert import save_converted
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from itr.passes import reader
@@ -342,7 +342,7 @@ def test_an_open_clip_folder(tmp_path):
     config = {"embed_dim": 16, "vision_cfg": {}, "text_cfg": {}}
     config["vision_cfg"] = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     config["text_cfg"] = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    clip = build(config, None, None).eval()
+    clip = build_clip(config, None, None).eval()
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
     teacher, tokens = (load_teacher("image", f"open_clip:local-dir:{tmp_path}", o) for o in ("pooled", "tokens"))
@@ -377,7 +377,7 @@ def test_dense_captions_by_a_first_stage(scenes, tmp_path):
     vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZE}
     text = {"model_type": "bert", "pad_token_id": None, **SIZE}
     backbone = VSE(vision_config=vision, text_config=text, dim=8).eval()
-    save(RetrievalModule(backbone, InfoNCE()), tmp_path / "stage1.ckpt")
+    save_converted(RetrievalModule(backbone, InfoNCE()), tmp_path / "stage1.ckpt")
     run(scenes, "dense", str(tmp_path / "stage1.ckpt"), tmp_path)
     file = opened(tmp_path, "dense", scenes)
     assert file.header.weights == weights_identity(backbone.state_dict())

@@ -31,8 +31,8 @@ def command(folder: Path, shards: Path, *options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.objective=Triplet --model.objective.margin=-1", "margin is -1.0; it must be 0 or more"),
-        ("--model.objective.temperature=0", "temperature 0.0 must lie within its bounds"),
+        ("--model.objective=Triplet --model.objective.margin=-1", "margin=-1.0 must not be negative"),
+        ("--model.objective.temperature=0", "temperature 0.0 must be within its bounds"),
         ("--model.backbone.text_config.vocab_size=10", "the text tower knows 10: give the tokenizer that belongs"),
         ("--model.backbone.max_words=4000", "max_words 4000: this text tower takes 3 to 512 tokens"),
         ("--model.backbone.dim=0", "dim is 0; it must be 1 or more"),

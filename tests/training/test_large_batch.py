@@ -13,7 +13,7 @@ from torch import nn
 from exact_parts import make_module
 from itr.commands.quieten import quieten
 from itr.errors import UserError
-from itr.interop.convert import save
+from itr.interop.convert import save_converted
 from itr.module import RetrievalModule
 from itr.runs.command import TrainingCLI
 from itr.training.large_batch import LargeBatch
@@ -46,7 +46,7 @@ def test_the_command_line_sets_it():
 
 def test_a_checkpoint_does_not_hold_it(tmp_path):
     module = make_module("info_nce", LargeBatch(True, 7, 5)).float()
-    save(module, tmp_path / "new.ckpt")
+    save_converted(module, tmp_path / "new.ckpt")
     assert RetrievalModule.load_from_checkpoint(tmp_path / "new.ckpt").large_batch == LargeBatch()
 
 

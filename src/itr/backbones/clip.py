@@ -1,4 +1,4 @@
-"""CLIP and its relatives, as open_clip builds them."""
+"""CLIP and related models, built by open_clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.clip_towers import image_features, needs_full_length, text_features, text_parts, vision_parts
 from itr.backbones.tokenizers import Clean, HFTokenizer
-from itr.backbones.towers import enable_checkpointing, freeze_unused, near, refuse_both
+from itr.backbones.tower_building import did_you_mean
+from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
 from itr.component import plain
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -25,24 +26,24 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 class CLIP(Backbone):
     """Any image-text model of open_clip (Radford et al., 2021, https://arxiv.org/abs/2103.00020; SigLIP, EVA ...).
 
-    Without arguments it is a small model with random weights that a CPU trains. The temperature belongs to the
-    objective: the pretrained one is `pretrained_temperature`, and SigLIP's bias `pretrained_bias`.
+    Without arguments, it is a small model with random weights that can be trained on a CPU. The temperature belongs to
+    the objective: the pretrained one is `pretrained_temperature`, and SigLIP's bias is `pretrained_bias`.
 
     Args:
         model: name in open_clip, such as ViT-B-32, or local-dir:FOLDER or hf-hub:ORG/NAME.
-        pretrained: tag of published weights, such as openai, or a local file; random weights where missing.
+        pretrained: tag of published weights, such as openai, or a local file; random weights by default.
         config: instead of `model`, an open_clip model config.
-        tokenizer_json: serialised tokenizer, as a checkpoint holds it, where the config wants one of the hub.
-        freeze: parameters to keep as they are, by prefixes of their names in open_clip: `visual`, `visual.conv1`,
+        tokenizer_json: serialized tokenizer, as stored in a checkpoint, if the config uses a hub tokenizer.
+        freeze: parameters to freeze, as prefixes of their names in open_clip: `visual`, `visual.conv1`,
             `transformer.resblocks.0` ...; `text` means the whole text tower.
         gradient_checkpointing: trade computation for memory in the towers.
-        image_size: side of the images, where it is to differ from the model's own; positions are interpolated.
+        image_size: side length of the images, if it should differ from the model's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default those of the weights, else OpenAI's.
-        image_std: channel deviations, as `image_mean`.
-        interpolation: how evaluation images are resized; by default as the weights want.
-        resize: `shortest` crops the centre, `squash` distorts; by default as the weights want.
-        clean: how captions are cleaned before they are tokenized (see `itr.backbones.tokenizers.clean_function`); by
-            default as the weights want.
+        image_std: channel standard deviations, like `image_mean`.
+        interpolation: how to resize evaluation images; by default as for the weights.
+        resize: `shortest` crops the center, `squash` distorts; by default as for the weights.
+        clean: how to clean captions before tokenization (see `itr.backbones.tokenizers.clean_function`); by default
+            as for the weights.
     """
 
     fetched = ("model", "pretrained")
@@ -62,20 +63,21 @@ class CLIP(Backbone):
         resize: Literal["shortest", "squash"] | None = None,
         clean: Clean | None = None,
     ) -> None:
-        from itr.backbones.clip_loading import build, find, make_tokenizer  # open_clip and timm take a second to import
+        # open_clip and timm take a second to import
+        from itr.backbones.clip_loading import build_clip, find_clip_source, make_clip_tokenizer
 
         super().__init__()
-        refuse_both(model=model, config=config)
-        source = find(model, pretrained, config)
+        allow_only_one(model=model, config=config)
+        source = find_clip_source(model, pretrained, config)
         self.config = source.config
-        self.model = build(source.config, source.weights, image_size)
+        self.model = build_clip(source.config, source.weights, image_size)
         self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
         self.untrained = ("CLIP",) if source.weights is None else ()
         self.dim = int(source.config["embed_dim"])
         self.pretrained_temperature, self.pretrained_bias = self._take_scale(source.weights is not None)
         spec = _image_spec(source.preprocess, self.model.visual)
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
-        self.tokenizer = make_tokenizer(source, tokenizer_json, needs_full_length(self.text_tower), clean)
+        self.tokenizer = make_clip_tokenizer(source, tokenizer_json, needs_full_length(self.text_tower), clean)
         self._check_vocabulary()
 
         freeze_unused(self.model, self._probe)
@@ -85,7 +87,7 @@ class CLIP(Backbone):
 
     @property
     def text_tower(self) -> Any:
-        """The module with the text tower's layers: in the original CLIP they are the model's own."""
+        """The module with the text tower's layers: in the original CLIP, the model itself."""
         return getattr(self.model, "text", self.model)
 
     def encode_image(self, image: Tensor) -> Encoded:
@@ -94,19 +96,19 @@ class CLIP(Backbone):
 
     def encode_text(self, text: Tokens) -> Encoded:
         """Embed captions [C, L]."""
-        given = self.stretched(text)
-        return text_features(self.text_tower, given).shortened(text.ids.shape[1])
+        padded = self.stretched(text)
+        return text_features(self.text_tower, padded).shortened(text.ids.shape[1])
 
     def compilable(self) -> list[nn.Module]:
-        """The transformers of both towers, or the stages of a convolutional one."""
+        """The transformers of both towers, or the stages of a convolutional tower."""
         return [*vision_parts(self.model.visual), *text_parts(self.text_tower)]
 
     def is_tower(self, parameter_name: str) -> bool:
-        """True: projections are pretrained with the towers."""
+        """Always True: the projections are pretrained with the towers."""
         return True
 
     def train(self, mode: bool = True) -> CLIP:
-        """Switch to training, except for frozen parts, whose running statistics stay."""
+        """Switch to training mode, except for frozen parts, whose running statistics must not change."""
         super().train(mode)
         for name, module in self.model.named_modules():
             if any(_below(name, prefix) for prefix in getattr(self, "frozen", ())):
@@ -114,7 +116,7 @@ class CLIP(Backbone):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """Class path and arguments that rebuild this backbone without a network or any folder."""
+        """Class path and arguments that rebuild this backbone without network access or other files."""
         description = super().describe()
         spec = self.image_spec
         description["init_args"] |= {
@@ -139,7 +141,7 @@ class CLIP(Backbone):
         return config
 
     def _take_scale(self, pretrained: bool) -> tuple[float | None, float | None]:
-        """Remove what no embedding depends on: logit scale and bias, and CoCa's decoder."""
+        """Remove what embeddings do not depend on: logit scale and bias, and CoCa's decoder."""
         scale, bias = self.model.logit_scale, self.model.logit_bias
         for name in ("logit_scale", "logit_bias", "text_decoder"):
             if hasattr(self.model, name):
@@ -157,7 +159,7 @@ class CLIP(Backbone):
             )
 
     def _probe(self, model: nn.Module, device: torch.device) -> Tensor:
-        """Both embeddings of nothing in particular [2, D], to see what they depend on."""
+        """Both embeddings of a dummy input [2, D], to find the parameters that they depend on."""
         size = self.image_spec.size
         length = self.tokenizer.max_length if needs_full_length(self.text_tower) else 2
         ids = torch.ones(1, length, dtype=torch.int64, device=device)
@@ -166,7 +168,7 @@ class CLIP(Backbone):
         return torch.cat([image.pooled, text.pooled])
 
     def _freeze(self, prefixes: list[str]) -> list[str]:
-        """Freeze parameters by prefix; the prefixes, with `text` spelled out."""
+        """Freeze parameters by prefix; returns the prefixes, with `text` expanded."""
         names = [name for name, _ in self.model.named_parameters()]
         if "text" in prefixes:
             tops = dict.fromkeys(name.split(".")[0] for name in names)
@@ -174,14 +176,18 @@ class CLIP(Backbone):
         for prefix in prefixes:
             matching = [name for name in names if _below(name, prefix)]
             if not matching:
-                raise UserError(f"freeze: no parameter is called {prefix!r}{near(prefix, _prefixes(names))}")
+                raise UserError(
+                    f"freeze: no parameter name starts with {prefix!r}{did_you_mean(prefix, _prefixes(names))}"
+                )
             for name in matching:
                 self.model.get_parameter(name).requires_grad_(False)
         return prefixes
 
     def _checkpoint(self) -> None:
         if type(self.model.visual).__name__ == "ModifiedResNet":
-            log.warning("gradient_checkpointing is skipped for the vision tower: open_clip's ResNet has none")
+            log.warning(
+                "gradient_checkpointing is ignored for the vision tower: open_clip's ResNet does not support it"
+            )
         self.model.visual.set_grad_checkpointing(True)  # type: ignore[operator,union-attr]
         if hasattr(self.text_tower, "pooler"):
             enable_checkpointing(self.text_tower.transformer)

@@ -1,4 +1,4 @@
-"""Where a CLIP of open_clip comes from: its config, its weights, its preprocessing and its tokenizer."""
+"""Load the config, weights, preprocessing and tokenizer of an open_clip model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from itr.backbones.attention import ask_nothing
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
-from itr.backbones.towers import near
+from itr.backbones.tower_building import avoid_mask_sync, did_you_mean
 from itr.errors import UserError
 
-open_clip: Any = untyped_open_clip  # its functions have no types, and its package exports nothing explicitly
+open_clip: Any = untyped_open_clip  # its functions are untyped, and the package has no explicit exports
 
-SMALL: dict[str, Any] = {
+SMALL_CLIP: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
@@ -36,14 +35,14 @@ _WEIGHTS = (
 
 
 @dataclass
-class Source:
-    """What `find` found.
+class ClipSource:
+    """Where a model comes from, as returned by `find_clip_source`.
 
     Attributes:
         config: open_clip's model config.
         weights: file with pretrained weights; None for random ones.
-        preprocess: mean, std, interpolation and resize_mode, where they are known.
-        folder: where the tokenizer's files are, if they are not to be looked for under their own name.
+        preprocess: mean, std, interpolation and resize_mode, if known.
+        folder: folder of the tokenizer files, if they are not loaded by name.
     """
 
     config: dict[str, Any]
@@ -52,17 +51,17 @@ class Source:
     folder: str | None = None
 
 
-def find(model: str | None, pretrained: str | None, config: dict[str, Any] | None) -> Source:
+def find_clip_source(model: str | None, pretrained: str | None, config: dict[str, Any] | None) -> ClipSource:
     """Resolve a name of open_clip (`ViT-B-32`, `local-dir:FOLDER`, `hf-hub:ORG/NAME`) or an inline config.
 
     Raises:
-        UserError: no such name, tag, file or setting, or a download that fails.
+        UserError: the name, tag, file or setting is unknown, or a download failed.
     """
     if model is None:
-        source = Source(copy.deepcopy(config or SMALL), weights=_file(pretrained) if pretrained else None)
+        source = ClipSource(copy.deepcopy(config or SMALL_CLIP), weights=_file(pretrained) if pretrained else None)
     elif model.startswith(("local-dir:", "hf-hub:")):
         if pretrained is not None:
-            raise UserError(f"pretrained {pretrained!r}: {model} brings its own weights, leave it out")
+            raise UserError(f"pretrained={pretrained!r}: {model} has its own weights; remove the option")
         source = _from_folder(model)
     else:
         source = _built_in(model.replace("/", "-"), pretrained)
@@ -70,8 +69,8 @@ def find(model: str | None, pretrained: str | None, config: dict[str, Any] | Non
     return source
 
 
-def build(config: dict[str, Any], weights: str | None, image_size: int | None) -> nn.Module:
-    """The model of an open_clip config in float32, with its weights where a file is given."""
+def build_clip(config: dict[str, Any], weights: str | None, image_size: int | None) -> nn.Module:
+    """Build the model of an open_clip config in float32, with the weights of a file if given."""
     settings = copy.deepcopy(config)
     vision, text = settings["vision_cfg"], settings["text_cfg"]
     vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
@@ -82,15 +81,15 @@ def build(config: dict[str, Any], weights: str | None, image_size: int | None) -
     if "multimodal_cfg" in settings:
         model_class = open_clip.CoCa
     with tempfile.TemporaryDirectory() as folder:
-        if "hf_config" in text:  # open_clip takes a name only, so the inline config becomes a folder for a moment
+        if "hf_config" in text:  # open_clip only accepts a name, so write the inline config to a temporary folder
             Path(folder, "config.json").write_text(json.dumps(text.pop("hf_config")), encoding="utf-8")
             text["hf_model_name"] = folder
         try:
             model: nn.Module = model_class(**settings)
-        except Exception as error:  # open_clip, timm and transformers each raise their own
-            raise UserError(f"no CLIP can be built from config {config}: {first_line(error)}") from error
+        except Exception as error:  # open_clip, timm and transformers raise different types
+            raise UserError(f"could not build a CLIP from config {config}: {first_line(error)}") from error
     if text.get("hf_model_name"):
-        ask_nothing(model.text.transformer)  # type: ignore[arg-type,union-attr]
+        avoid_mask_sync(model.text.transformer)  # type: ignore[arg-type,union-attr]
     timm_size = vision.get("image_size", 224) if vision.get("timm_model_name") else None
     if timm_size is not None:
         _resize_timm(model.visual, timm_size)
@@ -101,69 +100,76 @@ def build(config: dict[str, Any], weights: str | None, image_size: int | None) -
     return model
 
 
-def make_tokenizer(
-    source: Source, serialised: str | None, full_length: bool, clean: Clean | None = None
+def make_clip_tokenizer(
+    source: ClipSource, serialized: str | None, full_length: bool, clean: Clean | None = None
 ) -> BPETokenizer | HFTokenizer:
-    """The tokenizer that the config asks for; `clean` goes before the config's way of cleaning captions."""
+    """The tokenizer of the config; `clean` overrides how the config cleans captions."""
     text = source.config["text_cfg"]
     options = text.get("tokenizer_kwargs") or {}
     length = int(text.get("context_length", 77))
     name = text.get("hf_tokenizer_name")
-    if serialised is None and not name:
+    if serialized is None and not name:
         return BPETokenizer(length, full_length, clean or options.get("clean", "lower"))
-    if serialised is None:
-        serialised = load_tokenizer(source.folder or name).to_json()
+    if serialized is None:
+        serialized = load_tokenizer(source.folder or name).to_json()
     strip_end = bool(options.get("strip_sep_token", False))
-    return HFTokenizer(serialised, length, full_length, clean or options.get("clean", "whitespace"), strip_end)
+    return HFTokenizer(serialized, length, full_length, clean or options.get("clean", "whitespace"), strip_end)
 
 
 def _file(path: str) -> str:
     if not Path(path).is_file():
-        raise UserError(f"pretrained {path!r}: no such file (a tag needs the `model` that it belongs to)")
+        raise UserError(f"pretrained={path!r}: the file does not exist; to use a tag, also set `model`")
     return path
 
 
-def _built_in(name: str, pretrained: str | None) -> Source:
+def _built_in(name: str, pretrained: str | None) -> ClipSource:
     config = open_clip.get_model_config(name)
     if config is None:
         known = open_clip.list_models()
-        raise UserError(f"open_clip has no model {name!r}{near(name, known)}; open_clip.list_models() lists all")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    # A local file says nothing of its preprocessing: that of the model's published weights is the best guess.
-    facts = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
-    if pretrained is None or Path(pretrained).is_file():
-        return Source(config, pretrained, facts)
-    facts = open_clip.get_pretrained_cfg(name, pretrained)
-    if not facts:
-        hint = near(pretrained, tags) or f"; it has {', '.join(tags) or 'none'}"
-        raise UserError(f"pretrained {pretrained!r} is neither a file nor a tag of {name}{hint}")
-    # open_clip only warns where weights were trained with another activation than the config names.
-    config["quick_gelu"] = bool(facts.get("quick_gelu", False))
-    try:
-        weights = str(open_clip.download_pretrained(facts))
-    except Exception as error:  # network, hub and disk each raise their own
         raise UserError(
-            f"pretrained {pretrained!r} of {name} can't be downloaded ({first_line(error)}). Give the path of a "
-            "downloaded file, leave it out for random weights, or run once with a network."
+            f"open_clip has no model {name!r}{did_you_mean(name, known)}; open_clip.list_models() lists them"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    # A local file does not define its preprocessing; that of the model's published weights is the best guess.
+    pretrained_config = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
+    if pretrained is None or Path(pretrained).is_file():
+        return ClipSource(config, pretrained, pretrained_config)
+    pretrained_config = open_clip.get_pretrained_cfg(name, pretrained)
+    if not pretrained_config:
+        hint = did_you_mean(pretrained, tags) or f"; its tags: {', '.join(tags) or 'none'}"
+        raise UserError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}{hint}")
+    # If weights were trained with another activation than the config's, open_clip only warns.
+    config["quick_gelu"] = bool(pretrained_config.get("quick_gelu", False))
+    try:
+        weights = str(open_clip.download_pretrained(pretrained_config))
+    except Exception as error:  # network, hub and disk raise different types
+        raise UserError(
+            f"could not download pretrained={pretrained!r} of {name} ({first_line(error)}). Pass the path of a "
+            "downloaded file, omit the option for random weights, or run once with network access."
         ) from error
-    return Source(config, weights, facts)
+    return ClipSource(config, weights, pretrained_config)
 
 
-def _from_folder(model: str) -> Source:
-    kind, _, place = model.partition(":")
+def _from_folder(model: str) -> ClipSource:
+    kind, _, location = model.partition(":")
     try:
         if kind == "local-dir":
-            folder, path = place, Path(place, _CONFIG_FILE)
-            weights = next((str(Path(place, name)) for name in _WEIGHTS if Path(place, name).is_file()), None)
+            folder, path = location, Path(location, _CONFIG_FILE)
+            weights = next((str(Path(location, name)) for name in _WEIGHTS if Path(location, name).is_file()), None)
         else:
-            folder, path = None, Path(download_pretrained_from_hf(place, filename=_CONFIG_FILE))
-            weights = str(download_pretrained_from_hf(place))
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except Exception as error:  # as above
-        raise UserError(f"model {model!r} can't be had: {first_line(error)}") from error
+            folder, path = None, Path(download_pretrained_from_hf(location, filename=_CONFIG_FILE))
+            weights = str(download_pretrained_from_hf(location))
+        pretrained_config = json.loads(path.read_text(encoding="utf-8"))
+    except Exception as error:  # see above
+        raise UserError(f"could not load model {model!r}: {first_line(error)}") from error
     if weights is None:
-        raise UserError(f"model {model!r}: the folder holds none of {', '.join(_WEIGHTS)}")
-    return Source(facts.get("model_cfg", facts), weights, facts.get("preprocess_cfg", {}), folder)
+        raise UserError(f"model {model!r}: the folder has no weights file; expected one of {', '.join(_WEIGHTS)}")
+    return ClipSource(
+        pretrained_config.get("model_cfg", pretrained_config),
+        weights,
+        pretrained_config.get("preprocess_cfg", {}),
+        folder,
+    )
 
 
 def _check_keys(config: dict[str, Any]) -> None:
@@ -173,15 +179,15 @@ def _check_keys(config: dict[str, Any]) -> None:
         "text_cfg": {item.name for item in dataclasses.fields(CLIPTextCfg)} | {"hf_config"},
     }
     for missing in {"embed_dim", *parts} - set(config):
-        raise UserError(f"config: {missing} is missing; open_clip's own model configs show the form")
+        raise UserError(f"config: {missing} is missing; see open_clip's model configs for the format")
     for name, known in {"config": top, **parts}.items():
         for key in config if name == "config" else config[name]:
             if key not in known:
-                raise UserError(f"{name}: no setting {key!r}{near(key, known)}")
+                raise UserError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
 
 
 def _resize_timm(visual: Any, size: Any) -> None:
-    """Interpolate the positions of a timm tower, which open_clip leaves at the size in timm's name."""
+    """Interpolate the positions of a timm tower; open_clip keeps the size in timm's model name."""
     patches = getattr(visual.trunk, "patch_embed", None)
     if getattr(patches, "img_size", None) not in (None, (size, size)):
         visual.set_input_size(size)
@@ -191,5 +197,5 @@ def _resize_timm(visual: Any, size: Any) -> None:
 def _load(model: nn.Module, weights: str) -> None:
     try:
         open_clip.load_checkpoint(model, weights, strict=True, weights_only=True)
-    except Exception as error:  # a wrong file shows itself as anything from a KeyError to an unpickling error
-        raise UserError(f"the weights {weights} don't fit the model: {first_line(error)}") from error
+    except Exception as error:  # a wrong file raises anything from KeyError to an unpickling error
+        raise UserError(f"the weights in {weights} do not match the model: {first_line(error)}") from error

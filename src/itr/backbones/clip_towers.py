@@ -1,7 +1,7 @@
-"""The towers of open_clip, asked for the features of every patch and word beside the pooled embedding.
+"""Run the towers of open_clip for token features in addition to the pooled embedding.
 
-Pooled embeddings are those of `encode_image` and `encode_text`; token features are brought to the same width by the
-tower's own last layers, so that they can be compared with them.
+Pooled embeddings equal those of `encode_image` and `encode_text`; the tower's last layers project the token features to
+the same width, so that the two are comparable.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from itr.types import Encoded, Tokens
 
 
 def image_features(visual: Any, pixels: Tensor) -> Encoded:
-    """Embed normalised images [I, 3, H, W] with a vision tower of open_clip.
+    """Embed normalized images [I, 3, H, W] with a vision tower of open_clip.
 
     Tokens are, for open_clip's own transformer, the pooled class token and the patches through the final norm and
     projection; for its ResNet, the mean and the cells of the last map through the value and output projections of the
-    attention pool; for towers of timm, the patches or cells through the head's projection. Where that has no such
-    layer and the widths differ, the pooled embedding is the only token.
+    attention pool; for towers of timm, the patches or cells through the head's projection. If there is no
+    such layer and the widths differ, the pooled embedding is the only token.
     """
     kind = type(visual).__name__
     if kind == "VisionTransformer":
@@ -33,9 +33,9 @@ def image_features(visual: Any, pixels: Tensor) -> Encoded:
 
 
 def text_features(text: Any, tokens: Tokens) -> Encoded:
-    """Embed captions [C, L] with a text tower of open_clip: each word through the final norm and projection.
+    """Embed captions [C, L] with a text tower of open_clip: each word passes the final norm and projection.
 
-    `text` is a CLIP with its text tower inside, a TextTransformer or an HFTextEncoder.
+    `text` is a CLIP that contains its text tower, a TextTransformer or an HFTextEncoder.
     """
     if hasattr(text, "pooler"):
         return _hf_text(text, tokens)
@@ -47,7 +47,7 @@ def text_features(text: Any, tokens: Tokens) -> Encoded:
 
 
 def vision_parts(visual: Any) -> list[nn.Module]:
-    """What of a vision tower is called as a module and does most of the work."""
+    """The modules of a vision tower that do most of the work, for compilation."""
     if type(visual).__name__ == "VisionTransformer":
         return [visual]
     owner = getattr(visual, "trunk", visual)
@@ -57,14 +57,14 @@ def vision_parts(visual: Any) -> list[nn.Module]:
 
 
 def text_parts(text: Any) -> list[nn.Module]:
-    """The same of a text tower."""
+    """The same for a text tower."""
     return [text.transformer]
 
 
 def needs_full_length(text: Any) -> bool:
-    """Whether the padding takes part in a caption's embedding, so that it must always be the same.
+    """Whether padding affects a caption's embedding, so that its length must be fixed.
 
-    It doesn't in a causal tower pooled at its end token, nor in towers of transformers, which get a mask.
+    It does not in a causal tower pooled at its end token, nor in towers of transformers, which get a mask.
     """
     if hasattr(text, "pooler"):
         return False
@@ -100,7 +100,7 @@ def _timm(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     pooled = head(trunk.forward_head(features))
     tokens = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
     if features.ndim == 4 and features.shape[-1] == trunk.num_features != features.shape[1]:
-        tokens = features.flatten(1, 2)  # Swin and its kin keep the channels last
+        tokens = features.flatten(1, 2)  # Swin and similar models keep channels last
     if isinstance(getattr(trunk, "fc_norm", None), nn.Module):
         tokens = trunk.fc_norm(tokens)
     for layer in (trunk.get_classifier(), getattr(head, "proj", None), getattr(head, "mlp", None)):
@@ -115,7 +115,7 @@ def _input_width(layer: nn.Module) -> int | None:
 
 
 def _causal_text(text: Any, tokens: Tokens) -> Encoded:
-    # Not the tower's own forward: that insists on the full length, and captions are seven times shorter.
+    # Not the tower's own forward, which requires the full length: captions are seven times shorter.
     from open_clip.transformer import text_global_pool
 
     ids, length = tokens.ids, tokens.ids.shape[1]
@@ -136,7 +136,7 @@ def _hf_text(text: Any, tokens: Tokens) -> Encoded:
 
 
 def _project(projection: Any, features: Tensor) -> Tensor:
-    """Through a projection that is a layer, a bare matrix, or missing."""
+    """Apply a projection, which may be a layer, a matrix or None."""
     if projection is None:
         return features
     projected: Tensor = projection(features) if isinstance(projection, nn.Module) else features @ projection

@@ -1,4 +1,4 @@
-"""From the features of patches or words to one embedding a sample."""
+"""Pool the features of patches or words into one embedding per sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PoolingKind = Literal["gpo", "mean", "max", "cls"]
 
 
 class Pooling(nn.Module, ABC):
-    """Pools the real tokens of each sample; what stands at padding has no influence."""
+    """Pools the real tokens of each sample; values at padding have no effect."""
 
     @abstractmethod
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class GPO(Pooling):
     Args:
         position_dim: width of the positional code.
         hidden_dim: width of the GRU.
-        temperature: of the softmax over the positions.
+        temperature: temperature of the softmax over positions.
     """
 
     def __init__(self, position_dim: int = 32, hidden_dim: int = 32, temperature: float = 0.1) -> None:
@@ -44,7 +44,7 @@ class GPO(Pooling):
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features [N, T, D] and their mask [N, T], bool, to embeddings [N, D]; a row without tokens gives zeros."""
         lengths = mask.sum(dim=1)
-        # [N, D, T]: what is sorted lies side by side, both ways up to twice as fast as sorting down the columns.
+        # [N, D, T]: sorting contiguous values is up to twice as fast, forward and backward.
         columns = features.masked_fill(~mask.unsqueeze(-1), -torch.inf).transpose(1, 2).contiguous()
         ranked = columns.sort(dim=2, descending=True).values.transpose(1, 2)
         ranked = ranked.masked_fill(~_within(lengths, features.shape[1]).unsqueeze(-1), 0.0)
@@ -53,14 +53,14 @@ class GPO(Pooling):
 
     def weights(self, lengths: Tensor, num_positions: int) -> Tensor:
         """Weights of the sorted positions [N, T] for the numbers of tokens [N]; zero beyond each."""
-        # A table of all lengths where that is less work; shapes decide, which the host knows without asking the device.
+        # A table of all lengths if that is less work; only shapes decide, so there is no synchronization.
         if num_positions < len(lengths):
             table = self._weights(torch.arange(1, num_positions + 1, device=lengths.device), num_positions)
             return table[lengths.clamp(min=1) - 1]
         return self._weights(lengths.clamp(min=1), num_positions)
 
     def _weights(self, lengths: Tensor, num_positions: int) -> Tensor:
-        # The temperature multiplies rounding errors by ten, so these few numbers stay out of autocast.
+        # The temperature multiplies rounding errors by ten, so this small computation runs without autocast.
         with torch.autocast(lengths.device.type, enabled=False):
             hidden = self._scan(lengths, num_positions)
             scores: Tensor = self.linear(hidden).squeeze(-1) / self.temperature
@@ -69,9 +69,9 @@ class GPO(Pooling):
     def _scan(self, lengths: Tensor, num_positions: int) -> Tensor:
         """Mean of both directions of the GRU over the first `lengths` positions [R, T, H].
 
-        Forward states are the same for every length; backward ones start at the last token. So each length is a row
-        shifted to end at T, which makes its backward pass exact, and one more row that starts at 0 gives the forward
-        states of all: no packing, hence no copy of the lengths to the host.
+        Forward states are the same for every length; backward states start at the last token. So each length is a row
+        shifted to end at T, which makes its backward states exact, and one extra row that starts at 0 gives the
+        forward states for all. This needs no packing, hence no copy of the lengths to the host.
         """
         codes = positional_code(num_positions, self.position_dim, lengths.device).to(self.linear.weight.dtype)
         steps = torch.arange(num_positions, device=lengths.device)
@@ -107,20 +107,20 @@ class FirstToken(Pooling):
     """The first token, which is the class token of ViT and BERT."""
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features [N, T, D] to embeddings [N, D]; the mask is not looked at."""
+        """Features [N, T, D] to embeddings [N, D]; the mask is ignored."""
         return features[:, 0]
 
 
 def make_pooling(kind: PoolingKind) -> Pooling:
-    """The pooling of that name; a ValueError where there is none."""
+    """The pooling of that name; raises ValueError for an unknown name."""
     kinds: dict[str, type[Pooling]] = {"gpo": GPO, "mean": MeanPooling, "max": MaxPooling, "cls": FirstToken}
     if kind not in kinds:
-        raise ValueError(f"pooling {kind!r}: choose one of {', '.join(kinds)}")
+        raise ValueError(f"unknown pooling {kind!r}; choose one of {', '.join(kinds)}")
     return kinds[kind]()
 
 
 def positional_code(num_positions: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoidal code of positions 0 .. T-1, sine at even and cosine at odd places [T, dim], float32."""
+    """Sinusoidal code of positions 0 .. T-1, sine at even and cosine at odd indices [T, dim], float32."""
     frequency = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
     angle = torch.arange(num_positions, device=device).unsqueeze(1) * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]

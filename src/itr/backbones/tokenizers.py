@@ -1,4 +1,4 @@
-"""Captions to ids: tokenizers of the Hugging Face hub as one JSON string, and the BPE that open_clip ships."""
+"""Captions to ids: Hugging Face tokenizers as one JSON string, and the BPE tokenizer included in open_clip."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from itr.backbones.words import Words, clip_words, frame, is_plain, padded
+from itr.backbones.words import Words, clip_words, is_plain, pad_rows, special_frame
 from itr.errors import UserError
 from itr.types import Tokens
 
 Clean = Literal["lower", "whitespace", "canonicalize", "words"]
-MOST_WORDS = 64
-DEFAULT_MAX_LENGTH = 512  # where neither the tokenizer nor the tower states a limit
+MAX_WORDS = 64
+DEFAULT_MAX_LENGTH = 512  # if neither the tokenizer nor the tower has a limit
 
 
 class HFTokenizer:
-    """A fast tokenizer in one JSON string, which holds vocabulary, padding and truncation.
+    """A fast tokenizer defined by one JSON string with its vocabulary, padding and truncation.
 
-    It needs neither transformers nor a folder, so it fits in a checkpoint and travels to workers.
+    It needs neither transformers nor other files, so it can be stored in a checkpoint and sent to workers.
 
     Args:
-        serialised: the string, as `tokenizers.Tokenizer.to_str` or a `tokenizer.json` gives it. A mask token is
-            found by its name, padding by the `padding` section.
-        max_length: longest caption in tokens; by default what the string says.
-        full_length: pad every batch to `max_length`; by default what the string says.
-        clean: clean captions beforehand, see `clean_function`.
-        strip_end: replace the end token by 0, which some towers of open_clip want.
+        serialized: the string from `tokenizers.Tokenizer.to_str` or a `tokenizer.json`. The mask token is found by its
+            name, padding by the `padding` section.
+        max_length: longest caption in tokens; by default as in the string.
+        full_length: pad every batch to `max_length`; by default as in the string.
+        clean: how to clean captions before, see `clean_function`.
+        strip_end: replace the end token with 0, as some towers of open_clip require.
     """
 
     def __init__(
         self,
-        serialised: str,
+        serialized: str,
         max_length: int | None = None,
         full_length: bool | None = None,
         clean: Clean | None = None,
@@ -40,7 +40,7 @@ class HFTokenizer:
     ) -> None:
         from tokenizers import Tokenizer
 
-        self.fast = Tokenizer.from_str(serialised)
+        self.fast = Tokenizer.from_str(serialized)
         self.clean = clean
         padding: dict[str, Any] = self.fast.padding or {}
         special = {token.content: id for id, token in self.fast.get_added_tokens_decoder().items() if token.special}
@@ -53,7 +53,7 @@ class HFTokenizer:
         self.vocab_size = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
         self.fast.no_truncation()
         self.fast.no_padding()
-        self.frame = frame(self.fast)
+        self.frame = special_frame(self.fast)
         self._words = Words(self._encode)
         self.fast.enable_truncation(self.max_length)
         self.fast.enable_padding(
@@ -63,30 +63,30 @@ class HFTokenizer:
         )
 
     def limit(self, max_length: int) -> None:
-        """Truncate captions to that many tokens from now on; their end token stays."""
+        """Truncate captions to that many tokens from now on, keeping their end token."""
         self.max_length = max_length
         self.fast.enable_truncation(max_length)
-        self._words.known.clear()  # of a long word they held what the old limit left
+        self._words.known.clear()  # long words were truncated to the old limit
 
     def to_json(self) -> str:
-        """The string from which `HFTokenizer(string)` is the same, but for `clean` and `strip_end`."""
+        """The string that defines the same `HFTokenizer`, except for `clean` and `strip_end`."""
         return str(self.fast.to_str())
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        """Tokenize and pad to the longest; a caption without any token counts one padding token."""
+        """Tokenize and pad to the longest; a caption without tokens gets one padding token."""
         texts = [_storable(caption) for caption in captions]
         if self.clean is not None:
             function = clean_function(self.clean)
             texts = [function(text) for text in texts]
         width = (self.fast.padding or {}).get("length") or 0
-        ids, mask = padded([self._row(text) for text in texts], self.pad_id, width)
+        ids, mask = pad_rows([self._row(text) for text in texts], self.pad_id, width)
         if self.strip_id is not None:
             ids = ids.masked_fill(ids == self.strip_id, 0)
         mask[:, :1] = True
         return Tokens(ids=ids, mask=mask)
 
     def _row(self, text: str) -> list[int]:
-        """The ids of a text with its start and end: word by word, where that gives the same."""
+        """The ids of a text with start and end tokens; word by word if that gives the same result."""
         if self.frame is not None and is_plain(text):
             start, end = self.frame
             room = self.max_length - len(start) - len(end)
@@ -100,18 +100,18 @@ class HFTokenizer:
 
 
 class BPETokenizer:
-    """The byte-pair encoding of CLIP, in lower case, which ships inside open_clip: no network needed.
+    """CLIP's lower-case byte-pair encoding, which is included in open_clip and needs no network access.
 
     Args:
         max_length: longest caption in tokens, start and end included.
-        full_length: pad every batch to `max_length`, for towers that look at their padding.
-        clean: how captions are cleaned beforehand, see `clean_function`.
+        full_length: pad every batch to `max_length`, for towers whose embedding depends on padding.
+        clean: how to clean captions before, see `clean_function`.
     """
 
     start_id = 49406
     end_id = 49407
     vocab_size = 49408
-    pad_id = 0  # also the id of "!": a tower that treats this id as padding must be given the mask
+    pad_id = 0  # also the id of "!": a tower that treats this id as padding needs the mask
     mask_id: int | None = None
     special_ids: tuple[int, ...] = (start_id, end_id)
 
@@ -122,34 +122,34 @@ class BPETokenizer:
         self._words: Words | None = None
 
     def limit(self, max_length: int) -> None:
-        """Truncate captions to that many tokens from now on; their end token stays."""
+        """Truncate captions to that many tokens from now on, keeping their end token."""
         self.max_length = max_length
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_words": None}  # megabytes of merges, which a worker reads by itself
+        return {**self.__dict__, "_words": None}  # megabytes of merges, which each worker loads itself
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        """Tokenize and pad to the longest, or to `max_length` where `full_length` is set."""
+        """Tokenize and pad to the longest, or to `max_length` if `full_length` is set."""
         if self._words is None:
             self._words = clip_words()
         clean, words = clean_function(self.clean), self._words
         bodies = [words(clean(_storable(caption)))[: self.max_length - 2] for caption in captions]
         rows = [[self.start_id, *body, self.end_id] for body in bodies]
-        return Tokens(*padded(rows, self.pad_id, self.max_length if self.full_length else 0))
+        return Tokens(*pad_rows(rows, self.pad_id, self.max_length if self.full_length else 0))
 
 
-def make_tokenizer(name: str | None, serialised: str | None) -> HFTokenizer | BPETokenizer:
-    """The tokenizer of that string or name; where neither is given, CLIP's."""
-    if serialised is not None:
-        return HFTokenizer(serialised)
+def make_tokenizer(name: str | None, serialized: str | None) -> HFTokenizer | BPETokenizer:
+    """The tokenizer for a JSON string or a name; CLIP's if neither is given."""
+    if serialized is not None:
+        return HFTokenizer(serialized)
     return BPETokenizer() if name is None else load_tokenizer(name)
 
 
 def load_tokenizer(name: str, max_length: int | None = None, full_length: bool = False) -> HFTokenizer:
-    """The tokenizer of a local folder or of the hub.
+    """Load a tokenizer from a local folder or file, or from the hub.
 
     Raises:
-        UserError: it can't be had, or has no fast version.
+        UserError: it could not be loaded, or has no fast version.
     """
     from transformers import AutoTokenizer
 
@@ -157,13 +157,14 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
         return HFTokenizer(Path(name).read_text(encoding="utf-8"), max_length, full_length)
     try:
         loaded: Any = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the hub and its clients raise a dozen unrelated types
+    except Exception as error:  # the hub and its clients raise many unrelated types
         raise UserError(
-            f"tokenizer {name!r} can't be had: it is no local folder with tokenizer files, and the hub did not give it "
-            f"({first_line(error)}). Give a local folder or a tokenizer.json, or run once with a network."
+            f"could not load tokenizer {name!r}: it is not a local folder with tokenizer files, and loading it from "
+            f"the hub failed ({first_line(error)}). Pass a local folder or a tokenizer.json, or run once with network "
+            "access."
         ) from error
     if not loaded.is_fast:
-        raise UserError(f"tokenizer {name!r} has no fast version; give a folder that holds a tokenizer.json")
+        raise UserError(f"tokenizer {name!r} has no fast version; pass a folder with a tokenizer.json")
     fast, pad_id = loaded.backend_tokenizer, loaded.pad_token_id or 0
     fast.enable_padding(pad_id=pad_id, pad_token=loaded.pad_token or loaded.convert_ids_to_tokens(pad_id))
     limit = loaded.model_max_length if loaded.model_max_length < 1e6 else DEFAULT_MAX_LENGTH
@@ -171,10 +172,10 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
 
 
 def clean_function(kind: Clean) -> Callable[[str], str]:
-    """How captions are cleaned before they are tokenized.
+    """A function that cleans captions before tokenization.
 
-    `lower`, `whitespace` and `canonicalize` are open_clip's: they mend encodings and HTML, and squeeze white space; the
-    first lowers case too, the last also drops punctuation. `words` is `plain_words`.
+    `lower`, `whitespace` and `canonicalize` are open_clip's: they fix encodings and HTML, and collapse whitespace; the
+    first also lower-cases, the last also removes punctuation. `words` is `plain_words`.
     """
     if kind == "words":
         return plain_words
@@ -182,7 +183,7 @@ def clean_function(kind: Clean) -> Callable[[str], str]:
 
 
 def _cleaned(kind: str, text: str) -> str:
-    """Printable ASCII without & has no encodings or HTML to mend, and looking for them takes ten times as long."""
+    """open_clip's cleaning; printable ASCII without & has no encodings or HTML to fix, so it skips that slow step."""
     from open_clip import tokenizer as clip
 
     if not is_plain(text) or "&" in text:
@@ -194,12 +195,12 @@ def _cleaned(kind: str, text: str) -> str:
 
 
 def plain_words(caption: str) -> str:
-    """Lower case, blanks for punctuation, and the first 64 words: how CUSA's authors clean captions, after ALBEF.
+    """Lower case, spaces for punctuation, and the first 64 words: how CUSA's authors clean captions, after ALBEF.
 
-    NOTE: a caption of nothing but punctuation becomes empty here; their code raises.
+    NOTE: a caption with only punctuation becomes empty here; their code raises an error.
     """
     text = caption.lower().translate(_TO_BLANKS).replace("<person>", "person")
-    return " ".join(text.split()[:MOST_WORDS])
+    return " ".join(text.split()[:MAX_WORDS])
 
 
 _TO_BLANKS = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
@@ -211,7 +212,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _storable(caption: str) -> str:
-    """Lone surrogates can't be written as UTF-8 and would stop either tokenizer."""
+    """Replace lone surrogates, which are not valid UTF-8 and would make either tokenizer fail."""
     return caption.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -12,75 +12,53 @@ from itr.backbones.augment import drop_visual_tokens, mask_words
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.pooling import PoolingKind, make_pooling
 from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
+from itr.backbones.tower_building import SMALL_TEXT, SMALL_VISION, accepts, config_of, describe_tower, make_tower
 from itr.backbones.towers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    accepts,
-    check_shares,
-    config_of,
-    describe_tower,
+    allow_only_one,
+    caption_limit,
+    check_fractions,
     enable_checkpointing,
-    make_tower,
-    own_size,
+    native_image_size,
     prepare_tower,
     pretrained_image_spec,
-    refuse_both,
     token_features,
-    word_limit,
 )
 from itr.backbones.word_mlp import WordMLP
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
 
-SMALL_VISION: dict[str, Any] = {
-    "model_type": "vit",
-    "image_size": 64,
-    "patch_size": 8,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-}
-SMALL_TEXT: dict[str, Any] = {
-    "model_type": "bert",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "max_position_embeddings": 128,
-    "pad_token_id": None,  # the BPE has a word at 0, the usual padding id, and BERT would never learn its vector
-}
-
 
 class VSE(Backbone):
     """A vision tower and a text tower of transformers, projected and pooled into one space.
 
-    With GPO pooling the model of Chen et al., CVPR 2021, https://arxiv.org/abs/2011.04305; with `text_mlp` and
-    `text_norm` too, the encoders of D2S-VSE. Without arguments it is a small model, with random weights, that a CPU
-    trains.
+    With GPO pooling, it is the model of Chen et al., CVPR 2021, https://arxiv.org/abs/2011.04305; with `text_mlp` and
+    `text_norm` as well, it has the encoders of D2S-VSE. Without arguments, it is a small model with random weights that
+    can be trained on a CPU.
 
     Args:
         vision: pretrained vision tower: a name on the hub or a folder made by save_pretrained.
-        vision_config: instead of `vision`, the config of one to train from scratch, with its `model_type`.
-        text: pretrained text tower, as `vision`.
-        text_config: instead of `text`, the config of one to train from scratch.
+        vision_config: instead of `vision`, the config of a tower to train from scratch, with its `model_type`.
+        text: pretrained text tower, like `vision`.
+        text_config: instead of `text`, the config of a tower to train from scratch.
         tokenizer: name, folder or tokenizer.json; by default that of `text`, or CLIP's byte-pair encoding.
-        tokenizer_json: instead of `tokenizer`, its serialised form, as a checkpoint holds it.
+        tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
         dim: width of the shared space.
         image_pooling: how patches become one embedding.
         text_pooling: how words become one embedding.
-        image_size: side of the images, where it is to differ from the tower's own; positions are interpolated.
+        image_size: side length of the images, if it should differ from the tower's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default the pretrained tower's, else ImageNet's.
-        image_std: channel deviations, as `image_mean`.
-        interpolation: how evaluation images are resized; by default as the pretrained tower wants.
-        resize: `shortest` crops the centre, `squash` distorts; by default as the pretrained tower wants.
-        visual_token_drop: highest share of patches dropped in training.
-        word_mask: share of words masked, replaced or dropped in training.
-        word_dropout: share of the numbers that the text tower gives which become 0 in training.
-        text_mlp: add a two-layer perceptron over the words to their projection.
-        text_norm: layer-normalise the pooled text.
-        freeze_vision: keep the vision tower as it is.
-        freeze_text: keep the text tower as it is.
+        image_std: channel standard deviations, like `image_mean`.
+        interpolation: how to resize evaluation images; by default as for the pretrained tower.
+        resize: `shortest` crops the center, `squash` distorts; by default as for the pretrained tower.
+        visual_token_drop: maximum fraction of patches to drop in training.
+        word_mask: fraction of words to mask, replace or drop in training.
+        word_dropout: dropout rate of the text tower's output in training.
+        text_mlp: add a two-layer MLP over the words to their projection.
+        text_norm: apply layer normalization to the pooled text.
+        freeze_vision: freeze the vision tower.
+        freeze_text: freeze the text tower.
         gradient_checkpointing: trade computation for memory in the towers.
         max_words: longest caption in tokens; by default the tower's limit.
     """
@@ -115,11 +93,11 @@ class VSE(Backbone):
     ) -> None:
         super().__init__()
         if dim < 1:
-            raise UserError(f"dim is {dim}; it must be 1 or more")
-        refuse_both(vision=vision, vision_config=vision_config)
-        refuse_both(text=text, text_config=text_config)
-        refuse_both(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
-        check_shares(visual_token_drop=visual_token_drop, word_mask=word_mask, word_dropout=word_dropout)
+            raise UserError(f"dim={dim} must be at least 1")
+        allow_only_one(vision=vision, vision_config=vision_config)
+        allow_only_one(text=text, text_config=text_config)
+        allow_only_one(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
+        check_fractions(visual_token_drop=visual_token_drop, word_mask=word_mask, word_dropout=word_dropout)
         self.dim = dim
         self.visual_token_drop = visual_token_drop
         self.word_mask = word_mask
@@ -134,7 +112,7 @@ class VSE(Backbone):
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
         self.tokenizer = make_tokenizer(tokenizer or text, tokenizer_json)
         self.text_tower = self._make_text_tower(text, text_config)
-        self.tokenizer.limit(word_limit(self.text_tower, self.tokenizer.max_length, max_words))
+        self.tokenizer.limit(caption_limit(self.text_tower, self.tokenizer.max_length, max_words))
 
         vision_width, text_width = self._prepare_towers(gradient_checkpointing)
         self.image_projection = _projection(vision_width, dim)
@@ -149,7 +127,7 @@ class VSE(Backbone):
         return self.encode_pixels(self.normalise(image))
 
     def encode_pixels(self, pixels: Tensor) -> Encoded:
-        """Embed normalised images [I, 3, H, W], float."""
+        """Embed normalized images [I, 3, H, W], float."""
         patches = token_features(self.vision_tower(**self._vision_inputs(pixels)))
         tokens = self.image_projection(patches)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -161,8 +139,8 @@ class VSE(Backbone):
         """Embed captions [C, L]."""
         if self.training and self.word_mask > 0:
             text = mask_words(text, self.word_mask, self.tokenizer)
-        given = self.stretched(text)
-        words = self.text_tower(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
+        padded = self.stretched(text)
+        words = self.text_tower(input_ids=padded.ids, attention_mask=padded.mask.long()).last_hidden_state
         words = F.dropout(words[:, : text.ids.shape[1]], self.word_dropout, self.training)
         tokens = self.text_projection(words)
         if self.text_mlp is not None:
@@ -181,14 +159,14 @@ class VSE(Backbone):
         return parameter_name.startswith(("vision_tower.", "text_tower."))
 
     def train(self, mode: bool = True) -> VSE:
-        """Switch to training, except for frozen towers, whose dropout stays off."""
+        """Switch to training mode, except for frozen towers, whose dropout stays off."""
         super().train(mode)
         self.vision_tower.train(mode and not self.freeze_vision)
         self.text_tower.train(mode and not self.freeze_text)
         return self
 
     def describe(self) -> dict[str, Any]:
-        """Class path and arguments that rebuild this backbone without a network or any folder."""
+        """Class path and arguments that rebuild this backbone without network access or other files."""
         description = super().describe()
         tokenizer_json = self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None
         spec = self.image_spec
@@ -209,31 +187,31 @@ class VSE(Backbone):
         return description
 
     def _vision_inputs(self, pixels: Tensor) -> dict[str, Any]:
-        interpolate = own_size(self.vision_tower) not in (pixels.shape[-1], None)
+        interpolate = native_image_size(self.vision_tower) not in (pixels.shape[-1], None)
         if interpolate and accepts(self.vision_tower.forward, "interpolate_pos_encoding"):
             return {"pixel_values": pixels, "interpolate_pos_encoding": True}
         return {"pixel_values": pixels}
 
     def _image_spec(self, vision: str | None, image_size: int | None) -> ImageSpec:
-        size = image_size or own_size(self.vision_tower)
+        size = image_size or native_image_size(self.vision_tower)
         if vision is not None:
             return pretrained_image_spec(vision, size)
         return ImageSpec(size=size or 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def _make_text_tower(self, text: str | None, config: dict[str, Any] | None) -> nn.Module:
-        """The text tower, which must know all tokens of the tokenizer."""
+        """The text tower; its vocabulary must cover the tokenizer's."""
         vocabulary = self.tokenizer.vocab_size
         tower = make_tower("text", text, {"vocab_size": vocabulary, **(config or SMALL_TEXT)})
         known: int = config_of(tower).vocab_size
         if vocabulary > known:
             raise UserError(
-                f"the tokenizer has {vocabulary} tokens, the text tower knows {known}: "
-                "give the tokenizer that belongs to the tower"
+                f"the tokenizer has {vocabulary} tokens but the text tower only {known}; "
+                "use the tokenizer that belongs to the tower"
             )
         return tower
 
     def _prepare_towers(self, gradient_checkpointing: bool) -> tuple[int, int]:
-        """Freeze and set up the towers; the widths of their token features."""
+        """Freeze and set up the towers; returns the widths of their token features."""
         size = self.image_spec.size
         vision_width = prepare_tower(self.vision_tower, self._vision_inputs(torch.zeros(1, 3, size, size)))
         text_width = prepare_tower(self.text_tower, {"input_ids": torch.ones(1, 3, dtype=torch.int64)})

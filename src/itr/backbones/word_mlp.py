@@ -1,4 +1,4 @@
-"""The perceptron over the words that D2S-VSE adds to their projection."""
+"""The MLP over words that D2S-VSE adds to their projection."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch normalisation over the real tokens of [N, T, D], with the parameters of `nn.BatchNorm1d`.
+    """Batch normalization over the real tokens of [N, T, D], with the parameters of `nn.BatchNorm1d`.
 
-    No subclass of it, because `sync_batchnorm` would swap that for a layer that takes no mask.
+    It is not a subclass, because `sync_batchnorm` would replace it with a layer that has no mask.
     """
 
     running_mean: Tensor
@@ -26,8 +26,10 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(dim))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features [N, T, D] normalised by the statistics of the tokens that the mask [N, T] holds."""
-        features = features.to(self.weight.dtype)  # sums over a batch of words are too long for half precision
+        """Features [N, T, D] normalized by the statistics of the tokens where the mask [N, T] is True."""
+        features = features.to(
+            self.weight.dtype
+        )  # sums over a batch of words overflow or lose precision in half precision
         mean, var = self.running_mean, self.running_var
         if self.training:
             real = mask.unsqueeze(-1)
@@ -43,8 +45,8 @@ class MaskedBatchNorm(nn.Module):
 class WordMLP(nn.Module):
     """Two layers over each word, W -> D / 2 -> D, added to the projected word.
 
-    NOTE: the authors normalise over padding too, so their statistics depend on how far a batch was padded; and they
-    keep a second normalisation that nothing uses, which is left out.
+    NOTE: the authors also normalize over padding, so their statistics depend on the padding of a batch; their second,
+    unused normalization is omitted.
     """
 
     def __init__(self, width: int, dim: int) -> None:

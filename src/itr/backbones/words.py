@@ -1,4 +1,4 @@
-"""Ids of captions word by word: a caption's words were met before, most of them, though the caption was not."""
+"""Tokenize captions word by word with a cache: most words of a new caption have been seen before."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_KNOWN = 2**16  # words that a tokenizer remembers: some 20 MB
-LONGEST_KNOWN = 32  # characters of such a word
+MAX_CACHED_WORDS = 2**16  # about 20 MB
+MAX_CACHED_LENGTH = 32  # characters of a cached word
 
 
 class Words:
-    """The ids of texts by a tokenizer none of whose tokens reaches over a blank, remembering those of its last words.
+    """Ids of texts, for a tokenizer whose tokens never span a space, with a cache of the ids of recent words.
 
-    What it remembers is bounded, since texts of the web never run out of new words.
+    The cache is bounded, since web texts never run out of new words.
 
     Args:
-        encode: the ids of one word.
+        encode: returns the ids of one word.
     """
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
@@ -40,15 +40,15 @@ class Words:
 
     def _encoded(self, word: str) -> list[int]:
         ids = self.encode(word)
-        if len(word) <= LONGEST_KNOWN:
-            if len(self.known) >= MOST_KNOWN:
+        if len(word) <= MAX_CACHED_LENGTH:
+            if len(self.known) >= MAX_CACHED_WORDS:
                 self.known.clear()
             self.known[word] = ids
         return ids
 
 
 def clip_words() -> Words:
-    """The vocabulary of CLIP, which ships inside open_clip, for texts that are cleaned already."""
+    """The vocabulary of CLIP, which is included in open_clip, for cleaned texts."""
     from open_clip.tokenizer import SimpleTokenizer
 
     encoder: Any = SimpleTokenizer()
@@ -56,17 +56,17 @@ def clip_words() -> Words:
     special = dict(encoder.cache)
 
     def encode(word: str) -> list[int]:
-        encoder.cache = dict(special)  # it remembers words, too, without a bound
+        encoder.cache = dict(special)  # its own cache is unbounded
         return list(encoder.encode(word))
 
     return Words(encode)
 
 
-def frame(fast: Any) -> tuple[list[int], list[int]] | None:
-    """What a tokenizer of BERT's kind puts before and after the words of a text; None of another kind.
+def special_frame(fast: Any) -> tuple[list[int], list[int]] | None:
+    """The ids that a BERT-style tokenizer adds before and after a text; None for other tokenizers.
 
     Args:
-        fast: a `tokenizers.Tokenizer` that neither truncates nor pads.
+        fast: a `tokenizers.Tokenizer` without truncation and padding.
     """
     kinds = [type(part).__name__ for part in (fast.normalizer, fast.pre_tokenizer, fast.model)]
     added = fast.get_added_tokens_decoder().values()
@@ -78,12 +78,12 @@ def frame(fast: Any) -> tuple[list[int], list[int]] | None:
 
 
 def is_plain(text: str) -> bool:
-    """Whether it is of printable ASCII alone, so that nothing in it but blanks parts words."""
+    """Whether a text is printable ASCII, so that only spaces separate words."""
     return text.isascii() and text.isprintable()
 
 
-def padded(rows: Sequence[list[int]], fill: int, width: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids [N, L], int64, and where they are no padding [N, L], bool; L is the longest row's length, or `width`."""
+def pad_rows(rows: Sequence[list[int]], fill: int, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids [N, L], int64, and their mask [N, L], bool, False at padding; L is the longest row, at least `width`."""
     lengths = [len(row) for row in rows]
     mask = np.arange(max([width, 1, *lengths])) < np.array(lengths, dtype=np.int64)[:, None]
     ids = np.full(mask.shape, fill, dtype=np.int64)

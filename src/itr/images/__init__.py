@@ -1,1 +1,1 @@
-"""Image bytes to tensors: decoding, and the transforms of training and evaluation."""
+"""Image files to tensors: decoding, and the transforms for training and evaluation."""

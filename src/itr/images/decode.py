@@ -1,7 +1,7 @@
-"""Encoded images: their size, their pixels, and smaller ones. It does without torch, so that writers start at once.
+"""Size and pixels of encoded images, and resizing. This module does not import torch, so that writers start quickly.
 
-One rule holds everywhere: pixels are taken as they lie in the file. EXIF rotation and colour profiles are not applied,
-as in the published preprocessing of CLIP.
+Pixels are always used as stored in the file: EXIF rotation and color profiles are not applied, as in CLIP's published
+preprocessing.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import simplejpeg
 from PIL import Image
 
 JPEG = b"\xff\xd8\xff"
-# What Pillow may make of a file, whatever it is called. Others of its kinds run a program (EPS: Ghostscript), or are
-# boxes of images whose header doesn't tell what is in them (ICO, ICNS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+# Formats that Pillow may decode, whatever the file's extension. Some of its other formats run a program (EPS runs
+# Ghostscript), or are containers whose header does not give the size of the image (ICO, ICNS).
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
 
 class BadImageError(ValueError):
-    """An image that can't be decoded."""
+    """An image could not be decoded."""
 
 
 def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
     """Decode to RGB [H, W, 3], uint8.
 
-    JPEG takes a fast path; whatever that refuses, and every other type, goes through Pillow. Transparent images lie
-    on white; of an animation the first frame counts.
+    JPEG uses a fast decoder; Pillow decodes what that rejects, and every other format. Transparent images are placed
+    on white; of an animation, only the first frame is used.
 
     Raises:
-        BadImageError: if the bytes are no whole image, or their header announces more than `max_pixels`.
+        BadImageError: the image is damaged or truncated, or its header gives more than `max_pixels`.
     """
     try:
         if header := _jpeg_header(data):
@@ -47,12 +47,12 @@ def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
             return np.array(to_rgb(image))
     except BadImageError:
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged bytes
+    except Exception as error:  # decoders raise arbitrary types on damaged data
         raise BadImageError(_reason(error)) from None
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
-    """Height, width, colours and subsampling of a JPEG of the usual kinds; None of others, which Pillow may know."""
+    """Height, width, color space and subsampling of a common JPEG; None for others, which Pillow may support."""
     if data[:3] != JPEG:
         return None
     try:
@@ -65,25 +65,25 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit counts
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we apply our own limit
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             yield image
 
 
 def _pixels(image: Image.Image) -> int:
-    """How many pixels are decoded: a TIFF's tile, which is decoded whole, may be larger than the image."""
+    """Number of pixels to decode; a TIFF tile is decoded completely, and may be larger than the image."""
     tags: Any = getattr(image, "tag_v2", {})
     return max(image.width * image.height, int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0)))
 
 
-def _check_pixels(pixels: int, limit: int, whose: str = "data.max_pixels") -> None:
+def _check_pixels(pixels: int, limit: int, limit_name: str = "data.max_pixels") -> None:
     if not 0 < pixels <= limit:
-        raise BadImageError(f"its header says {pixels:,} pixels, more than {whose} = {limit:,}")
+        raise BadImageError(f"its header gives {pixels:,} pixels, more than {limit_name} = {limit:,}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; what is transparent becomes white."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more a pixel: to 8 by their top byte
+    """Convert an image of any mode to 8-bit RGB; transparent parts become white."""
+    if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits per pixel: scale 16 bits to 8
         values = np.asarray(image, dtype=np.float64)
         deep = values.max(initial=0) > 255
         return Image.fromarray((values / 257 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -91,14 +91,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # converting would copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy
 
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels, from the header alone.
 
     Raises:
-        BadImageError: if there is no header of an image.
+        BadImageError: there is no valid image header.
     """
     if header := _jpeg_header(data):
         return header[1], header[0]
@@ -110,13 +110,13 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
-    """A JPEG whose short side has `short_side` pixels, or None where the image's has no more than that already.
+    """Resize to a JPEG whose short side is `short_side` pixels; None if the image is not larger than that.
 
-    Large JPEGs are decoded at a half, quarter or eighth, yet at no less than twice the wanted size; the rest is one
-    antialiased bicubic step. The result carries no EXIF, profile or comment.
+    Large JPEGs are decoded at 1/2, 1/4 or 1/8 size, but at least at twice the target size; the rest is one antialiased
+    bicubic step. The result has no EXIF data, color profile or comment.
 
     Raises:
-        BadImageError: if the bytes are no whole image, or one of more pixels than Pillow takes for harmless.
+        BadImageError: the image is damaged or truncated, or exceeds Pillow's pixel limit.
     """
     try:
         with _opened(data) as image:
@@ -136,4 +136,4 @@ def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
 
 def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
-    return "its header is damaged or of an unknown kind" if "cannot identify image file" in text else text
+    return "its header is damaged or its format is not supported" if "cannot identify image file" in text else text

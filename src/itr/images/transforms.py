@@ -1,4 +1,4 @@
-"""Encoded images to uint8 tensors of one size."""
+"""Transforms from decoded images to uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def decode(data: bytes, max_pixels: int) -> Tensor:
     """Decode to RGB [3, H, W], uint8, as `decode_pixels` does.
 
     Raises:
-        BadImageError: if the bytes are no whole image, or their header announces more than `max_pixels`.
+        BadImageError: the image is damaged or truncated, or its header gives more than `max_pixels`.
     """
     return torch.from_numpy(decode_pixels(data, max_pixels)).permute(2, 0, 1)
 
 
 @dataclass
 class Augmentation:
-    """What happens to a training image. Every draw depends on seed, epoch and image alone.
+    """Augmentation of training images. All random numbers depend only on the seed, the epoch and the image.
 
     Attributes:
-        crop_scale: smallest and largest share of the area that a random crop keeps; `[1, 1]` keeps the evaluation crop.
-        crop_ratio: smallest and largest aspect ratio of the crop, before it is resized to a square.
-        horizontal_flip: probability of mirroring; captions that say left or right are not true of a mirrored image.
-        rand_augment: number of RandAugment operations in a row; 0 for none.
+        crop_scale: minimum and maximum fraction of the area of a random crop; `[1, 1]` uses the evaluation crop.
+        crop_ratio: minimum and maximum aspect ratio of the crop, before it is resized to a square.
+        horizontal_flip: probability of flipping; captions that say left or right become wrong for a flipped image.
+        rand_augment: number of consecutive RandAugment operations; 0 disables it.
         rand_augment_magnitude: their strength, from 0 to 30.
     """
 
@@ -45,38 +45,38 @@ class Augmentation:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale is {list(self.crop_scale)}; it must satisfy 0 < low <= high <= 1")
+            raise ValueError(f"crop_scale={list(self.crop_scale)} must satisfy 0 < low <= high <= 1")
         if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"horizontal_flip is {self.horizontal_flip}; it must be a probability")
+            raise ValueError(f"horizontal_flip={self.horizontal_flip} must be a probability, from 0 to 1")
 
 
 def resize(image: Tensor, size: list[int], mode: InterpolationMode) -> Tensor:
-    """Resize [3, H, W] as `v2.functional.resize` does with antialiasing, to the same pixels.
+    """Resize [3, H, W] with antialiasing, to the same pixels as `v2.functional.resize`.
 
-    They are first laid side by side in memory, three bytes each: from a crop, whose rows lie apart, or from planes the
-    kernel takes nearly twice the time.
+    The input is first made contiguous in channels-last order: the kernel takes nearly twice as long on a crop, whose
+    rows are not contiguous, or on separate planes.
     """
-    whole = image[None].contiguous(memory_format=torch.channels_last)
-    resized: Tensor = TF.resize_image(whole, size, mode, antialias=True)
+    contiguous = image[None].contiguous(memory_format=torch.channels_last)
+    resized: Tensor = TF.resize_image(contiguous, size, mode, antialias=True)
     return resized[0]
 
 
 class RandomCrop:
-    """The pixels of `v2.RandomResizedCrop`, from the same draws, laid out channels last."""
+    """The same crops and pixels as `v2.RandomResizedCrop`, in channels-last layout."""
 
     def __init__(self, size: int, augmentation: Augmentation, mode: InterpolationMode) -> None:
         self.size, self.mode = [size, size], mode
-        self.drawn = v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio)
+        self.random_crop = v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio)
 
     def __call__(self, image: Tensor) -> Tensor:
         """[3, H, W] to [3, size, size], uint8."""
-        box = self.drawn.make_params([image])
+        box = self.random_crop.make_params([image])
         top, left = box["top"], box["left"]
         return resize(image[:, top : top + box["height"], left : left + box["width"]], self.size, self.mode)
 
 
 class EvaluationTransform:
-    """The same image every time: resize, and crop the centre where the backbone wants it."""
+    """Deterministic preprocessing: resize, then crop the center if the backbone's image spec says so."""
 
     def __init__(self, spec: ImageSpec) -> None:
         self.size, self.squash = spec.size, spec.resize == "squash"
@@ -89,7 +89,7 @@ class EvaluationTransform:
             return image
         if self.squash:
             return resize(image, [self.size, self.size], self.mode)
-        if max(height, width) > 8 * min(height, width):  # a ribbon: resized whole, it would need gigabytes
+        if max(height, width) > 8 * min(height, width):  # resizing an extremely long image would need gigabytes
             image = TF.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
         cropped: Tensor = TF.center_crop_image(resize(image, [self.size], self.mode), [self.size, self.size])
         return cropped
@@ -103,7 +103,7 @@ class TrainingTransform:
         steps: list[Callable[[Tensor], Tensor]] = []
         if augmentation.crop_scale == (1.0, 1.0):
             steps.append(EvaluationTransform(spec))
-        elif augmentation.rand_augment:  # whose last bits depend on how pixels lie: the crop stays as v2 gives it
+        elif augmentation.rand_augment:  # its rounding depends on the memory layout, so keep the crop of v2
             scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
             steps.append(v2.RandomResizedCrop(spec.size, scale, ratio, interpolation=mode, antialias=True))
         else:
@@ -121,8 +121,8 @@ class TrainingTransform:
         return image
 
 
-def stack(images: Sequence[Tensor]) -> Tensor:
-    """Images [3, S, S] to one tensor [I, 3, S, S], laid out as they are: channels last where the first is."""
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """Images [3, S, S] to one tensor [I, 3, S, S], in the layout of the first one: channels last or contiguous."""
     if images[0].stride(0) != 1:
         return torch.stack(list(images))
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

@@ -1,1 +1,1 @@
-"""Published checkpoints of other programs, read into models of ours."""
+"""Read published third-party checkpoints into itr models."""

@@ -1,4 +1,4 @@
-"""`itr convert METHOD FILE --out OUT.ckpt`: a published checkpoint into one of ours."""
+"""`itr convert METHOD FILE --out OUT.ckpt`: convert a published checkpoint into an itr checkpoint."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ log = logging.getLogger(__name__)
 
 
 def convert_cusa(file: str, out: str, text_heads: int | None = None, overwrite: bool = False) -> None:
-    """A checkpoint of CUSA's authors, with CLIP inside.
+    """Convert a checkpoint of CUSA's authors, which contains a CLIP.
 
     Args:
         file: the published checkpoint.
         out: the checkpoint to write, OUT.ckpt.
-        text_heads: attention heads of the text tower, which the file does not tell; by default one for 64 channels,
+        text_heads: attention heads of the text tower, which the file does not define; by default one per 64 channels,
             as in every CLIP that OpenAI published.
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
     """
     from itr.interop import cusa
 
     target = _target(out, overwrite)
-    save(cusa.convert(Path(file), text_heads), target)
+    save_converted(cusa.read_cusa_model(Path(file), text_heads), target)
 
 
 def convert_d2s(file: str, out: str, tokenizer: str = "bert-base-uncased", overwrite: bool = False) -> None:
-    """A checkpoint of D2S-VSE's authors, of either stage.
+    """Convert a checkpoint of D2S-VSE's authors, of either stage.
 
     Args:
         file: the published checkpoint.
         out: the checkpoint to write, OUT.ckpt.
-        tokenizer: name or folder of the text tower's tokenizer, which the file does not hold.
-        overwrite: replace a file that is there.
+        tokenizer: name or folder of the text tower's tokenizer, which the file does not contain.
+        overwrite: replace an existing file.
     """
     from itr.interop import d2s
 
     target = _target(out, overwrite)
-    save(d2s.convert(Path(file), tokenizer=tokenizer), target)
+    save_converted(d2s.read_d2s_model(Path(file), tokenizer=tokenizer), target)
 
 
-METHODS: dict[str, Callable[..., None]] = {"cusa": convert_cusa, "d2s": convert_d2s}
+CONVERTERS: dict[str, Callable[..., None]] = {"cusa": convert_cusa, "d2s": convert_d2s}
 
 
-def save(module: RetrievalModule, path: Path) -> None:
-    """Write a checkpoint that `RetrievalModule.load_from_checkpoint` and `--ckpt_path` open.
+def save_converted(module: RetrievalModule, path: Path) -> None:
+    """Write a checkpoint for `RetrievalModule.load_from_checkpoint` and `--ckpt_path`.
 
-    It holds the weights and how to build the model, and no state of a training: `fit --ckpt_path` starts anew from it.
+    It has the weights and the model's description but no training state: `fit --ckpt_path` starts training from scratch
+    with these weights.
     """
     checkpoint: dict[str, Any] = {
         "epoch": 0,
@@ -75,11 +76,13 @@ def save(module: RetrievalModule, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and convert one file."""
-    run_function(arguments, METHODS, "method", "Turn a published checkpoint into one of ours.", positional="file")
+    run_function(
+        arguments, CONVERTERS, "method", "Convert a published checkpoint into an itr checkpoint.", positional="file"
+    )
 
 
 def _target(out: str, overwrite: bool) -> Path:
     path = file_to_write(out)
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; give another --out, or --overwrite=true")
+        raise UserError(f"{path} already exists; choose another --out, or pass --overwrite=true")
     return path

@@ -1,4 +1,4 @@
-"""The published checkpoints of CUSA: OpenAI's CLIP under `clip_model.`, heads and temperatures beside it."""
+"""The published checkpoints of CUSA: OpenAI's CLIP under `clip_model.`, plus heads and temperatures."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from itr.objectives import InfoNCE
 log = logging.getLogger(__name__)
 
 _TOWER = "clip_model."
-_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives keep them beside the weights
+_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives store them with the weights
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI published
 
 
-def convert(path: Path, text_heads: int | None = None) -> RetrievalModule:
-    """The model of a checkpoint of CUSA, of keys `model` and `config`.
+def read_cusa_model(path: Path, text_heads: int | None = None) -> RetrievalModule:
+    """The model of a CUSA checkpoint, which has the keys `model` and `config`.
 
-    The tokenizer cleans captions as the authors' data sets do, since their recalls are of captions cleaned like that.
+    The tokenizer cleans captions like the authors' data sets, since their recalls were measured that way.
 
     Args:
         path: the file.
-        text_heads: attention heads of the text tower, which shapes don't tell; by default one for 64 channels, and
-            two at least.
+        text_heads: attention heads of the text tower, which shapes do not determine; by default one per 64 channels, at
+            least two.
 
     Raises:
-        UserError: it is no such file, or weights are missing or left over.
+        UserError: it is not such a file, or weights are missing or unknown.
     """
-    saved = read(path)
-    with refusing(f"{path} is no checkpoint of CUSA's authors"):
+    saved = load_cusa_file(path)
+    with refusing(f"{path} is not a checkpoint of CUSA's authors"):
         return _built(saved, path, text_heads)
 
 
 def _built(saved: Any, path: Path, text_heads: int | None) -> RetrievalModule:
     for key in ("model", "config"):
         if not isinstance(saved, dict) or key not in saved:
-            raise UserError(f"{path} has no {key!r}: it is no checkpoint of CUSA's authors")
+            raise UserError(f"{path} has no {key!r}: it is not a checkpoint of CUSA's authors")
     weights: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved["model"].items()}
     objective, method = from_loss_config(saved["config"]["loss_config"])
     tower = {name.removeprefix(_TOWER): value for name, value in weights.items() if name.startswith(_TOWER)}
     module = RetrievalModule(CLIP(config=clip_config(tower, text_heads), clean="words"), objective, [method])
-    # Where InfoNCE is off there is no temperature, but our module always has an objective.
+    # Without InfoNCE there is no temperature, but our module always has an objective.
     state = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     for name, value in weights.items():
         ours = _tower_name(name) if name.startswith(_TOWER) else parameter_name(name)
@@ -63,31 +63,31 @@ def _built(saved: Any, path: Path, text_heads: int | None) -> RetrievalModule:
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{path}: weights and settings don't agree. {error}") from error
+        raise UserError(f"{path}: weights and settings do not match: {error}") from error
     log.info("read %s: epoch %s, best %s", path, saved.get("epoch", "?"), saved.get("best", "?"))
     return module
 
 
-def read(path: Path) -> Any:
-    """A pickled checkpoint, without running any code of it.
+def load_cusa_file(path: Path) -> Any:
+    """Load a pickled checkpoint without running any code in it.
 
     Raises:
-        UserError: no such file, or one with anything but tensors and plain values.
+        UserError: the file does not exist, or has anything but tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise UserError(f"checkpoint {path} does not exist")
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # anything from a zip error to a refused global
+    except Exception as error:  # anything from a zip error to a rejected global
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} can't be read as a checkpoint of tensors and plain values: {first}") from error
+        raise UserError(f"could not read {path} as a checkpoint of tensors and plain values: {first}") from error
 
 
 def clip_config(weights: Mapping[str, Tensor], text_heads: int | None = None) -> dict[str, Any]:
-    """The config of open_clip for a CLIP of OpenAI's code, from the names and shapes of its weights.
+    """The open_clip config of a CLIP from OpenAI's code, derived from the names and shapes of its weights.
 
     Raises:
-        UserError: a weight that decides is missing.
+        UserError: a required weight is missing.
     """
     try:
         width = weights["ln_final.weight"].shape[0]
@@ -101,7 +101,7 @@ def clip_config(weights: Mapping[str, Tensor], text_heads: int | None = None) ->
         vision = _vit_config(weights) if "visual.proj" in weights else _resnet_config(weights)
         embed_dim = weights["text_projection"].shape[1]
     except KeyError as error:
-        raise UserError(f"the checkpoint has no CLIP of OpenAI's code: weight {error} is missing") from error
+        raise UserError(f"the checkpoint does not contain OpenAI's CLIP: weight {error} is missing") from error
     # OpenAI's weights were trained with the quick approximation of GELU.
     return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
@@ -140,7 +140,7 @@ def _tower_name(name: str) -> str | None:
 
 
 def parameter_name(name: str) -> str:
-    """Our name, in a `RetrievalModule`, of a head or temperature of the authors."""
+    """The name in a `RetrievalModule` of one of the authors' heads or temperatures."""
     if name == "tau":
         return "objective.temperature.value"
     for use in ("cross", "uni"):
@@ -156,7 +156,7 @@ def parameter_name(name: str) -> str:
 def from_loss_config(config: Mapping[str, Any]) -> tuple[InfoNCE, CUSA]:
     """Objective and method of the authors' `loss_config`.
 
-    The rate of InfoNCE is no knob of ours: a rate other than 1 goes into the rates of CSA and USA, which gives the same
+    We have no rate for InfoNCE: a rate other than 1 is divided into the rates of CSA and USA, which gives the same
     gradients up to that factor.
     """
     contrastive, cross, uni = (config[name] for name in ("contrastive", "cross_softlabel", "uni_softlabel"))
@@ -168,7 +168,7 @@ def from_loss_config(config: Mapping[str, Any]) -> tuple[InfoNCE, CUSA]:
         learnable_temperature=not contrastive["is_block_tau"],
         scale="element_mean" if contrastive["contrastive_loss_mode"] == "mean" else "standard",
     )
-    joint = cross["cross_softlabel_mode"] != "each"  # the authors then keep one temperature for both directions
+    joint = cross["cross_softlabel_mode"] != "each"  # the authors then use one temperature for both directions
     method = CUSA(
         alpha=cross["rate"] / rate if cross["is_on"] else 0.0,
         beta=uni["rate"] / rate if uni["is_on"] else 0.0,
@@ -199,7 +199,7 @@ def _sharing(section: Mapping[str, Any], kind: str, joint: bool = False) -> Lite
 def _temperatures(
     section: Mapping[str, Any], kind: str, sharing: Literal["shared", "separate", "cross"]
 ) -> Temperatures:
-    """Temperatures of a section; both sides have the mean of their settings where theirs differ."""
+    """Temperatures of a section; if the two sides differ, both get the mean of their settings."""
     the = f"the_{kind}" if kind else ""
     initial, low, high = (
         sum(float(section[f"{the}{side}_tau{end}"]) for side in SIDES) / len(SIDES) for end in ("", "_min", "_max")

@@ -1,4 +1,4 @@
-"""Official checkpoints of D2S-VSE, of either stage, as modules of ours."""
+"""Read official checkpoints of D2S-VSE, of either stage, into itr modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itr.backbones.vse import VSE
 from itr.errors import UserError, refusing
-from itr.interop.d2s_names import rename, text_config_of, vision_config_of
+from itr.interop.d2s_names import rename_d2s_weights, text_config_of, vision_config_of
 from itr.methods.d2s import D2S
 from itr.module import RetrievalModule
 from itr.objectives import Triplet
@@ -27,35 +27,35 @@ AUTHORS_HEADS = 4
 AUTHORS_CROSS_HEADS = 8
 
 
-def convert(
+def read_d2s_model(
     path: Path,
     vision_config: dict[str, Any] | None = None,
     text_config: dict[str, Any] | None = None,
     tokenizer: str = BERT_TOKENIZER,
     image_size: int | None = None,
 ) -> RetrievalModule:
-    """Read a checkpoint that the code of D2S-VSE wrote (https://github.com/liuyyy111/d2s-vse).
+    """Read a checkpoint written by the code of D2S-VSE (https://github.com/liuyyy111/d2s-vse).
 
-    Sizes come from the shapes of the weights. A model of the first stage becomes a plain VSE, one of the second gets
-    the method D2S with the authors' decoder: no positions, padding attended to, prompts normalised in evaluation.
+    Sizes come from the shapes of the weights. A first-stage model becomes a plain VSE; a second-stage model also gets
+    D2S with the authors' decoder: no positions, padding is attended to, prompts are normalized in evaluation.
 
     Args:
-        path: the file; `model` and `opt` in it are used. Its pickle may hold nothing but tensors and a Namespace.
-        vision_config: config of the vision tower, where it is none of the published: the number of attention heads is
-            not in the weights, and is taken as width / 64 for ViT.
-        text_config: config of BERT, as `vision_config`.
+        path: the file, of which `model` and `opt` are used; its pickle may only have tensors and a Namespace.
+        vision_config: config of the vision tower, if it is not one of the published ones: the weights do not define the
+            number of attention heads, which is assumed to be width / 64 for ViT.
+        text_config: config of BERT, like `vision_config`.
         tokenizer: name or folder of BERT's tokenizer.
-        image_size: side of the images; by default `opt.img_res`, else the vision tower's own.
+        image_size: side length of the images; by default `opt.img_res`, else the vision tower's own.
 
     Raises:
-        UserError: it is another kind of file, or the tokenizer can't be had.
+        UserError: it is not such a file, or the tokenizer could not be loaded.
     """
-    weights, options = read(path)
-    with refusing(f"{str(path)!r} is no checkpoint of D2S-VSE that can be converted"):
+    weights, options = load_d2s_file(path)
+    with refusing(f"{str(path)!r} is not a D2S-VSE checkpoint that can be converted"):
         vision_config = vision_config or vision_config_of(weights)
         text_config = text_config or text_config_of(weights)
-        renamed = rename(weights, str(vision_config.get("model_type")))
-        stand_in = _stand_in(text_config) if tokenizer == BERT_TOKENIZER else None
+        renamed = rename_d2s_weights(weights, str(vision_config.get("model_type")))
+        placeholder = _placeholder_tokenizer(text_config) if tokenizer == BERT_TOKENIZER else None
         backbone = VSE(
             vision_config=vision_config,
             text_config=text_config,
@@ -63,11 +63,11 @@ def convert(
             text_mlp=True,
             text_norm=True,
             image_size=image_size or options.get("img_res"),
-            # NOTE: the authors' resize (OpenCV's) does not smooth where it shrinks; ours does
+            # NOTE: the authors' resizing (OpenCV) is not antialiased; ours is.
             interpolation="bilinear",
             resize="squash",
-            tokenizer=None if stand_in else tokenizer,
-            tokenizer_json=stand_in,
+            tokenizer=None if placeholder else tokenizer,
+            tokenizer_json=placeholder,
         )
         methods = [_method(weights, options)] if "prompt_learner.prompt_tokens" in weights else []
         hardest_after = 1.0 if options.get("max_violation", True) else 1e9
@@ -77,38 +77,38 @@ def convert(
         return module.eval()
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights by the authors' names, and the authors' settings.
+def load_d2s_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights under the authors' names, and the authors' settings.
 
     Raises:
-        UserError: there is no such file, it holds other types than tensors and a Namespace, or lacks `model` or `opt`.
+        UserError: the file does not exist, has types other than tensors and a Namespace, or lacks `model` or `opt`.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no file {str(path)!r}")
+        raise UserError(f"file {str(path)!r} does not exist")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             saved: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # readers of archives and pickles raise a dozen unrelated types
+    except Exception as error:  # archive and pickle readers raise many unrelated types
         raise UserError(
-            f"{str(path)!r} is no checkpoint of D2S-VSE, or holds objects that could run code, and is not opened: "
+            f"{str(path)!r} is not a D2S-VSE checkpoint, or has objects that could run code, and was not opened: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     if not isinstance(saved, dict) or not {"model", "opt"} <= saved.keys():
-        raise UserError(f"{str(path)!r} is no checkpoint of D2S-VSE: it needs `model` and `opt`")
-    with refusing(f"{str(path)!r} is no checkpoint of D2S-VSE"):
+        raise UserError(f"{str(path)!r} is not a D2S-VSE checkpoint: it needs `model` and `opt`")
+    with refusing(f"{str(path)!r} is not a D2S-VSE checkpoint"):
         weights = {str(name).removeprefix("module."): value for name, value in saved["model"].items()}
         needed = ("img_enc.image_encoder.fc.weight", "txt_enc.bert.embeddings.word_embeddings.weight")
         for name in needed:
             if name not in weights:
                 raise UserError(
-                    f"{str(path)!r} is no checkpoint of D2S-VSE with ViT or Swin and BERT: {name} is missing"
+                    f"{str(path)!r} is not a D2S-VSE checkpoint with ViT or Swin and BERT: {name} is missing"
                 )
         options = saved["opt"]
         return weights, dict(options) if isinstance(options, dict) else dict(vars(options))
 
 
 def _method(weights: dict[str, Tensor], options: dict[str, Any]) -> D2S:
-    """The second stage with the authors' switches; what the weights tell is taken from them."""
+    """The second stage with the authors' options; whatever the weights determine comes from them."""
     prompts = weights["prompt_learner.prompt_tokens"]
     blocks = {name.split(".")[2] for name in weights if name.startswith("prompt_learner.decoder_blocks.")}
     crossed = "prompt_learner.cross_attn.in_proj_weight" in weights
@@ -121,7 +121,7 @@ def _method(weights: dict[str, Tensor], options: dict[str, Any]) -> D2S:
         placement="postfix",
         cross_attention=crossed,
         pooling="gpo" if any(name.startswith("prompt_learner.pooling.") for name in weights) else "mean",
-        # NOTE: the authors' flag is stored inverted: `no_res_embed` True means that the pooled text is added.
+        # NOTE: the authors' flag is inverted: `no_res_embed` True means that the pooled text is added.
         residual=bool(options.get("no_res_embed", True)),
         distillation={"cos": "cosine", "l1": "l1"}.get(str(options.get("distill_loss", "cos")), "l2"),  # type: ignore[arg-type]
         weight=1.0 if any(name.startswith("long_txt_enc.") for name in weights) else 0.0,
@@ -131,13 +131,13 @@ def _method(weights: dict[str, Tensor], options: dict[str, Any]) -> D2S:
     )
 
 
-def _stand_in(text_config: dict[str, Any]) -> str | None:
-    """None for BERT's vocabulary; for any other a made-up tokenizer, which only serves to build the model."""
+def _placeholder_tokenizer(text_config: dict[str, Any]) -> str | None:
+    """None for BERT's vocabulary; otherwise a placeholder tokenizer, which only serves to build the model."""
     vocabulary = int(text_config["vocab_size"])
     if vocabulary == BERT_VOCABULARY:
         return None
     log.warning(
-        "the text tower knows %d tokens, which is not the vocabulary of %s: a made-up tokenizer stands in; give the "
+        "the text tower has %d tokens, which is not the vocabulary of %s: using a placeholder tokenizer; pass the "
         "right one to embed captions",
         vocabulary,
         BERT_TOKENIZER,
@@ -146,7 +146,7 @@ def _stand_in(text_config: dict[str, Any]) -> str | None:
 
 
 def made_up_tokenizer(vocabulary: int, length: int) -> str:
-    """A tokenizer.json with as many words as that, of BERT's kind."""
+    """The tokenizer.json of a BERT tokenizer with that many placeholder words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = (special + [f"word{index}" for index in range(5, vocabulary)])[:vocabulary]
     vocab = {word: index for index, word in enumerate(words)}
@@ -176,13 +176,14 @@ def made_up_tokenizer(vocabulary: int, length: int) -> str:
 
 def _fill(module: RetrievalModule, weights: dict[str, Tensor], path: Path) -> None:
     own = module.state_dict()
-    absent = sorted(name for name in own.keys() - weights.keys() if not name.startswith("objective."))
-    surplus = sorted(weights.keys() - own.keys())
+    missing = sorted(name for name in own.keys() - weights.keys() if not name.startswith("objective."))
+    unknown = sorted(weights.keys() - own.keys())
     wrong = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
-    for what, names in (("lacks", absent), ("has in addition", surplus), ("has in another shape", wrong)):
+    for what, names in (("lacks", missing), ("also has", unknown), ("has in another shape", wrong)):
         if names:
             raise UserError(
-                f"{str(path)!r} does not fit: it {what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; "
-                "give the configs of its towers"
+                f"{str(path)!r} does not match the model: "
+                f"it {what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; "
+                "pass the configs of its towers"
             )
-    module.load_state_dict({**own, **weights}, strict=True)  # the objective has none in the file
+    module.load_state_dict({**own, **weights}, strict=True)  # the file has no weights of the objective

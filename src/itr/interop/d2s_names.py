@@ -1,4 +1,4 @@
-"""Names and sizes of the weights in official checkpoints of D2S-VSE."""
+"""Names and shapes of the weights in official checkpoints of D2S-VSE."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from itr.errors import UserError
 VISION = "img_enc.visual_encoder."
 BERT = "txt_enc.bert."
 
-# What no embedding depends on: heads of the towers, the second normalisation of the word perceptron, the unused tokens
-# of the decoder, counters, and what older releases of transformers stored although it can be computed.
+# Weights that no embedding depends on: heads of the towers, the second normalization of the word MLP, unused tokens of
+# the decoder, counters, and buffers that older releases of transformers stored although they can be computed.
 _DROPPED = re.compile(
     r"(\.pooler\.|\.mlp\.bns\.1\.|\.num_batches_tracked$|\.position_ids$|\.token_type_ids$|\.relative_position_index$"
     r"|^prompt_learner\.mask_token$)"
 )
 
-# Parts, in this order; the teacher before the text encoder, whose name ends the same.
+# Applied in this order; the teacher comes before the text encoder, whose name has the same ending.
 _PARTS = (
     (r"^img_enc\.visual_encoder\.", "backbone.vision_tower."),
     (r"^img_enc\.image_encoder\.fc\.", "backbone.image_projection."),
@@ -66,11 +66,11 @@ _BOTH = (
 )
 
 
-def rename(weights: dict[str, Tensor], vision_type: str) -> dict[str, Tensor]:
-    """Weights by the authors' names, to weights by ours."""
+def rename_d2s_weights(weights: dict[str, Tensor], vision_type: str) -> dict[str, Tensor]:
+    """Rename weights from the authors' names to ours."""
     towers = {"vit": _VIT + _BOTH, "swin": _SWIN + _BOTH}
     if vision_type not in towers:
-        raise UserError(f"vision tower {vision_type!r}: checkpoints of D2S-VSE have vit or swin")
+        raise UserError(f"unknown vision tower {vision_type!r}; checkpoints of D2S-VSE have vit or swin")
     renamed = {}
     for name, value in weights.items():
         if _DROPPED.search(name):
@@ -89,7 +89,7 @@ def _replaced(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def text_config_of(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The config of a BERT of these shapes, with heads of 64 as in all published ones."""
+    """The config of a BERT of these shapes, with 64 channels per head, as in all published ones."""
     vocabulary, width = weights[BERT + "embeddings.word_embeddings.weight"].shape
     return {
         "model_type": "bert",
@@ -104,7 +104,7 @@ def text_config_of(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def vision_config_of(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The config of a ViT or Swin of these shapes; ViT's heads are of 64 as in all published ones."""
+    """The config of a ViT or Swin of these shapes; ViT has 64 channels per head, as in all published ones."""
     if VISION + "embeddings.cls_token" in weights:
         return _vit_config(weights)
     if VISION + "encoder.layers.0.blocks.0.layernorm_before.weight" in weights:
@@ -129,7 +129,7 @@ def _vit_config(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _swin_config(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The tables of relative positions [(2 W - 1)^2, heads] tell window and heads."""
+    """Window size and heads follow from the tables of relative positions [(2 W - 1)^2, heads]."""
     stages = VISION + "encoder.layers."
     depths = [_count(weights, f"{stages}{stage}.blocks.") for stage in range(_count(weights, stages))]
     table = "blocks.0.attention.self.relative_position_bias_table"
@@ -143,7 +143,9 @@ def _swin_config(weights: dict[str, Tensor]) -> dict[str, Any]:
         "num_heads": [entry.shape[1] for entry in tables],
         "window_size": window,
         "mlp_ratio": len(weights[f"{stages}0.blocks.0.intermediate.dense.bias"]) / width,
-        "image_size": window * patch_size * 2 ** (len(depths) - 1),  # the last map is one window in the published ones
+        "image_size": window
+        * patch_size
+        * 2 ** (len(depths) - 1),  # in the published ones, the last feature map is one window
         "patch_size": patch_size,
         "num_channels": channels,
         "qkv_bias": f"{stages}0.blocks.0.attention.self.query.bias" in weights,
@@ -157,5 +159,5 @@ def _count(weights: dict[str, Tensor], prefix: str) -> int:
 
 def _heads(width: int) -> int:
     if width % 64:
-        raise UserError(f"a tower of width {width} is none of the published ones: give its config")
+        raise UserError(f"a tower of width {width} is not one of the published ones: pass its config")
     return width // 64

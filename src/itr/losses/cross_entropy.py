@@ -1,4 +1,4 @@
-"""Cross entropy of a softmax over rows of a similarity matrix, with few passes over it and little kept."""
+"""Cross entropy of a softmax over rows of a similarity matrix, with few passes over memory and little stored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 def cross_entropy(similarity: Tensor, temperature: Tensor | float, targets: Tensor) -> Tensor:
     """Cross entropy of soft targets, summed over rows []: -sum_ij p_ij log softmax_j(s_ij / t).
 
-    Its gradient is known as soon as the softmax is, and is all that is kept until the backward pass, where a chain of
-    operations would keep similarities, softmax and targets, and pass over them twice as often. It gives no second
-    derivatives.
+    The gradient is computed along with the softmax and is all that is stored for the backward pass; a chain of separate
+    operations would store similarities, softmax and targets, and pass over them twice as often. Second derivatives are
+    not supported.
 
     Args:
         similarity: s [R, B].
@@ -34,23 +34,25 @@ class _CrossEntropy(torch.autograd.Function):
         rate = temperature.reciprocal().to(similarity.dtype)
         logs = F.log_softmax(similarity * rate, dim=1)
         total = (targets * logs).sum().neg_()
-        slope = logs.exp().sub_(targets)  # by s / t, as each row of targets sums to 1
-        kept = logs if ctx.needs_input_grad[2] else None
-        whole = None
+        slope = logs.exp().sub_(targets)  # gradient by s / t, as each row of targets sums to 1
+        saved_logs = logs if ctx.needs_input_grad[2] else None
+        slope_sum = None
         if ctx.needs_input_grad[1]:
-            # By t; the logs stand for s / t here, since they differ by what is the same in a row, and slopes sum to 0.
-            product = logs.mul_(slope) if kept is None else logs * slope  # in place: at scale a matrix less at the peak
-            whole = product.sum()
-        ctx.save_for_backward(slope, whole, rate, kept)
+            # Gradient by t. logs replace s / t: they differ by a constant per row, and the slopes of a row sum to 0.
+            product = (
+                logs.mul_(slope) if saved_logs is None else logs * slope
+            )  # in place: saves a matrix of peak memory
+            slope_sum = product.sum()
+        ctx.save_for_backward(slope, slope_sum, rate, saved_logs)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        slope, whole, rate, logs = ctx.saved_tensors
+        slope, slope_sum, rate, logs = ctx.saved_tensors
         factor = incoming[0] * rate
         return (
             slope * factor,
-            None if whole is None else (factor * whole).neg_(),
+            None if slope_sum is None else (factor * slope_sum).neg_(),
             None if logs is None else logs * -incoming[0],
         )

@@ -22,7 +22,7 @@ from itr.passes.first_stage import first_stage_teacher
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
 from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
 from itr.teachers.base import Modality, Precision, Teacher
-from itr.teachers.load import Output, load_teacher
+from itr.teachers.load import TeacherOutput, load_teacher
 
 
 def make_features(
@@ -33,7 +33,7 @@ def make_features(
     splits: str = "train",
     batch_size: int = 64,
     num_workers: int = 2,
-    output: Output = "pooled",
+    output: TeacherOutput = "pooled",
     precision: Precision = "32",
     device: str = "auto",
     process: int | None = None,
@@ -104,7 +104,7 @@ def make_features(
     print_outcome(complete, share, data, f"--data.features {out}")
 
 
-def open_teacher(model: str, modality: Modality, output: Output, precision: Precision, device: str) -> Teacher:
+def open_teacher(model: str, modality: Modality, output: TeacherOutput, precision: Precision, device: str) -> Teacher:
     """The teacher that `--model` names, ready to encode."""
     if modality == "dense":
         teacher = first_stage_teacher(model, device, precision)

@@ -1,1 +1,1 @@
-"""Frozen uni-modal encoders whose embeddings teach a method."""
+"""Frozen uni-modal encoders whose embeddings supervise a method."""

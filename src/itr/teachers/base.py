@@ -1,4 +1,4 @@
-"""A frozen encoder of one modality that runs on a device: images or captions in, one vector each out."""
+"""A frozen encoder of one modality on a device: images or captions in, one embedding each out."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from itr.types import Tokens
 Modality = Literal["image", "text", "dense"]
 MODALITIES: tuple[Modality, ...] = ("image", "text", "dense")
 Precision = Literal["32", "bf16", "16"]
-Inputs = Tensor | Tokens | Sequence[str]
-PART = {"cpu": 32, "cuda": 256}  # captions of about the same length that a teacher embeds together
+TeacherInputs = Tensor | Tokens | Sequence[str]
+PART_SIZES = {"cpu": 32, "cuda": 256}  # captions of similar length that a teacher embeds together
 
 
 class ImageTransform:
-    """The teacher's own preprocessing up to uint8: resize, then crop the centre.
+    """The teacher's own preprocessing up to uint8: resize, then crop the center.
 
     Args:
-        spec: what the teacher takes.
-        resize: short side before the crop, where it is larger than the image that the teacher takes.
+        spec: the teacher's input format.
+        resize: short side before the crop, if it is larger than the teacher's input.
     """
 
     def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
@@ -43,16 +43,16 @@ class ImageTransform:
 
 @dataclass
 class Encoder:
-    """What a loader finds.
+    """A loaded model, before it is frozen and moved to its device.
 
     Attributes:
-        module: its weights.
-        run: turns normalised images [I, 3, H, H] or captions into features [n, D]; captions as tokens on its device
-            where there is a tokenizer.
+        module: the module with its weights.
+        run: turns normalized images [I, 3, H, H] or captions into features [n, D]; with a tokenizer, captions are
+            tokens on the module's device.
         spec: image format; None for text.
         resize: short side before the crop.
-        weights: identity of its weights, where it is a checkpoint of ours.
-        tokenizer: of captions, for the workers; None for images, and where the module has a way of its own.
+        weights: identity of its weights, if it is an itr checkpoint.
+        tokenizer: tokenizer for the workers; None for images, and if the module tokenizes captions itself.
     """
 
     module: nn.Module
@@ -68,9 +68,9 @@ class Teacher:
 
     Attributes:
         width: D of a feature.
-        weights: identity of its weights, where it is a checkpoint of ours.
+        weights: identity of its weights, if it is an itr checkpoint.
         transform: preprocessing of an image, for the workers; None for text.
-        tokenizer: of captions, for the workers; None for images, and where the encoder has a way of its own.
+        tokenizer: tokenizer for the workers; None for images, and if the encoder tokenizes captions itself.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device, precision: Precision = "32") -> None:
@@ -88,19 +88,17 @@ class Teacher:
         try:
             self.width = self.encode(probe).shape[1]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"the teacher can't encode an image or a caption of its size: {first_line(error)}"
-            ) from None
+            raise UserError(f"the teacher could not encode a test input of its own size: {first_line(error)}") from None
 
-    def encode(self, inputs: Inputs) -> Tensor:
+    def encode(self, inputs: TeacherInputs) -> Tensor:
         """Features [n, D], float32, on the CPU, of images [n, 3, H, H], uint8, or of captions."""
         return self.features(inputs).cpu()
 
-    def features(self, inputs: Inputs) -> Tensor:
-        """The same on the teacher's device. Captions may be what `tokenizer` made of them, on the host."""
+    def features(self, inputs: TeacherInputs) -> Tensor:
+        """The same on the teacher's device. Captions may be tokens from `tokenizer`, on the host."""
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if isinstance(inputs, Tensor):
-                pixels = inputs.to(self.device, non_blocking=True).float()  # bytes go to the device, not floats
+                pixels = inputs.to(self.device, non_blocking=True).float()  # transfer bytes, not floats
                 rows = self.encoder.run((pixels - self.mean) / self.std)
             elif isinstance(inputs, Tokens):
                 rows = self._by_length(inputs)
@@ -108,34 +106,34 @@ class Teacher:
                 rows = self._by_length(self.tokenizer(inputs))
             else:
                 rows = self.encoder.run(inputs)
-        return rows.to(torch.float32, copy=True)  # what inference mode made can't take part in a loss
+        return rows.to(torch.float32, copy=True)  # inference-mode tensors can't be used in a loss
 
     def _by_length(self, tokens: Tokens) -> Tensor:
-        """Embed captions, those of about the same length together, so that little padding is paid for."""
-        size = PART.get(self.device.type, PART["cpu"])
-        if getattr(self.tokenizer, "full_length", False):  # its padding takes part
-            stretches = [(torch.arange(len(tokens)), tokens)]
+        """Embed captions in groups of similar length, which saves padding."""
+        size = PART_SIZES.get(self.device.type, PART_SIZES["cpu"])
+        if getattr(self.tokenizer, "full_length", False):  # padding affects the embedding
+            groups = [(torch.arange(len(tokens)), tokens)]
         else:
-            stretches = list(by_length(tokens, size))
+            groups = list(by_length(tokens, size))
         order, parts = [], []
-        for index, part in stretches:
+        for index, part in groups:
             order.append(index)
-            parts.append(self.encoder.run(Tokens(self._sent(part.ids), self._sent(part.mask))))
-        return torch.cat(parts)[self._sent(torch.cat(order).argsort())]
+            parts.append(self.encoder.run(Tokens(self._to_device(part.ids), self._to_device(part.mask))))
+        return torch.cat(parts)[self._to_device(torch.cat(order).argsort())]
 
-    def _sent(self, tensor: Tensor) -> Tensor:
-        """A tensor made on the host, on the device; from memory that is not page-locked a GPU would be waited for."""
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Move a host tensor to the device; pinned memory avoids waiting for a GPU."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     def settle(self, compiled: bool = False) -> None:
-        """Make ready for many calls, with the same results.
+        """Prepare for many calls, with the same results.
 
-        Linear layers keep their weights in the precision that autocast gives them, instead of being cast every time.
+        Weights of linear layers are stored in autocast's precision, instead of being cast in every call.
 
         Args:
-            compiled: compile the module, for shapes that change; results are then equal up to rounding.
+            compiled: compile the module with dynamic shapes; results are then equal up to rounding.
         """
         for layer in self.encoder.module.modules() if self.dtype is not None else ():
             if isinstance(layer, nn.Linear):
@@ -144,18 +142,18 @@ class Teacher:
             self.encoder.module.compile(dynamic=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
-        return self  # frozen, so a copy of the model, such as its moving average, shares it
+        return self  # it is frozen, so copies of the model, such as its moving average, share it
 
 
 def by_length(tokens: Tokens, size: int) -> Iterator[tuple[Tensor, Tokens]]:
-    """Captions in parts of at most `size`, the shortest first, without padding beyond the longest of a part.
+    """Split captions into parts of at most `size`, shortest first, padded to the longest of each part.
 
     Args:
         tokens: captions on the host.
-        size: captions of a part.
+        size: maximum number of captions in a part.
 
     Yields:
-        Which captions [n], and their tokens.
+        Indices of the captions [n], and their tokens.
     """
     lengths = tokens.mask.sum(1)
     for index in lengths.argsort(stable=True).split(size):

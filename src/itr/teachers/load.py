@@ -1,4 +1,4 @@
-"""Frozen teachers of one modality, found by name, folder or file."""
+"""Load frozen teachers of one modality by name, folder or file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
-from itr.backbones.towers import make_tower, near, own_size, pretrained_image_spec, token_features, word_limit
+from itr.backbones.tower_building import did_you_mean, make_tower
+from itr.backbones.towers import caption_limit, native_image_size, pretrained_image_spec, token_features
 from itr.errors import UserError
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
 from itr.teachers.unicom import load_unicom
 from itr.types import Tokens
 
-Output = Literal["pooled", "tokens"]
-PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # on which tokenizers are compared
-WAY_OUT = "Give the folder of a downloaded model, or run once with a network."
+TeacherOutput = Literal["pooled", "tokens"]
+PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # captions for comparing tokenizers
+OFFLINE_HINT = "Pass the folder of a downloaded model, or run once with network access."
 
 
 def load_teacher(
-    modality: Modality, name: str, output: Output = "pooled", device: str = "cpu", precision: Precision = "32"
+    modality: Modality, name: str, output: TeacherOutput = "pooled", device: str = "cpu", precision: Precision = "32"
 ) -> Teacher:
-    """Find a teacher.
+    """Load a teacher.
 
     Args:
-        modality: images or captions; the teacher of dense captions is `itr.passes.first_stage`'s.
-        name: for text a folder or name of sentence-transformers or transformers; for images a folder or name of
+        modality: images or captions; for dense captions, see `itr.passes.first_stage`.
+        name: for text, a folder or name of sentence-transformers or transformers; for images, a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
             `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
-        output: `pooled`, or `tokens` for all tokens of an image end to end.
-        device: where it runs.
-        precision: of its arithmetic.
+        output: `pooled`, or `tokens` for all tokens of an image, concatenated.
+        device: device to run on.
+        precision: arithmetic precision.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it could not be loaded.
     """
     if modality == "text":
         if output != "pooled":
@@ -59,7 +60,7 @@ def load_teacher(
 
 
 def is_sentence_transformer(name: str) -> bool:
-    """Whether a folder, or a name of the hub, holds the list of modules that sentence-transformers writes."""
+    """Whether a folder or hub repository has the module list that sentence-transformers writes."""
     if Path(name).is_dir() or name.startswith(("/", ".")):
         return (Path(name) / "modules.json").is_file()
     if name.startswith("sentence-transformers/"):
@@ -67,11 +68,11 @@ def is_sentence_transformer(name: str) -> bool:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     known = try_to_load_from_cache(name, "modules.json")
-    if known is not None:  # a path, or the mark that the repository has no such file
+    if known is not None:  # a path, or the marker for a file that the repository does not have
         return isinstance(known, str)
     try:
         return bool(hf_hub_download(name, "modules.json"))
-    except Exception:  # no such file, or no network: whoever loads the model says so
+    except Exception:  # no such file, or no network: loading the model reports it
         return False
 
 
@@ -82,8 +83,8 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
 
     try:
         model: Any = SentenceTransformer(name, device=device)
-    except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
-        raise UserError(f"teacher {name} can't be had ({first_line(error)}). {WAY_OUT}") from error
+    except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
+        raise UserError(f"could not load teacher {name} ({first_line(error)}). {OFFLINE_HINT}") from error
 
     tokenizer = _tokenizer_like(name, model)
     if tokenizer is not None:
@@ -103,7 +104,7 @@ def _sentences(model: Any, tokens: Tokens) -> Tensor:
 
 
 def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
-    """A tokenizer for the workers that gives what the model of sentence-transformers makes of captions; or None."""
+    """A tokenizer for the workers with the same tokens as a sentence-transformers model; None if there is none."""
     if model.default_prompt_name is not None:
         return None
     try:
@@ -112,7 +113,7 @@ def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
         ours, theirs = tokenizer(PROBES), model.preprocess(PROBES)
         same = torch.equal(ours.ids, theirs["input_ids"]) and torch.equal(ours.mask, theirs["attention_mask"].bool())
         plain = not any(theirs[key].any() for key in theirs.keys() & {"token_type_ids"})
-    except Exception:  # whatever its modules are, they are not a plain transformer
+    except Exception:  # the model is not a plain transformer
         return None
     known = {"input_ids", "attention_mask", "token_type_ids", "modality"}
     return tokenizer if same and plain and theirs.keys() <= known else None
@@ -120,7 +121,7 @@ def _tokenizer_like(name: str, model: Any) -> HFTokenizer | None:
 
 def _text(name: str) -> Encoder:
     tower, tokenizer = _tower("text", name), load_tokenizer(name)
-    tokenizer.limit(word_limit(tower, tokenizer.max_length, None))
+    tokenizer.limit(caption_limit(tower, tokenizer.max_length, None))
 
     def run(tokens: Tokens) -> Tensor:
         hidden = token_features(tower(input_ids=tokens.ids, attention_mask=tokens.mask.long()))
@@ -130,7 +131,7 @@ def _text(name: str) -> Encoder:
     return Encoder(tower, run, tokenizer=tokenizer)
 
 
-def _vision(name: str, output: Output) -> Encoder:
+def _vision(name: str, output: TeacherOutput) -> Encoder:
     from transformers.image_processing_base import ImageProcessingMixin
 
     tower = _tower("vision", name)
@@ -138,7 +139,7 @@ def _vision(name: str, output: Output) -> Encoder:
         size = ImageProcessingMixin.get_image_processor_dict(name)[0].get("size") or {}
     except (OSError, ValueError):
         size = {}
-    spec = pretrained_image_spec(name, None if size else own_size(tower))
+    spec = pretrained_image_spec(name, None if size else native_image_size(tower))
 
     def run(image: Tensor) -> Tensor:
         found: Any = tower(pixel_values=image)
@@ -155,7 +156,9 @@ def _tower(modality: Literal["vision", "text"], name: str) -> nn.Module:
     try:
         return make_tower(modality, name, None)
     except UserError as error:
-        raise UserError(f"teacher {name} can't be had ({first_line(error.__cause__ or error)}). {WAY_OUT}") from error
+        raise UserError(
+            f"could not load teacher {name} ({first_line(error.__cause__ or error)}). {OFFLINE_HINT}"
+        ) from error
 
 
 def _is_timm(name: str) -> bool:
@@ -164,34 +167,34 @@ def _is_timm(name: str) -> bool:
     return "/" not in name and bool(timm.is_model(name.partition(".")[0]))
 
 
-def _timm(name: str, output: Output) -> Encoder:
+def _timm(name: str, output: TeacherOutput) -> Encoder:
     import timm
     import timm.data
 
     if ":" not in name and not _is_timm(name):
-        raise UserError(f"timm has no model {name}{near(name, timm.list_models())}")
+        raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}")
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # as above
-        raise UserError(f"teacher {name} of timm can't be had ({first_line(error)}). {WAY_OUT}") from error
-    library: Any = timm.data  # exports nothing explicitly
-    facts: dict[str, Any] = library.resolve_model_data_config(model)
-    size = int(facts["input_size"][1])
-    mode: Literal["bilinear", "bicubic"] = "bilinear" if facts["interpolation"] == "bilinear" else "bicubic"
-    resize: Literal["squash", "shortest"] = "squash" if facts["crop_mode"] == "squash" else "shortest"
-    spec = ImageSpec(size, facts["mean"], facts["std"], mode, resize)
+        raise UserError(f"could not load timm teacher {name} ({first_line(error)}). {OFFLINE_HINT}") from error
+    library: Any = timm.data  # it has no explicit exports
+    config: dict[str, Any] = library.resolve_model_data_config(model)
+    size = int(config["input_size"][1])
+    mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    resize: Literal["squash", "shortest"] = "squash" if config["crop_mode"] == "squash" else "shortest"
+    spec = ImageSpec(size, config["mean"], config["std"], mode, resize)
 
     def run(image: Tensor) -> Tensor:
         found: Tensor = model.forward_features(image) if output == "tokens" else model(image)
         return found.flatten(1)
 
-    return Encoder(model, run, spec, int(size / facts["crop_pct"]))
+    return Encoder(model, run, spec, int(size / config["crop_pct"]))
 
 
-def _open_clip(name: str, output: Output) -> Encoder:
+def _open_clip(name: str, output: TeacherOutput) -> Encoder:
     model, tag = (name, "") if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[::2]
     if not tag and ":" not in name:
-        raise UserError(f"open_clip:{name} has no weights; give open_clip:MODEL/TAG, such as open_clip:ViT-B-32/openai")
+        raise UserError(f"open_clip:{name} has no weights; use open_clip:MODEL/TAG, such as open_clip:ViT-B-32/openai")
     clip = CLIP(model=model, pretrained=tag or None)
 
     def run(image: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ def _open_clip(name: str, output: Output) -> Encoder:
     return Encoder(clip, run, clip.image_spec)
 
 
-def _unicom(path: str, output: Output) -> Encoder:
+def _unicom(path: str, output: TeacherOutput) -> Encoder:
     model = load_unicom(path)
     spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
     return Encoder(model, model.forward_features if output == "tokens" else model, spec)

@@ -1,7 +1,7 @@
-"""The ViT of UNICOM (An et al., ICLR 2023, https://arxiv.org/abs/2304.05884), which CUSA takes for its image teacher.
+"""The ViT of UNICOM (An et al., ICLR 2023, https://arxiv.org/abs/2304.05884), CUSA's image teacher.
 
-It has no class token: all patches, normalised and laid end to end, are its features, and its head turns these into the
-pooled embedding. Facts of the architecture are those of the official code, https://github.com/deepglint/unicom.
+It has no class token: its features are all patches, normalized and concatenated, and its head turns them into the
+pooled embedding. The architecture follows the official code, https://github.com/deepglint/unicom.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from itr.errors import UserError
 HEAD_WIDTH = 64
 
 
-class Attention(nn.Module):
-    """Self-attention whose query, key and value have no bias."""
+class UnicomAttention(nn.Module):
+    """Self-attention without query, key and value biases."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class Attention(nn.Module):
         return projected
 
 
-class Block(nn.Module):
-    """A layer with its norms in front, and ReLU6 between the two halves of the MLP."""
+class UnicomBlock(nn.Module):
+    """A pre-norm layer with ReLU6 in its MLP."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = Attention(width)
+        self.attn = UnicomAttention(width)
         layers = {"fc1": nn.Linear(width, hidden), "act": nn.ReLU6(), "fc2": nn.Linear(hidden, width)}
         self.mlp = nn.Sequential(OrderedDict(layers))
 
@@ -55,12 +55,12 @@ class Block(nn.Module):
 
 
 class Unicom(nn.Module):
-    """The model of an official weights file; its parameters bear the names of that file.
+    """The model for an official weights file, with the same parameter names.
 
     Args:
-        image_size: side of the images.
-        patch: side of a patch.
-        width: W of a token.
+        image_size: side length of the images.
+        patch: side length of a patch.
+        width: width W of a token.
         depth: number of layers.
         hidden: width inside the MLP.
         dim: width of the pooled embedding.
@@ -72,7 +72,7 @@ class Unicom(nn.Module):
         patches = (image_size // patch) ** 2
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, patch, patch)))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches, width))
-        self.blocks = nn.Sequential(*(Block(width, hidden) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(UnicomBlock(width, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(patches * width, width, bias=False),
@@ -82,27 +82,27 @@ class Unicom(nn.Module):
         )
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """All tokens of normalised images [I, 3, H, H], end to end [I, P x W]."""
+        """All tokens of normalized images [I, 3, H, H], concatenated [I, P x W]."""
         tokens = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos_embed
         normed: Tensor = self.norm(self.blocks(tokens).float())
         return normed.flatten(1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The pooled embedding [I, D] of normalised images [I, 3, H, H]."""
+        """The pooled embedding [I, D] of normalized images [I, 3, H, H]."""
         embedding: Tensor = self.feature(self.forward_features(image))
         return embedding
 
 
 def load_unicom(path: str | Path) -> Unicom:
-    """Build the model that an official weights file (FP16-ViT-B-32.pt and its kin) fits, in float32.
+    """Load an official weights file (FP16-ViT-B-32.pt and others) in float32.
 
     Raises:
-        UserError: no such file, or one with other contents.
+        UserError: the file does not exist, or is not such a file.
     """
     if not Path(path).is_file():
         raise UserError(
-            f"there is no weights file {path}; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
-            "https://github.com/deepglint/unicom/releases and give its path as --model unicom:PATH"
+            f"weights file {path} does not exist; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
+            "https://github.com/deepglint/unicom/releases and pass its path as --model unicom:PATH"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,7 +113,7 @@ def load_unicom(path: str | Path) -> Unicom:
         hidden, dim = len(state["blocks.0.mlp.fc1.weight"]), len(state["feature.2.weight"])
         model = Unicom(side * patch, patch, width, depth, hidden, dim)
         model.load_state_dict(state)
-    except Exception as error:  # unpickling, missing names and wrong shapes each raise their own
+    except Exception as error:  # unpickling, missing names and wrong shapes raise different types
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no weights file of UNICOM's ViT: {reason}") from None
+        raise UserError(f"{path} is not a UNICOM ViT weights file: {reason}") from None
     return model

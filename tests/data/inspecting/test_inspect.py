@@ -1,4 +1,4 @@
-"""`itr data verify` and `itr data show` on whole and on damaged shards."""
+"""`itr data verify` and `itr data show` on intact and damaged shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from itr.cli import main
 from itr.data.inspecting.verify import read_members
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from itr.data.shards.locations import read_positives
 from itr.data.shards.schema import Manifest
 from itr.data.shards.writer import Record, ShardWriter, write_positives
@@ -37,13 +37,13 @@ def shards(whole, tmp_path):
 
 
 def faults(shards, capsys, *options) -> list[str]:
-    """What verify lists, and the status that goes with it."""
+    """The faults that verify lists; also checks its exit status."""
     status = main(["data", "verify", str(shards), *options])
-    told = capsys.readouterr()
-    listed = [line.strip() for line in told.out.splitlines() if line.startswith("  ")]
-    assert status == bool(listed)
-    assert not listed or f"{len(listed)} fault{'s' * (len(listed) > 1)} in {shards}" in told.err
-    return listed
+    output = capsys.readouterr()
+    problems = [line.strip() for line in output.out.splitlines() if line.startswith("  ")]
+    assert status == bool(problems)
+    assert not problems or f"{len(problems)} fault{'s' * (len(problems) > 1)} in {shards}" in output.err
+    return problems
 
 
 def change_manifest(shards, change) -> None:
@@ -53,7 +53,7 @@ def change_manifest(shards, change) -> None:
 
 
 def rewrite(shards, change, split="val", number=0) -> None:
-    """Write a shard anew with other samples, and a manifest that has its checksum."""
+    """Rewrite a shard with changed samples, and the manifest with its checksum."""
     path = shards / split / f"{number:06d}.tar"
     samples = [[members["jpg"], json.loads(members["json"])] for _, members in list(read_members(path))]
     change(samples)
@@ -67,7 +67,7 @@ def rewrite(shards, change, split="val", number=0) -> None:
     manifest.write(shards)
 
 
-def test_whole_shards_have_no_fault(whole, scenes, capsys):
+def test_intact_shards_have_no_faults(whole, scenes, capsys):
     assert faults(whole, capsys) == []
     assert faults(whole, capsys, "--decode=false", "--num_workers=1") == []
     assert faults(scenes, capsys) == []
@@ -79,10 +79,10 @@ def test_a_flipped_byte(shards, capsys):
     data[700] ^= 1
     path.write_bytes(data)
     (fault,) = faults(shards, capsys, "--decode=false")
-    assert fault.startswith("train/000001.tar: is not what was written")
+    assert fault.startswith("train/000001.tar: has changed since it was written")
 
 
-def test_missing_cut_and_unknown_shards(shards, capsys):
+def test_missing_truncated_and_unknown_shards(shards, capsys):
     (shards / "train" / "000000.tar").unlink()
     cut = shards / "train" / "000001.tar"
     cut.write_bytes(cut.read_bytes()[:5000])
@@ -91,12 +91,12 @@ def test_missing_cut_and_unknown_shards(shards, capsys):
     found = "\n".join(faults(shards, capsys))
     for part in (
         "train/000000.tar: is missing",
-        "train/000001.tar: has 5000 bytes, and the manifest says 10240",
-        "train/000001.tar: is not what was written",
-        "train/000001.tar: can't be read to its end: unexpected end of data",
-        "train/000001.tar: holds 1 whole images, and the manifest says 3",
+        "train/000001.tar: has 5000 bytes, but the manifest says 10240",
+        "train/000001.tar: has changed since it was written",
+        "train/000001.tar: could not be read to the end: unexpected end of data",
+        "train/000001.tar: has 1 intact images, but the manifest says 3",
         "val/000001.tar: has 0 bytes",
-        "val/000001.tar: can't be read to its end",
+        "val/000001.tar: could not be read to the end",
         "val/000007.tar: is not in the manifest",
     ):
         assert part in found
@@ -106,17 +106,17 @@ def test_missing_cut_and_unknown_shards(shards, capsys):
 def test_a_wrong_count(shards, capsys, what):
     change_manifest(shards, lambda splits: splits["val"]["shards"][1].update({what: 7}))
     (fault,) = faults(shards, capsys)
-    assert re.fullmatch(rf"val/000001.tar: holds \d whole {what}, and the manifest says 7", fault)
+    assert re.fullmatch(rf"val/000001.tar: has \d intact {what}, but the manifest says 7", fault)
 
 
-def test_an_image_that_does_not_decode_is_named_by_key(shards, capsys):
+def test_an_undecodable_image_is_named_by_key(shards, capsys):
     rewrite(shards, lambda samples: samples[1].__setitem__(0, samples[1][0][:-300]))
     (fault,) = faults(shards, capsys)
-    assert fault.startswith("val/000000.tar:000000001: its image can't be decoded (")
+    assert fault.startswith("val/000000.tar:000000001: its image could not be decoded (")
     assert faults(shards, capsys, "--decode=false") == []
     rewrite(shards, lambda samples: samples[1].__setitem__(0, b"GIF87a"))
     (fault,) = faults(shards, capsys, "--decode=false")
-    assert "000000001: its image can't be decoded" in fault
+    assert "000000001: its image could not be decoded" in fault
 
 
 def test_repeated_ids(shards, capsys):
@@ -124,25 +124,24 @@ def test_repeated_ids(shards, capsys):
     found = faults(shards, capsys)
     where = "val/000000.tar:000000001"
     assert found[:2] == [
-        f"{where}: its image_id 1 is that of {where}",
-        f"{where}: its caption_id 0 is that of {where[:-1]}0",
+        f"{where}: its image_id 1 is already used by {where}",
+        f"{where}: its caption_id 0 is already used by {where[:-1]}0",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"{broken", "has no JSON that can be read"),
-        (b"[]", "no whole number as image_id"),
-        (b'{"image_id": 0, "captions": [], "caption_ids": []}', "no list of captions"),
-        (b'{"image_id": 0, "captions": ["x"], "caption_ids": [1, 2]}', "not one caption_id for each caption"),
+        (b"{broken", "has no valid JSON"),
+        (b"[]", "no integer image_id"),
+        (b'{"image_id": 0, "captions": [], "caption_ids": []}', "no list of non-empty captions"),
+        (b'{"image_id": 0, "captions": ["x"], "caption_ids": [1, 2]}', "does not have one caption_id per caption"),
     ],
 )
-def test_texts_that_are_not_whole(shards, capsys, text, message):
+def test_invalid_json(shards, capsys, text, message):
     with ShardWriter(shards, "val", 0) as writer:
-        writer._member("000000000.jpg", b"")
-        writer._member("000000000.json", text)
-        writer._member("000000001.json", b"{}")
+        writer.tar.write({"__key__": "000000000", "jpg": b"", "json": text})
+        writer.tar.write({"__key__": "000000001", "json": b"{}"})
         shard = writer.finish()
     manifest = Manifest.read(shards)
     manifest.splits["val"].shards[0] = shard
@@ -153,17 +152,17 @@ def test_texts_that_are_not_whole(shards, capsys, text, message):
     assert found[1] == "val/000000.tar:000000001: has no image"
 
 
-def test_matches_of_samples_that_are_not_there(scenes, tmp_path, capsys):
+def test_true_matches_of_missing_samples(scenes, tmp_path, capsys):
     copy = shutil.copytree(scenes, tmp_path / "scenes")
     image_id, caption_id = read_positives(copy, "val")
     image_id[0] = 999
     write_positives(copy, "val", image_id, caption_id)
-    assert faults(copy, capsys) == ["val/positives.npz: names 1 image_ids that no sample has, such as 999"]
+    assert faults(copy, capsys) == ["val/positives.npz: has 1 image_ids that no sample has, such as 999"]
     (copy / "val" / "positives.npz").write_bytes(b"PK")
-    assert "val/positives.npz: can't be read" in faults(copy, capsys)[0]
+    assert "val/positives.npz: could not be read" in faults(copy, capsys)[0]
 
 
-def test_show_prints_the_figures(whole, tmp_path, capsys):
+def test_show_prints_the_statistics(whole, tmp_path, capsys):
     assert main(["data", "show", str(whole), f"--out={tmp_path / 'sheet.html'}"]) == 0
     rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
     size = sum(path.stat().st_size for path in (whole / "train").iterdir()) / 1e6
@@ -174,7 +173,7 @@ def test_show_prints_the_figures(whole, tmp_path, capsys):
     assert ["settings: shard_size 3, seed 0"] in rows
 
 
-def test_show_writes_a_page_that_needs_nothing_else(whole, tmp_path):
+def test_show_writes_a_self_contained_page(whole, tmp_path):
     page = tmp_path / "new" / "sheet.html"
     assert main(["data", "show", str(whole), "--split=val", f"--out={page}", "--number=24"]) == 0
     text = page.read_text(encoding="utf-8")
@@ -189,11 +188,11 @@ def test_show_writes_a_page_that_needs_nothing_else(whole, tmp_path):
     assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
 
 
-def test_the_page_shows_every_type_of_image(tmp_path):
+def test_the_page_shows_every_image_format(tmp_path):
     names = [f"a.{kind}" for kind in ("jpg", "png", "gif", "bmp", "webp", "tif")]
     for name in names:
         save_image(tmp_path / name, 1, 40, 30)
-    raw = RawData(tmp_path, {"train": [Entry(name, ["x"]) for name in names]}, "made")
+    raw = RawData(tmp_path, {"train": [ImageEntry(name, ["x"]) for name in names]}, "made")
     write_shards(raw, Writing(str(tmp_path / "out"), num_workers=1))
     assert main(["data", "show", str(tmp_path / "out")]) == 0
     found = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', (tmp_path / "out" / "sheet.html").read_text())
@@ -202,7 +201,7 @@ def test_the_page_shows_every_type_of_image(tmp_path):
         assert (Image.open(io.BytesIO(base64.b64decode(image))).format or "").lower() == kind
 
 
-def test_the_draw_of_the_page_follows_its_seed(whole, tmp_path):
+def test_the_samples_on_the_page_depend_on_the_seed(whole, tmp_path):
     pages = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         main(["data", "show", str(whole), f"--out={tmp_path / name}.html", "--number=4", f"--seed={seed}"])
@@ -214,11 +213,11 @@ def test_the_draw_of_the_page_follows_its_seed(whole, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "nowhere"], "nowhere has no manifest.json; `itr prepare --help`"),
+        (["verify", "nowhere"], "nowhere has no manifest.json; see `itr prepare --help`"),
         (["show", "nowhere"], "nowhere has no manifest.json"),
         (["show", "SHARDS", "--split=tset"], "no split 'tset'; it has train, val"),
-        (["show", "SHARDS", "--out=sheet.jpg"], "give a name that ends in .html"),
-        (["show", "SHARDS", "--out=/proc/sheet.html"], "can't write /proc/sheet.html"),
+        (["show", "SHARDS", "--out=sheet.jpg"], "must end in .html"),
+        (["show", "SHARDS", "--out=/proc/sheet.html"], "could not write /proc/sheet.html"),
     ],
 )
 def test_wrong_options_have_one_clear_message(whole, tmp_path, monkeypatch, capsys, arguments, message):
@@ -227,17 +226,16 @@ def test_wrong_options_have_one_clear_message(whole, tmp_path, monkeypatch, caps
     assert message in capsys.readouterr().err
 
 
-def test_show_of_a_broken_shard_points_to_verify(shards, capsys):
+def test_show_points_to_verify_for_a_damaged_shard(shards, capsys):
     (shards / "train" / "000000.tar").unlink()
     assert main(["data", "show", str(shards)]) == 1
-    assert (
-        "000000.tar can't be read: No such file or directory; `itr data verify` tells more" in capsys.readouterr().err
-    )
+    message = "000000.tar: No such file or directory; run `itr data verify` for details"
+    assert message in capsys.readouterr().err
 
 
-def test_entries_keep_what_their_source_says_of_them(tmp_path, capsys):
+def test_metadata_from_the_source_is_kept(tmp_path, capsys):
     raw = make_raw(tmp_path / "raw", 1, 0)
-    raw.entries["train"][0] = Entry("train/0000.jpg", ["x"], [], {"node": 7})
+    raw.entries["train"][0] = ImageEntry("train/0000.jpg", ["x"], [], {"node": 7})
     write_shards(raw, Writing(str(tmp_path / "out"), num_workers=1))
     ((_, members),) = read_members(tmp_path / "out" / "train" / "000000.tar")
     assert json.loads(members["json"])["node"] == 7

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 
 from itr.data.raw.dense import attach_dense
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from itr.data.sources.coco import Coco
 from itr.data.sources.flickr30k import Flickr30K
 from itr.errors import UserError
-from raw_trees import karpathy, text_files, write_json, write_rows
+from raw_trees import write_json, write_karpathy, write_rows, write_text_files
 
 NAMES = ["images/10.jpg", "images/2.jpg", "images/3.png"]
 
 
 def source() -> RawData:
-    entries = {"train": [Entry(name, [f"a {name}", "b"]) for name in NAMES], "val": [Entry("images/9.jpg", ["v"])]}
+    entries = {
+        "train": [ImageEntry(name, [f"a {name}", "b"]) for name in NAMES],
+        "val": [ImageEntry("images/9.jpg", ["v"])],
+    }
     return RawData(Path("."), entries, "made up")
 
 
@@ -29,7 +32,7 @@ def dense(data: RawData, split: str = "train") -> list[list[str]]:
 def d2s(path: Path, number: int) -> Path:
     """Write lines in the format of D2S-VSE."""
     return write_rows(
-        path, [{"text": f"long  text {at} 🎈", "model_id": "llava", "metadata": {"length": 9}} for at in range(number)]
+        path, [{"text": f"long  text {i} 🎈", "model_id": "llava", "metadata": {"length": 9}} for i in range(number)]
     )
 
 
@@ -49,16 +52,16 @@ def test_lines_are_assigned_to_training_images_in_order(tmp_path, capsys):
     path = d2s(tmp_path / "train.jsonl", 3)
     path.write_text(path.read_text(encoding="utf-8").replace("\n", "\r\n") + "\r\n", encoding="utf-8", newline="")
     attach_dense(data, str(path), published_order=True)
-    assert dense(data) == [[f"long text {at} 🎈"] for at in range(3)]
+    assert dense(data) == [[f"long text {i} 🎈"] for i in range(3)]
     assert dense(data, "val") == [[]]
     assert data.settings == {"dense": "train.jsonl"}
-    assert "its first line is of images/10.jpg: long text 0" in capsys.readouterr().out
+    assert "its first line describes images/10.jpg: long text 0" in capsys.readouterr().out
 
 
 def test_mismatched_lines_are_refused(tmp_path):
     for number in (2, 4, 0):
         path = d2s(tmp_path / "x.jsonl", number) if number else write_rows(tmp_path / "x.jsonl", [])
-        with pytest.raises(UserError, match=rf"has {number} lines and train 3 images"):
+        with pytest.raises(UserError, match=rf"has {number} lines but train has 3 images"):
             attach_dense(source(), str(path), published_order=True)
     with pytest.raises(UserError, match=r"lines follow train_ids.txt, .*--layout text"):
         attach_dense(source(), str(d2s(tmp_path / "x.jsonl", 3)), published_order=False)
@@ -82,9 +85,9 @@ def test_tables_find_images_by_path_name_or_stem(tmp_path, capsys, name):
     attach_dense(data, str(write_table(tmp_path / name)))
     assert dense(data) == [["ten"], ["two"], ["three"]]
     assert dense(data, "val") == [[]]
-    printed = capsys.readouterr().out
-    assert f"{name}: dense captions of images that are not here: 1 (x/77.jpg)" in printed
-    assert "without a dense caption" not in printed
+    output = capsys.readouterr().out
+    assert f"{name}: dense captions for images that are not in the data set: 1 (x/77.jpg)" in output
+    assert "without a dense caption" not in output
 
 
 def test_missing_dense_captions_are_reported_and_ambiguous_names_are_not_guessed(tmp_path, capsys):
@@ -98,35 +101,39 @@ def test_missing_dense_captions_are_reported_and_ambiguous_names_are_not_guessed
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", '{"image": "other.jpg", "text": "x"}\n', "dense captions of 1 images .*none of them is here"),
-        ("t.jsonl", "{\n", "line 1, is no JSON"),
-        ("t.jsonl", "[1]\n", "a row has none of dense"),
-        ("t.json", "[1]", "no list of rows"),
-        ("t.json", '[{"text": "x"}]', "a row without an image"),
-        ("t.csv", "image,other\na.jpg,x\n", "a row has none of dense"),
-        ("t.txt", "x", "must be 'join' or a file that ends in"),
+        (
+            "t.jsonl",
+            '{"image": "other.jpg", "text": "x"}\n',
+            "dense captions for 1 images .*none of the images",
+        ),
+        ("t.jsonl", "{\n", "line 1, is not valid JSON"),
+        ("t.jsonl", "[1]\n", "a row has no text in any of the columns dense"),
+        ("t.json", "[1]", "is not a list of objects"),
+        ("t.json", '[{"text": "x"}]', "a row without an image name"),
+        ("t.csv", "image,other\na.jpg,x\n", "a row has no text in any of the columns dense"),
+        ("t.txt", "x", "must be 'join' or an existing .json"),
     ],
 )
 def test_faulty_tables_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         attach_dense(source(), str(tmp_path / name))
-    with pytest.raises(UserError, match="must be 'join' or a file"):
+    with pytest.raises(UserError, match="must be 'join' or an existing"):
         attach_dense(source(), str(tmp_path / "nothing.json"))
 
 
 def test_line_order_is_known_for_text_files_and_flickr30k_names(tmp_path):
     lines = d2s(tmp_path / "lines.jsonl", 2)
-    text_files(tmp_path / "text", "train", [9, 73], [str(at) for at in range(10)])
+    write_text_files(tmp_path / "text", "train", [9, 73], [str(i) for i in range(10)])
     assert dense(Coco(str(tmp_path / "text"), dense=str(lines)).read())[1] == ["long text 1 🎈"]
-    images = [{"filename": f"{at}.jpg", "split": "train", "captions": ["x"], "cocoid": at} for at in (1, 2)]
-    karpathy(tmp_path / "k" / "dataset_coco.json", images)
+    images = [{"filename": f"{i}.jpg", "split": "train", "captions": ["x"], "cocoid": i} for i in (1, 2)]
+    write_karpathy(tmp_path / "k" / "dataset_coco.json", images)
     with pytest.raises(UserError, match="--layout text"):
         Coco(str(tmp_path / "k"), dense=str(lines)).read()
-    karpathy(tmp_path / "k" / "dataset_flickr30k.json", images)
+    write_karpathy(tmp_path / "k" / "dataset_flickr30k.json", images)
     assert dense(Flickr30K(str(tmp_path / "k"), dense=str(lines)).read())[1] == ["long text 1 🎈"]
-    karpathy(tmp_path / "k" / "dataset_flickr30k.json", images[::-1])
-    with pytest.raises(UserError, match="order of this layout is another"):
+    write_karpathy(tmp_path / "k" / "dataset_flickr30k.json", images[::-1])
+    with pytest.raises(UserError, match="this layout has a different order"):
         Flickr30K(str(tmp_path / "k"), dense=str(lines)).read()
 
 

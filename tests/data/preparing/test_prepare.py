@@ -1,4 +1,4 @@
-"""`itr prepare` as a command: killed, on a full disk, with more images than memory, and with real ones."""
+"""`itr prepare` as a command: when killed, on a full disk, with more images than memory, and with real images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from itr.data.shards.schema import Manifest
 from itr.data.shards.tars import read_tar
 from itr.images.decode import image_size
 from launching import ENOUGH
-from raw import as_table, make_raw, tree
+from raw import file_hashes, make_raw, write_tables
 
 WORKERS = [pytest.param(1, marks=pytest.mark.slow), 2]
 ITR = [sys.executable, "-m", "itr"]
@@ -32,8 +32,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Tables and images that take a while to shrink."""
-    return as_table(make_raw(tmp_path_factory.mktemp("raw"), 30, 10, width=900, height=700))
+    """Tables, and images large enough that resizing takes a while."""
+    return write_tables(make_raw(tmp_path_factory.mktemp("raw"), 30, 10, width=900, height=700))
 
 
 def command(root: Path, out: Path, *options: str) -> list[str]:
@@ -55,45 +55,45 @@ def is_alive(pid: int) -> bool:
 def wait_for(condition, seconds: float = ENOUGH) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it takes too long"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.002)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
-def test_killed_again_and_again_it_goes_on_to_the_same_bytes(root, tmp_path, workers):
+def test_after_being_killed_repeatedly_it_finishes_with_the_same_bytes(root, tmp_path, workers):
     out, options = tmp_path / "out", ("--resize=100", f"--num_workers={workers}")
     assert main(command(root, tmp_path / "whole", "--resize=100", "--num_workers=1")[3:]) == 0
     for finished in (2, 6):
         run = subprocess.Popen(command(root, out, *options), env=ENVIRONMENT, stdout=subprocess.PIPE)
         wait_for(lambda n=finished: len(list(out.glob(".preparing/*/*.json"))) >= n)
-        workers_of_it = children(run.pid)
+        worker_pids = children(run.pid)
         run.kill()
         assert run.wait() == -signal.SIGKILL
         run.stdout.close()
-        wait_for(lambda pids=workers_of_it: not any(map(is_alive, pids)))
+        wait_for(lambda pids=worker_pids: not any(map(is_alive, pids)))
         assert [path.name for path in out.iterdir()] == [".preparing"]
         for tar in out.rglob("*.tar"):
             with tarfile.open(tar) as opened:
                 assert len(opened.getnames()) == 4
-    told = subprocess.run(command(root, out, *options), env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "of 20 shards are finished already" in told.stdout
-    assert tree(out) == tree(tmp_path / "whole")
+    result = subprocess.run(command(root, out, *options), env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "of 20 shards are already finished" in result.stdout
+    assert file_hashes(out) == file_hashes(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
-def test_a_worker_that_is_killed_is_told(root, tmp_path):
+def test_a_killed_worker_is_reported(root, tmp_path):
     run = subprocess.Popen(
         command(root, tmp_path, "--resize=100", "--num_workers=2"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: list(tmp_path.glob(".preparing/*/*.json")))
     os.kill(max(children(run.pid)), signal.SIGKILL)
-    assert "a worker was killed, perhaps for want of memory; give the same command" in run.communicate()[1]
+    assert "a worker was killed, possibly because memory ran out; run the same command again" in run.communicate()[1]
     assert run.returncode == 1
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_stop_from_the_keyboard_is_one_line(root, tmp_path, workers):
+def test_a_keyboard_interrupt_prints_one_line(root, tmp_path, workers):
     run = subprocess.Popen(
         command(root, tmp_path, "--resize=100", f"--num_workers={workers}"),
         env=ENVIRONMENT,
@@ -102,18 +102,18 @@ def test_a_stop_from_the_keyboard_is_one_line(root, tmp_path, workers):
         start_new_session=True,
     )
     wait_for(lambda: list(tmp_path.glob(".preparing/*/*.json")))
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all processes
-    told = run.communicate()[1]
-    assert told == "itr: error: stopped; finished shards are kept, and the same command goes on from there\n"
+    os.killpg(run.pid, signal.SIGINT)  # like a terminal, to all processes
+    result = run.communicate()[1]
+    assert result == "itr: error: interrupted; finished shards are kept: run the same command again to continue\n"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_full_disk_is_told_and_room_is_all_it_needs(root, tmp_path, workers):
-    """On a real file system of one megabyte, in a name space of its own."""
+def test_a_full_disk_is_reported_and_more_space_is_enough_to_continue(root, tmp_path, workers):
+    """On a real one-megabyte file system, in its own mount namespace."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("needs leave to mount a small file system (unshare -rm)")
+        pytest.skip("needs permission to mount a small file system (unshare -rm)")
     disk = tmp_path / "disk"
     disk.mkdir()
     run = shlex.join(command(root, disk / "out", f"--num_workers={workers}"))
@@ -122,31 +122,31 @@ def test_a_full_disk_is_told_and_room_is_all_it_needs(root, tmp_path, workers):
         {run}; echo "status $?"; cd {disk}/out; find . -type f
         mount -o remount,size=9m {disk} || exit 77
         {run} && {again} && mv {disk}/out {tmp_path}/kept"""
-    told = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
-    if told.returncode == 77:
-        pytest.skip("needs leave to mount a small file system (tmpfs)")
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert told.stderr.count("itr: error") == 1
-    assert f"can't write to {disk / 'out'}: No space left on device. Finished shards are kept" in told.stderr
-    first, _, second = told.stdout.partition("status 1")
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
+    if result.returncode == 77:
+        pytest.skip("needs permission to mount a small file system (tmpfs)")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr.count("itr: error") == 1
+    assert f"can't write to {disk / 'out'}: No space left on device. Finished shards are kept" in result.stderr
+    first, _, second = result.stdout.partition("status 1")
     assert "written" not in first
     assert ".tmp" not in second
-    assert "shards are finished already" in second
+    assert "shards are already finished" in second
     assert main(command(root, tmp_path / "whole")[3:]) == 0
-    assert tree(tmp_path / "kept") == tree(tmp_path / "whole")
+    assert file_hashes(tmp_path / "kept") == file_hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_limit_of_the_file_size_is_told_like_a_full_disk(root, tmp_path, workers):
+def test_a_file_size_limit_is_reported_like_a_full_disk(root, tmp_path, workers):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    told = subprocess.run(
+    result = subprocess.run(
         command(root, tmp_path / "out", f"--num_workers={workers}"),
         env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
-    assert told.returncode == 1
-    assert told.stderr == (
+    assert result.returncode == 1
+    assert result.stderr == (
         f"itr: error: can't write to {tmp_path / 'out'}: File too large. Finished shards are kept: "
         "put it right and give the same command again, it goes on from there\n"
     )
@@ -154,7 +154,7 @@ def test_a_limit_of_the_file_size_is_told_like_a_full_disk(root, tmp_path, worke
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_memory_does_not_grow_with_the_images(tmp_path, workers):
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, workers):
     peaks = []
     for number in (4, 60):
         root = tmp_path / f"raw{number}"
@@ -171,14 +171,14 @@ def test_memory_does_not_grow_with_the_images(tmp_path, workers):
         )
         options = ["--shard_size", str(number // 2), "--num_workers", str(workers)]
         run = [sys.executable, "-c", code, *command(root, tmp_path / str(number), *options)[3:]]
-        told = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        peaks.append(int(told.stdout.split()[-1]))
+        result = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        peaks.append(int(result.stdout.split()[-1]))
     assert peaks[1] < peaks[0] + 20_000  # kB; the images are 216 MB
 
 
-def test_common_options_stand_beside_the_source_s_own(tmp_path, capsys):
+def test_common_options_work_together_with_those_of_the_source(tmp_path, capsys):
     raw = make_raw(tmp_path / "raw", 20, 0)
-    as_table(raw)
+    write_tables(raw)
     (raw.image_root / "val.jsonl").unlink()
     table = (raw.image_root / "train.jsonl").rename(raw.image_root / "all.jsonl")
     drawn = []
@@ -203,7 +203,7 @@ def test_common_options_stand_beside_the_source_s_own(tmp_path, capsys):
         (["--shard-size=3"], "--shard_size"),
     ],
 )
-def test_a_wrong_option_is_told(tmp_path, capsys, options, message):
+def test_a_wrong_option_is_reported(tmp_path, capsys, options, message):
     with pytest.raises(SystemExit) as exit_:
         main(["prepare", "table", "--root=x", f"--out={tmp_path}", *options])
     assert exit_.value.code == 2
@@ -211,7 +211,7 @@ def test_a_wrong_option_is_told(tmp_path, capsys, options, message):
 
 
 @pytest.mark.slow
-def test_real_images_are_brought_to_size(shared, tmp_path):
+def test_real_images_are_resized(shared, tmp_path):
     root = shared / "data" / "coco-sample"
     assert main(["prepare", "table", f"--root={root}", f"--out={tmp_path}", "--resize=128"]) == 0
     for split in ("train", "val"):
@@ -224,12 +224,12 @@ def test_real_images_are_brought_to_size(shared, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmark_gives_its_figures(tmp_path):
+def test_the_benchmark_writes_its_results(tmp_path):
     script, out = Path(SOURCES).parent / "benchmarks" / "prepare.py", tmp_path / "figures"
     run = [sys.executable, str(script), "--number=20", "--rounds=1", f"--out={out}"]
-    told = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    result = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     lines = json.loads((out / "prepare.json").read_text())["lines"]
     assert [line["beside"].partition(":")[0] for line in lines] == ["cp", "Pillow"]
     assert all(line[rate] > 1 for line in lines for rate in ("ours", "theirs"))
-    assert "shrinking to 256" in told.stdout
-    assert told.stderr == ""
+    assert "shrinking to 256" in result.stdout
+    assert result.stderr == ""

@@ -1,4 +1,4 @@
-"""What `itr prepare` makes of entries, whatever source found them."""
+"""What `itr prepare` writes for given entries, whichever source they come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from itr.data.inspecting.verify import verify
 from itr.data.preparing.writing import Writing, write_shards
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Manifest
 from itr.data.shards.staging import Staging
@@ -23,9 +23,9 @@ from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from itr.images.decode import decode_pixels, image_size
 from itr.images.transforms import decode
-from raw import make_raw, save_image, tree
+from raw import file_hashes, make_raw, save_image
 
-# A family of three joined by U+200D, "shalom" between marks of direction, "marhaba".
+# A family of three joined by U+200D, "shalom" between direction marks, "marhaba".
 FAMILY = (
     "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u202b\u05e9\u05dc\u05d5\u05dd\u202c \u0645\u0631\u062d\u0628\u0627"
 )
@@ -44,7 +44,7 @@ def samples(out, split):
     return [sample for shard in Manifest.read(out).splits[split].shards for sample in read_tar(out / shard.path)]
 
 
-def test_bytes_captions_and_ids_are_those_of_the_source(raw, tmp_path):
+def test_bytes_captions_and_ids_match_the_source(raw, tmp_path):
     prepare(raw, tmp_path / "out")
     order = np.random.default_rng(0).permutation(11)
     for split, entries in (("train", [raw.entries["train"][i] for i in order]), ("val", raw.entries["val"])):
@@ -60,7 +60,7 @@ def test_bytes_captions_and_ids_are_those_of_the_source(raw, tmp_path):
     verify(str(tmp_path / "out"))
 
 
-def test_a_tar_has_the_bytes_of_a_plain_ustar_archive(raw, tmp_path):
+def test_a_tar_equals_the_one_webdataset_writes(raw, tmp_path):
     shard = prepare(raw, tmp_path / "out", shard_size=100).splits["val"].shards[0]
     with tarfile.open(tmp_path / "plain.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in read_tar(tmp_path / "out" / shard.path):
@@ -75,27 +75,27 @@ def test_a_tar_has_the_bytes_of_a_plain_ustar_archive(raw, tmp_path):
 
 
 @pytest.mark.parametrize("resize", [None, 24])
-def test_the_number_of_workers_changes_no_byte(raw, tmp_path, resize):
+def test_the_number_of_workers_does_not_change_the_bytes(raw, tmp_path, resize):
     for workers in (1, 3):
         prepare(raw, tmp_path / str(workers), num_workers=workers, resize=resize)
-    assert tree(tmp_path / "1") == tree(tmp_path / "3")
-    assert len(tree(tmp_path / "1")) == 4 + 2 + 2  # shards, manifest and plan, and nothing else
+    assert file_hashes(tmp_path / "1") == file_hashes(tmp_path / "3")
+    assert len(file_hashes(tmp_path / "1")) == 4 + 2 + 2  # only shards, their manifest and the plan
 
 
-def test_a_smaller_image_is_the_large_one_antialiased(tmp_path):
+def test_resizing_is_antialiased(tmp_path):
     save_image(tmp_path / "large.jpg", 1, 400, 300, quality=95)
-    prepare(RawData(tmp_path, {"train": [Entry("large.jpg", ["x"])]}, "made"), tmp_path / "out", resize=100)
+    prepare(RawData(tmp_path, {"train": [ImageEntry("large.jpg", ["x"])]}, "made"), tmp_path / "out", resize=100)
     (sample,) = samples(tmp_path / "out", "train")
     assert image_size(sample.image) == (133, 100)
     large = decode((tmp_path / "large.jpg").read_bytes(), 10**9)[None].float()
-    wanted = torch.nn.functional.interpolate(large, (100, 133), mode="bicubic", antialias=True)[0]
-    error = (decode(sample.image, 10**9).float() - wanted).square().mean()
+    expected = torch.nn.functional.interpolate(large, (100, 133), mode="bicubic", antialias=True)[0]
+    error = (decode(sample.image, 10**9).float() - expected).square().mean()
     assert 10 * torch.log10(255**2 / error) > 36  # dB
     manifest = Manifest.read(tmp_path / "out")
     assert (manifest.settings["resize"], manifest.settings["quality"]) == (100, 95)
 
 
-def test_no_image_is_enlarged_or_encoded_without_need(tmp_path):
+def test_no_image_is_enlarged_or_reencoded_needlessly(tmp_path):
     save_image(tmp_path / "small.jpg", 1, 64, 48)
     save_image(tmp_path / "exact.png", 2, 70, 50)
     prepare(make_entries(tmp_path, "small.jpg", "exact.png"), tmp_path / "out", resize=50)
@@ -103,9 +103,9 @@ def test_no_image_is_enlarged_or_encoded_without_need(tmp_path):
         assert sample.image == (tmp_path / sample.name).read_bytes()
 
 
-def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
+def test_all_formats_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     save_image(tmp_path / "turned.jpg", 1, 90, 60, exif=exif, comment=b"private")
     Image.new("RGBA", (60, 90), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((60, 90), 65535, np.uint16)).save(tmp_path / "deep.png")
@@ -119,15 +119,15 @@ def test_types_and_modes_become_rgb_jpegs_and_nothing_is_rotated(tmp_path):
             assert (image.width > image.height) == (before.width > before.height)
             assert not image.getexif()
             assert "comment" not in image.info
-        wanted = decode_pixels((tmp_path / sample.name).read_bytes(), 10**9).mean()
-        assert abs(decode_pixels(sample.image, 10**9).mean() - wanted) < 2
+        expected = decode_pixels((tmp_path / sample.name).read_bytes(), 10**9).mean()
+        assert abs(decode_pixels(sample.image, 10**9).mean() - expected) < 2
 
 
 def make_entries(root, *names) -> RawData:
-    return RawData(root, {"train": [Entry(name, ["a caption"]) for name in names]}, "made")
+    return RawData(root, {"train": [ImageEntry(name, ["a caption"]) for name in names]}, "made")
 
 
-def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
+def test_captions_are_kept_or_cleaned_by_rule(tmp_path, capsys):
     save_image(tmp_path / "a.jpg", 1)
     captions = [
         "nul\0 and\x07 bell",
@@ -136,8 +136,8 @@ def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
         FAMILY,
         " \0 ",
     ]
-    entry = Entry("a.jpg", captions, ["dense\0"], {"note": "lone \udc00", "nul": "\0"})
-    empty = Entry("gone.jpg", ["\0"])
+    entry = ImageEntry("a.jpg", captions, ["dense\0"], {"note": "lone \udc00", "nul": "\0"})
+    empty = ImageEntry("gone.jpg", ["\0"])
     prepare(RawData(tmp_path, {"train": [entry, empty]}, "made"), tmp_path / "out")
     (sample,) = samples(tmp_path / "out", "train")
     assert sample.captions == [
@@ -147,12 +147,16 @@ def test_captions_survive_or_are_cleaned_by_rule(tmp_path, capsys):
         FAMILY,
     ]
     assert (sample.meta["dense"], sample.meta["note"], sample.meta["nul"]) == (["dense"], "lone \ufffd", "\0")
-    shown = capsys.readouterr().out
-    for part in ("1 images without a caption", "4 captions held control characters", "1 captions held broken Unicode"):
-        assert part in shown
+    output = capsys.readouterr().out
+    for part in (
+        "skipped 1 images without a caption",
+        "4 captions held control characters",
+        "1 captions held broken Unicode",
+    ):
+        assert part in output
 
 
-def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
+def test_all_bad_files_are_reported_and_nothing_is_written(tmp_path):
     save_image(tmp_path / "raw" / "good.jpg", 1)
     (tmp_path / "raw" / "empty.jpg").touch()
     (tmp_path / "raw" / "page.jpg").write_text("\n<!DOCTYPE html><p>404")
@@ -162,16 +166,20 @@ def test_bad_files_are_told_at_once_and_nothing_is_written(tmp_path):
     save_image(tmp_path / "outside.jpg", 1)
     expected = {
         "empty.jpg": "is empty",
-        "page.jpg": "is no image (but a web page)",
-        "pointer.jpg": "is no image (it begins with b'version http')",
-        "folder.jpg": "can't be read (Is a directory)",
-        "pipe.jpg": "is no file, but a pipe or a device",
-        "sub/../../outside.jpg": "leads out of the image folder",
+        "page.jpg": "is a web page, not an image",
+        "pointer.jpg": "is not an image (it starts with b'version http')",
+        "folder.jpg": "could not be read (Is a directory)",
+        "pipe.jpg": "is a pipe or a device, not a regular file",
+        "sub/../../outside.jpg": "is outside the image folder",
     }
-    for name, problem in {**expected, "nul\0.jpg": "can't be read", "good.txt": "is not one of"}.items():
+    for name, problem in {
+        **expected,
+        "nul\0.jpg": "could not be read",
+        "good.txt": "does not have one of the extensions",
+    }.items():
         with pytest.raises(UserError) as caught:
             prepare(make_entries(tmp_path / "raw", "good.jpg", name), tmp_path / "out")
-        assert f"1 of 2 images of train can't be used (from {tmp_path / 'raw'}):\n  {name}: {problem}" in str(
+        assert f"1 of 2 images of train cannot be used (image folder: {tmp_path / 'raw'}):\n  {name}: {problem}" in str(
             caught.value
         )
     names = [*expected, str(tmp_path / "outside.jpg"), "gone.jpg", "good.jpg"]
@@ -190,24 +198,24 @@ def test_links_inside_the_folder_and_absolute_paths_below_it_are_followed(tmp_pa
     assert prepare(raw, tmp_path / "out").splits["train"].images == 2
 
 
-def test_an_image_that_comes_twice_is_refused(tmp_path):
+def test_a_duplicate_image_is_rejected(tmp_path):
     save_image(tmp_path / "a.jpg", 1)
     with pytest.raises(UserError, match=r"image a.jpg appears 2 times in train"):
         prepare(make_entries(tmp_path, "a.jpg", "./a.jpg"), tmp_path / "out")
     names = [f"{i}.jpg" for i in range(9)]
     with pytest.raises(UserError, match=r"0.jpg appears 2 times in train(?s:.*)\(6 more such images\)"):
         prepare(make_entries(tmp_path, *names, *names), tmp_path / "out")
-    twice = {split: [Entry("a.jpg", ["x"])] for split in ("train", "test")}
-    with pytest.raises(UserError, match=r"a.jpg is in train and in test; a split must not leak"):
+    twice = {split: [ImageEntry("a.jpg", ["x"])] for split in ("train", "test")}
+    with pytest.raises(UserError, match=r"a.jpg is in both train and test; splits must not overlap"):
         prepare(RawData(tmp_path, twice, "made"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_image_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys, workers):
+def test_a_truncated_image_is_reported_and_the_other_shards_are_kept(raw, tmp_path, capsys, workers):
     out, cut = tmp_path / "out", raw.image_root / "val" / "0003.jpg"
-    whole = cut.read_bytes()
-    cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: is no whole image .*truncated"):
+    original = cut.read_bytes()
+    cut.write_bytes(original[: len(original) // 2])
+    with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: could not be decoded .*truncated"):
         prepare(raw, out, resize=24, num_workers=workers)
     assert not (out / "manifest.json").exists()
     with pytest.raises(UserError, match="is not finished; give the `itr prepare` command again"):
@@ -215,56 +223,56 @@ def test_an_image_cut_short_is_told_and_the_rest_is_kept(raw, tmp_path, capsys, 
     prepare(raw, tmp_path / "skipped", resize=24, num_workers=workers, bad_images="skip")
     assert [sample.image_id for sample in samples(tmp_path / "skipped", "val")] == [0, 1, 2, 4]
     verify(str(tmp_path / "skipped"))
-    cut.write_bytes(whole)
+    cut.write_bytes(original)
     capsys.readouterr()
     prepare(raw, out, resize=24, num_workers=workers)
-    assert "going on: 5 of 6 shards are finished already" in capsys.readouterr().out
-    prepare(raw, tmp_path / "anew", resize=24)
-    assert tree(out) == tree(tmp_path / "anew")
+    assert "continuing: 5 of 6 shards are already finished" in capsys.readouterr().out
+    prepare(raw, tmp_path / "fresh", resize=24)
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")
 
 
-def test_a_header_without_an_image_is_told_when_bytes_are_copied(raw, tmp_path):
+def test_a_damaged_header_is_reported_when_bytes_are_copied(raw, tmp_path):
     (raw.image_root / "val" / "0001.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
-    with pytest.raises(UserError, match=r"val/0001.jpg: is no whole image"):
+    with pytest.raises(UserError, match=r"val/0001.jpg: could not be decoded"):
         prepare(raw, tmp_path / "out")
 
 
-def test_the_same_command_again_finds_all_there(raw, tmp_path, capsys):
+def test_repeating_the_command_changes_nothing(raw, tmp_path, capsys):
     out = tmp_path / "out"
     prepare(raw, out)
-    before = tree(out), os.stat(out / "train" / "000000.tar").st_mtime_ns
+    before = file_hashes(out), os.stat(out / "train" / "000000.tar").st_mtime_ns
     prepare(raw, out, num_workers=2)
-    assert "holds just this already" in capsys.readouterr().out
-    assert before == (tree(out), os.stat(out / "train" / "000000.tar").st_mtime_ns)
+    assert "is already up to date" in capsys.readouterr().out
+    assert before == (file_hashes(out), os.stat(out / "train" / "000000.tar").st_mtime_ns)
     (out / "train" / "000001.tar").unlink()
     prepare(raw, out)
-    assert before[0] == tree(out)
+    assert before[0] == file_hashes(out)
 
 
-def test_earlier_shards_stay_until_the_new_ones_are_whole(raw, tmp_path, capsys):
+def test_earlier_shards_stay_until_the_new_ones_are_complete(raw, tmp_path, capsys):
     out, other = tmp_path / "out", tmp_path / "other"
     prepare(raw, out, shard_size=1)
-    before = tree(out)
+    before = file_hashes(out)
     bad = raw.image_root / "train" / "0000.jpg"
     bad.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match=r"0000.jpg"):
         prepare(raw, out, shard_size=4)
-    assert {name: sha for name, sha in tree(out).items() if not name.startswith(".preparing")} == before
+    assert {name: sha for name, sha in file_hashes(out).items() if not name.startswith(".preparing")} == before
     verify(str(out))
     save_image(bad, 77)
     capsys.readouterr()
     prepare(raw, out, shard_size=5)
-    assert "finished shards of other images, captions or options are dropped" in capsys.readouterr().out
+    assert "made from other images, captions or options" in capsys.readouterr().out
     prepare(raw, other, shard_size=5)
-    assert tree(out) == tree(other)
+    assert file_hashes(out) == file_hashes(other)
 
 
-def test_a_move_that_was_cut_short_is_finished(raw, tmp_path, capsys):
+def test_an_interrupted_move_is_finished(raw, tmp_path, capsys):
     out, new = tmp_path / "out", tmp_path / "new"
     prepare(raw, out, shard_size=1)
     prepare(raw, new, shard_size=4)
-    wanted = tree(new)
-    files = [name for name in wanted if name != "manifest.json"] + ["manifest.json"]
+    expected = file_hashes(new)
+    files = [name for name in expected if name != "manifest.json"] + ["manifest.json"]
     new.rename(out / ".preparing")
     (out / ".preparing" / "ready.json").write_text(json.dumps(files))
     (out / "manifest.json").rename(out / ".preparing" / "old.json")
@@ -273,19 +281,19 @@ def test_a_move_that_was_cut_short_is_finished(raw, tmp_path, capsys):
         find_split(out, "train")
     prepare(raw, out, shard_size=4)
     assert "now it is" in capsys.readouterr().out
-    assert tree(out) == wanted
+    assert file_hashes(out) == expected
 
 
-def test_tars_that_no_manifest_names_are_neither_mixed_in_nor_deleted(raw, tmp_path):
-    stranger = tmp_path / "out" / "train" / "mine.tar"
-    stranger.parent.mkdir(parents=True)
-    stranger.write_bytes(b"precious")
+def test_unknown_tars_are_neither_used_nor_deleted(raw, tmp_path):
+    unknown = tmp_path / "out" / "train" / "mine.tar"
+    unknown.parent.mkdir(parents=True)
+    unknown.write_bytes(b"precious")
     with pytest.raises(UserError, match=r"holds 1 tars that no manifest names, such as .*mine.tar; choose another"):
         prepare(raw, tmp_path / "out")
-    assert list(tree(tmp_path / "out")) == ["train/mine.tar"]
+    assert list(file_hashes(tmp_path / "out")) == ["train/mine.tar"]
 
 
-def test_two_at_once_in_one_folder_are_refused(raw, tmp_path):
+def test_two_processes_cannot_write_to_one_folder(raw, tmp_path):
     with Staging(tmp_path / "out"), pytest.raises(UserError, match="another `itr prepare` is writing"):
         prepare(raw, tmp_path / "out")
     prepare(raw, tmp_path / "out")
@@ -294,13 +302,13 @@ def test_two_at_once_in_one_folder_are_refused(raw, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resize": 0}, "resize is 0"),
-        ({"quality": 101}, "quality is 101"),
-        ({"shard_size": 0}, "shard_size is 0"),
-        ({"num_workers": 0}, "num_workers is 0"),
+        ({"resize": 0}, "resize=0"),
+        ({"quality": 101}, "quality=101"),
+        ({"shard_size": 0}, "shard_size=0"),
+        ({"num_workers": 0}, "num_workers=0"),
         ({"out": "/proc/shards"}, "can't write to /proc/shards"),
     ],
 )
-def test_wrong_settings_are_told(raw, tmp_path, options, message):
+def test_invalid_settings_are_reported(raw, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         prepare(raw, **{"out": tmp_path / "out", **options})

@@ -1,4 +1,4 @@
-"""Flickr30K and COCO from each layout, text by text, and what is said of their faults."""
+"""Flickr30K and COCO from each file layout, caption by caption, and the messages about faulty files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pytest
 from itr.data.sources.coco import Coco
 from itr.data.sources.flickr30k import Flickr30K
 from itr.errors import UserError
-from raw_trees import ODD, captions_of, karpathy, make_image, official, squeezed, text_files, write_json
+from raw_trees import (
+    ODD,
+    captions_of,
+    collapsed,
+    make_image,
+    write_json,
+    write_karpathy,
+    write_official,
+    write_text_files,
+)
 
 FLICKR = {
     "train": {"1000.jpg": ODD, "1002.jpg": ["one", "two", "three", "four", "five"]},
@@ -38,7 +47,7 @@ def flickr_images(root: Path, folder: str = "flickr30k-images") -> None:
 
 def expected(folder: str = "flickr30k-images") -> dict[str, dict[str, list[str]]]:
     return {
-        split: {f"{folder}/{name}": list(map(squeezed, captions)) for name, captions in found.items()}
+        split: {f"{folder}/{name}": list(map(collapsed, captions)) for name, captions in found.items()}
         for split, found in FLICKR.items()
     }
 
@@ -48,7 +57,7 @@ def flickr_karpathy(root: Path) -> None:
         {"filename": name, "split": split, "captions": captions}
         for split, found in FLICKR.items() for name, captions in found.items()
     ]  # fmt: skip
-    karpathy(root / "dataset_flickr30k.json", images)
+    write_karpathy(root / "dataset_flickr30k.json", images)
 
 
 def flickr_text(root: Path, end: str = "\n") -> None:
@@ -60,14 +69,14 @@ def flickr_text(root: Path, end: str = "\n") -> None:
     write_json(root / "id_mapping.json", mapping)
     for split, found in FLICKR.items():
         repeat = 1 if split == "train" else 5  # as in the published files
-        text_files(
+        write_text_files(
             root / "precomp", "dev" if split == "val" else split, [ids[n] for n in found for _ in range(repeat)],
             [caption for captions in found.values() for caption in captions], end,
         )  # fmt: skip
 
 
 def flickr_rows(root: Path) -> None:
-    """As ALBEF has them: a caption a row in train, a list in val and test."""
+    """As in ALBEF: one caption per row in train, a list in val and test."""
     for split, found in FLICKR.items():
         rows = [{"image": f"flickr30k-images/{name}", "caption": texts} for name, texts in found.items()]
         if split == "train":
@@ -82,7 +91,7 @@ def all_captions(data) -> dict[str, dict[str, list[str]]]:
 @pytest.mark.parametrize(
     ("name", "write"), [("karpathy", flickr_karpathy), ("text", flickr_text), ("rows", flickr_rows)]
 )
-def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, write):
+def test_flickr30k_captions_are_the_same_in_every_layout(tmp_path, capsys, name, write):
     flickr_images(tmp_path)
     write(tmp_path)
     data = Flickr30K(str(tmp_path)).read()
@@ -90,30 +99,30 @@ def test_flickr30k_has_its_captions_in_every_layout(tmp_path, capsys, name, writ
     assert list(data.entries) == ["train", "val", "test"]
     assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
     assert data.settings == {"layout": name}
-    said = capsys.readouterr().out
-    assert f"layout {name}" in said
-    assert "train has 2 images here; the published split has 29,000" in said
+    output = capsys.readouterr().out
+    assert f"layout {name}" in output
+    assert "train has 2 images; the published split has 29,000" in output
     assert all_captions(Flickr30K(str(tmp_path), layout=name, splits="test").read()) == {"test": expected()["test"]}
 
 
-def test_windows_line_ends_and_a_mark_at_the_start_are_no_text(tmp_path):
+def test_windows_line_endings_and_a_byte_order_mark_are_ignored(tmp_path):
     flickr_images(tmp_path)
     flickr_text(tmp_path, "\r\n")
     path = tmp_path / "precomp" / "train_caps.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")  # and an empty line at the end
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")  # and a trailing empty line
     assert all_captions(Flickr30K(str(tmp_path)).read()) == expected()
 
 
-def test_images_are_found_in_a_folder_of_the_users_choice(tmp_path):
+def test_images_are_found_in_a_user_supplied_folder(tmp_path):
     flickr_karpathy(tmp_path / "captions")
     flickr_images(tmp_path, "elsewhere")
     data = Flickr30K(str(tmp_path / "captions"), image_root=str(tmp_path / "elsewhere")).read()
     assert set(captions_of(data, "train")) == {"1000.jpg", "1002.jpg"}
-    with pytest.raises(UserError, match=r"no folder .*nowhere; --image_root"):
+    with pytest.raises(UserError, match=r"nowhere does not exist; .*--image_root"):
         Flickr30K(str(tmp_path / "captions"), image_root=str(tmp_path / "nowhere")).read()
 
 
-def test_cusa_rows_keep_uneven_captions_and_ids(tmp_path):
+def test_cusa_rows_keep_ids_and_any_number_of_captions(tmp_path):
     rows = [{"image_path": "images/a.jpg", "caption": text, "image_id": 12} for text in ("x", "y", "", "z")]
     write_json(tmp_path / "new_train.json", [*rows, {"image_path": "images/b.jpg", "caption": "one", "image_id": 3}])
     data = Flickr30K(str(tmp_path)).read()
@@ -133,7 +142,7 @@ def official_files(root: Path) -> None:
             texts = dict(zip(image["sentids"], image["captions"], strict=True))
             if image["filepath"] == f"{part}2014":
                 images[image["cocoid"]] = image["filename"], dict(reversed(texts.items()))
-        official(root / "annotations" / f"captions_{part}2014.json", images)
+        write_official(root / "annotations" / f"captions_{part}2014.json", images)
 
 
 COCO_EXPECTED = {
@@ -147,9 +156,9 @@ COCO_EXPECTED = {
 
 
 @pytest.mark.parametrize("layout", ["karpathy", "official"])
-def test_coco_by_karpathys_split(tmp_path, capsys, layout):
+def test_coco_with_the_karpathy_split(tmp_path, capsys, layout):
     coco_tree(tmp_path)
-    karpathy(tmp_path / "dataset_coco.json", COCO)
+    write_karpathy(tmp_path / "dataset_coco.json", COCO)
     if layout == "official":
         official_files(tmp_path)
     data = Coco(str(tmp_path)).read()
@@ -157,15 +166,15 @@ def test_coco_by_karpathys_split(tmp_path, capsys, layout):
     assert data.settings == {"layout": layout, "restval": True}
     test = data.entries["test"][0]
     assert test.meta == {"source_id": 42, "coco_caption_ids": [7, 8, 9, 12, 30, 31], "standard": 5}
-    said = capsys.readouterr().out
-    assert "loading annotations" not in said
-    assert "test has 1 images here; the published split has 5,000" in said
+    output = capsys.readouterr().out
+    assert "loading annotations" not in output
+    assert "test has 1 images; the published split has 5,000" in output
     assert all((data.image_root / entry.image).is_file() for found in data.entries.values() for entry in found)
-    without = Coco(str(tmp_path), restval=False).read()
-    assert set(captions_of(without, "train")) == {f"{TRAIN}000000000009.jpg"}
+    without_restval = Coco(str(tmp_path), restval=False).read()
+    assert set(captions_of(without_restval, "train")) == {f"{TRAIN}000000000009.jpg"}
 
 
-def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
+def test_official_coco_without_a_split_and_with_id_lists(tmp_path, capsys):
     coco_tree(tmp_path)
     official_files(tmp_path)
     own = Coco(str(tmp_path)).read()
@@ -174,11 +183,11 @@ def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
     assert "no Karpathy split" in capsys.readouterr().out
     lists = tmp_path / "precomp"
     for name, ids in (("train", [73, 9, 555]), ("dev", [74]), ("testall", [42] * 5)):
-        text_files(lists, name, ids, [])
+        write_text_files(lists, name, ids, [])
         (lists / f"{name}_caps.txt").unlink()
     data = Coco(str(tmp_path), split_file=str(lists)).read()
     assert all_captions(data) == COCO_EXPECTED
-    assert "images of precomp that the captions files don't have, left out: 1 (555)" in capsys.readouterr().out
+    assert "skipped images of precomp that are not in the captions files: 1 (555)" in capsys.readouterr().out
     assert all_captions(Coco(str(tmp_path)).read()) == COCO_EXPECTED
     assert Coco(str(tmp_path), split_file="official").read().entries.keys() == {"train", "val"}
 
@@ -186,16 +195,16 @@ def test_coco_official_without_a_split_and_with_lists_of_ids(tmp_path, capsys):
 def test_coco_text_files_without_a_mapping_find_images_by_number(tmp_path):
     for image in COCO:
         make_image(tmp_path / "images" / image["filepath"] / image["filename"])
-    text_files(tmp_path, "train", [73, 9], [f"t{i}" for i in range(10)])
-    text_files(tmp_path, "dev", [74] * 3, ["x", "y", "z"])
-    text_files(tmp_path, "test", [42] * 5, list("vwxyz"))
+    write_text_files(tmp_path, "train", [73, 9], [f"t{i}" for i in range(10)])
+    write_text_files(tmp_path, "dev", [74] * 3, ["x", "y", "z"])
+    write_text_files(tmp_path, "test", [42] * 5, list("vwxyz"))
     data = Coco(str(tmp_path)).read()
     assert captions_of(data, "train") == {
         f"images/{VAL}000000000073.jpg": [f"t{i}" for i in range(5)],
         f"images/{TRAIN}000000000009.jpg": [f"t{i}" for i in range(5, 10)],
     }
     assert captions_of(data, "val") == {f"images/{VAL}000000000074.jpg": ["x", "y", "z"]}
-    text_files(tmp_path, "testall", [42] * 5 + [999] * 5, list("abcdefghij"))
+    write_text_files(tmp_path, "testall", [42] * 5 + [999] * 5, list("abcdefghij"))
     assert list(captions_of(Coco(str(tmp_path)).read(), "test")) == [
         f"images/{VAL}000000000042.jpg", f"{VAL}000000000999.jpg",
     ]  # fmt: skip
@@ -210,74 +219,77 @@ def test_coco_rows(tmp_path):
     assert all_captions(data) == {split: COCO_EXPECTED[split] for split in ("train", "test")}
 
 
-def fault(root: Path, match: str, source=Flickr30K, **options) -> None:
+def check_error(root: Path, match: str, source=Flickr30K, **options) -> None:
     with pytest.raises(UserError, match=match):
         source(str(root), **options).read()
 
 
-def test_lines_that_do_not_fit_the_ids(tmp_path):
+def test_captions_that_do_not_match_the_ids(tmp_path):
     flickr_images(tmp_path)
     flickr_text(tmp_path)
     path = tmp_path / "precomp" / "train_caps.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
     path.write_text("\n".join(lines[:8]) + "\n", encoding="utf-8")
-    fault(tmp_path, r"train_caps.txt has 8 captions and .*train_ids.txt 2 ids, .* needs 2 or 10 captions")
+    check_error(tmp_path, "train_caps.txt has 8 captions but .*train_ids.txt has 2 ids; .* must be 2 or 10 captions")
     path.write_text("\n".join(["more", *lines]), encoding="utf-8")
-    fault(tmp_path, r"has 11 captions and .*train_ids.txt 2 ids")
-    text_files(tmp_path / "precomp", "train", [0, 0], ["x"] * 10)
-    fault(tmp_path, r"10 captions and .* 2 ids \(id 0 stands there more than once\)")
+    check_error(tmp_path, "has 11 captions but .*train_ids.txt has 2 ids")
+    write_text_files(tmp_path / "precomp", "train", [0, 0], ["x"] * 10)
+    check_error(tmp_path, r"10 captions but .* has 2 ids \(id 0 appears more than once\)")
 
 
-def test_an_empty_caption_line_is_told_and_the_others_keep_their_images(tmp_path, capsys):
+def test_empty_caption_lines_are_reported_and_the_others_keep_their_images(tmp_path, capsys):
     write_json(tmp_path / "id_mapping.json", {"0": "a.jpg", "1": "b.jpg"})
-    text_files(tmp_path, "train", [0, 1], ["a1", " \x00", "a3", "a4", "a5", "b1", "b2", "b3", "b4", ""])
+    write_text_files(tmp_path, "train", [0, 1], ["a1", " \x00", "a3", "a4", "a5", "b1", "b2", "b3", "b4", ""])
     data = Flickr30K(str(tmp_path)).read()
     assert captions_of(data, "train") == {"a.jpg": ["a1", "a3", "a4", "a5"], "b.jpg": ["b1", "b2", "b3", "b4"]}
-    assert "train_caps.txt: empty lines left out: 2 (line 2, line 10)" in capsys.readouterr().out
+    assert "train_caps.txt: skipped empty lines: 2 (line 2, line 10)" in capsys.readouterr().out
 
 
-def test_half_a_pair_unknown_ids_and_other_encodings(tmp_path):
+def test_a_missing_text_file_unknown_ids_and_other_encodings(tmp_path):
     flickr_images(tmp_path)
     flickr_text(tmp_path)
     (tmp_path / "precomp" / "test_caps.txt").unlink()
-    fault(tmp_path, r"test_ids.txt is there but test_caps.txt is not; .*--splits")
+    check_error(tmp_path, "test_ids.txt exists but test_caps.txt does not; .*--splits")
     assert set(Flickr30K(str(tmp_path), splits="train,val").read().entries) == {"train", "val"}
     write_json(tmp_path / "id_mapping.json", {"0": "1000.jpg"})
-    fault(tmp_path, r"train_ids.txt: 1 ids are not in id_mapping.json \(first 1\)", splits="train")
+    check_error(tmp_path, r"train_ids.txt: 1 ids are not in id_mapping.json \(first 1\)", splits="train")
     (tmp_path / "id_mapping.json").unlink()
-    fault(tmp_path, r"2 ids have no image, and there is no id_mapping.json", splits="train")
+    check_error(tmp_path, "2 ids match no image, and id_mapping.json does not exist", splits="train")
     (tmp_path / "precomp" / "train_caps.txt").write_bytes(b"good\nna\xefve\n")
-    fault(tmp_path, r"train_caps.txt, line 2, is not in UTF-8", splits="train")
+    check_error(tmp_path, "train_caps.txt, line 2, is not valid UTF-8", splits="train")
 
 
-def test_an_unknown_layout_and_several(tmp_path):
-    fault(tmp_path, r"none of the known layouts.*\n.*karpathy: dataset_flickr30k.json\n.*text: .*\n.*rows: flickr30k_")
-    fault(tmp_path / "nowhere", "there is no folder")
+def test_no_layout_and_several_layouts(tmp_path):
+    check_error(
+        tmp_path,
+        r"no files of any known layout in .*\n.*karpathy: dataset_flickr30k.json\n.*text: .*\n.*rows: flickr30k_",
+    )
+    check_error(tmp_path / "nowhere", "does not exist")
     flickr_karpathy(tmp_path)
-    fault(tmp_path, "has no text files", layout="text")
+    check_error(tmp_path, "found no text files in", layout="text")
     flickr_rows(tmp_path)
-    fault(tmp_path, r"several layouts: karpathy \(.*\), rows .*--layout karpathy or rows")
+    check_error(tmp_path, r"several layouts: karpathy \(.*\), rows .*pass --layout karpathy or rows")
     assert Flickr30K(str(tmp_path), layout="rows").read().settings == {"layout": "rows"}
     flickr_karpathy(tmp_path / "other")
     assert Flickr30K(str(tmp_path), layout="karpathy").read().entries
     (tmp_path / "dataset_flickr30k.json").unlink()
     flickr_karpathy(tmp_path / "copy")
-    fault(tmp_path, "are both there", layout="karpathy")
-    fault(tmp_path, "--splits has 'dev'", layout="rows", splits="dev")
+    check_error(tmp_path, "found several candidates", layout="karpathy")
+    check_error(tmp_path, "--splits has the unknown split 'dev'", layout="rows", splits="dev")
 
 
-def test_an_image_in_two_splits_or_twice_in_one_is_refused(tmp_path):
+def test_an_image_in_two_splits_or_twice_in_one_is_rejected(tmp_path):
     images = [{"filename": "a.jpg", "split": split, "captions": ["x"]} for split in ("train", "test")]
-    karpathy(tmp_path / "dataset_flickr30k.json", images)
-    fault(tmp_path, "a.jpg is in train and in test")
-    karpathy(tmp_path / "dataset_flickr30k.json", [images[0], images[0]])
-    fault(tmp_path, r"a.jpg appears (twice|2 times) in train")
+    write_karpathy(tmp_path / "dataset_flickr30k.json", images)
+    check_error(tmp_path, "a.jpg is in both train and test")
+    write_karpathy(tmp_path / "dataset_flickr30k.json", [images[0], images[0]])
+    check_error(tmp_path, "a.jpg appears 2 times in train")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("dataset_flickr30k.json", "{", "can't be read as JSON"),
+        ("dataset_flickr30k.json", "{", "could not read .* as JSON"),
         ("dataset_flickr30k.json", "[1]", "no list `images`"),
         (
             "dataset_flickr30k.json",
@@ -289,23 +301,23 @@ def test_an_image_in_two_splits_or_twice_in_one_is_refused(tmp_path):
         (
             "dataset_flickr30k.json",
             '{"images": [{"filename": "x", "split": "val", "sentences": [1]}]}',
-            "no text `raw`",
+            "no string `raw`",
         ),
         ("dataset_flickr30k.json", '{"images": []}', "no image with a caption"),
-        ("train.json", "{}", "no list of rows"),
-        ("train.json", '[{"image": "x.jpg"}]', "row 0: it needs a path"),
-        ("train.json", '[{"caption": "x"}]', "row 0: it needs a path"),
+        ("train.json", "{}", "is not a list of rows"),
+        ("train.json", '[{"image": "x.jpg"}]', "row 0, needs a path"),
+        ("train.json", '[{"caption": "x"}]', "row 0, needs a path"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, text, message):
+def test_malformed_files_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    fault(tmp_path, message)
+    check_error(tmp_path, message)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "no captions file of COCO"),
+        ([], "is not a COCO captions file"),
         (
             {"images": [{"id": 1, "file_name": "x"}], "annotations": [{"id": 2, "image_id": 5, "caption": "x"}]},
             "image 5",
@@ -314,19 +326,19 @@ def test_damaged_files_are_named(tmp_path, name, text, message):
         ({"images": [{"id": 1}], "annotations": []}, "file_name"),
     ],
 )
-def test_damaged_captions_of_coco_are_named(tmp_path, value, message):
+def test_malformed_coco_captions_files_are_named(tmp_path, value, message):
     write_json(tmp_path / "captions_train2014.json", value)
-    fault(tmp_path, message, Coco)
+    check_error(tmp_path, message, Coco)
 
 
-def test_a_split_that_is_of_other_images(tmp_path):
+def test_a_split_of_other_images(tmp_path):
     official_files(tmp_path)
-    karpathy(tmp_path / "dataset_coco.json", [{**COCO[0], "cocoid": 1}])
-    fault(tmp_path, "names none of the images", Coco)
-    fault(tmp_path, "there is no .*nothing.json; --split_file", Coco, split_file=str(tmp_path / "nothing.json"))
+    write_karpathy(tmp_path / "dataset_coco.json", [{**COCO[0], "cocoid": 1}])
+    check_error(tmp_path, "have no image in common", Coco)
+    check_error(tmp_path, "nothing.json does not exist; --split_file", Coco, split_file=str(tmp_path / "nothing.json"))
 
 
-def test_a_path_that_leads_out_stays_as_it_is(tmp_path):
+def test_a_path_outside_the_root_is_left_unchanged(tmp_path):
     make_image(tmp_path / "images" / "a.jpg")
     write_json(tmp_path / "train.json", [{"image": "../x/a.jpg", "caption": "x"}, {"image": "/a.jpg", "caption": "x"}])
     assert set(captions_of(Flickr30K(str(tmp_path)).read(), "train")) == {"../x/a.jpg", "/a.jpg"}
@@ -345,11 +357,11 @@ def test_the_real_flickr30k_files(shared):
     assert {split: len(found) for split, found in data.entries.items()} == {"train": 29000, "val": 1014, "test": 1000}
     assert sum(len(entry.captions) for found in data.entries.values() for entry in found) == 155_070
     for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
-        raw = [squeezed(line) for line in lines(folder / f"{name}_caps.txt")]
+        raw = [collapsed(line) for line in lines(folder / f"{name}_caps.txt")]
         assert [caption for entry in data.entries[split] for caption in entry.captions] == raw
     names = {Path(entry.image).name: split for split, found in data.entries.items() for entry in found}
-    there = {entry.image for found in data.entries.values() for entry in found if "/" in entry.image}
-    assert there == {f"images/{path.name}" for path in (sample / "images").iterdir()}
+    existing = {entry.image for found in data.entries.values() for entry in found if "/" in entry.image}
+    assert existing == {f"images/{path.name}" for path in (sample / "images").iterdir()}
     for split in ("train", "val"):
         for row in map(json.loads, lines(sample / f"{split}.jsonl")):
             assert names[Path(row["image"]).name] == split
@@ -357,31 +369,33 @@ def test_the_real_flickr30k_files(shared):
 
 def test_the_real_coco_files(shared):
     folder = shared / "data" / "captions" / "coco"
-    fault(folder, "train_ids.txt is there but train_caps.txt is not", Coco)
+    check_error(folder, "train_ids.txt exists but train_caps.txt does not", Coco)
     data = Coco(str(folder), splits="val,test").read()
     assert {split: len(found) for split, found in data.entries.items()} == {"val": 1000, "test": 5000}
     assert all(len(entry.captions) == 5 == entry.meta["standard"] for entry in data.entries["test"])
-    raw = [squeezed(line) for line in lines(folder / "testall_caps.txt")]
+    raw = [collapsed(line) for line in lines(folder / "testall_caps.txt")]
     assert [caption for entry in data.entries["test"] for caption in entry.captions] == raw
     assert data.entries["test"][0].image == "val2014/COCO_val2014_000000391895.jpg"
 
 
-def test_coco_made_of_the_real_sample(shared, tmp_path):
-    sample, wanted, expected = shared / "data" / "coco-sample", [], {}
+def test_coco_built_from_the_real_sample(shared, tmp_path):
+    sample, karpathy_rows, expected = shared / "data" / "coco-sample", [], {}
     for split in ("train", "val"):
         images = {}
         for row in map(json.loads, lines(sample / f"{split}.jsonl")):
             name, number = Path(row["image"]).name, int(row["image"][-16:-4])
             texts = row["captions"]
-            images[number] = (name, {number * 10 + at: text for at, text in enumerate(texts)})
-            wanted.append({"filename": name, "filepath": "images", "split": split, "cocoid": number, "captions": texts})
-            expected[row["image"]] = [squeezed(text) for text in texts]
-        official(tmp_path / "annotations" / f"captions_{split}2014.json", images)
+            images[number] = (name, {number * 10 + i: text for i, text in enumerate(texts)})
+            karpathy_rows.append(
+                {"filename": name, "filepath": "images", "split": split, "cocoid": number, "captions": texts}
+            )
+            expected[row["image"]] = [collapsed(text) for text in texts]
+        write_official(tmp_path / "annotations" / f"captions_{split}2014.json", images)
     own = Coco(str(tmp_path), image_root=str(sample)).read()
     assert {split: len(found) for split, found in own.entries.items()} == {"train": 600, "val": 201}
     assert captions_of(own, "train") | captions_of(own, "val") == expected
     assert {len(captions) for captions in expected.values()} >= {2, 5, 6}
-    karpathy(tmp_path / "dataset_coco.json", wanted)
+    write_karpathy(tmp_path / "dataset_coco.json", karpathy_rows)
     for layout in ("official", "karpathy"):
         data = Coco(str(tmp_path), layout=layout, image_root=str(sample)).read()
         assert {split: captions_of(data, split) for split in ("train", "val")} == {

@@ -1,4 +1,4 @@
-"""`itr prepare table` on every type of table, and on its faults."""
+"""`itr prepare table` with every table format, and with faulty tables."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def expected(root: Path) -> dict[str, tuple[list[str], bytes]]:
 
 
 def write_table(path: Path) -> None:
-    """The rows in the type that the name says; in CSV and TSV one row a caption."""
+    """The rows in the format that the name implies; in CSV and TSV one row per caption."""
     flat = [{"image": row["image"], "caption": caption} for row in ROWS for caption in row["captions"]]
     if path.suffix == ".jsonl":
         write_jsonl(path, ROWS)
@@ -76,8 +76,8 @@ def write_table(path: Path) -> None:
             writer.writerows(flat)
 
 
-def test_tables_of_other_encodings_are_read_or_told(root, tmp_path, capsys):
-    rows = "image,caption\n" + "".join(f"{row['image']},caf\xe9 {at}\n" for at, row in enumerate(ROWS))
+def test_tables_in_other_encodings_are_read_or_reported(root, tmp_path, capsys):
+    rows = "image,caption\n" + "".join(f"{row['image']},caf\xe9 {i}\n" for i, row in enumerate(ROWS))
     for name, encoding, caption in (("utf16", "utf-16", "caf\xe9 0"), ("latin", "latin-1", "caf\ufffd 0")):
         (root / "train.csv").write_bytes(rows.encode(encoding))
         prepare_table(str(root), str(tmp_path / name))
@@ -86,7 +86,7 @@ def test_tables_of_other_encodings_are_read_or_told(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
-def test_every_type_keeps_captions_and_bytes(root, tmp_path, suffix):
+def test_every_format_keeps_captions_and_bytes(root, tmp_path, suffix):
     write_table(root / f"train{suffix}")
     prepare_table(str(root), str(tmp_path / "out"))
     assert read(tmp_path / "out", "train") == expected(root)
@@ -94,7 +94,7 @@ def test_every_type_keeps_captions_and_bytes(root, tmp_path, suffix):
     assert (split.images, split.captions) == (3, 7)
 
 
-def test_splits_by_file_by_column_and_by_drawing(root, tmp_path):
+def test_splits_by_file_by_column_and_at_random(root, tmp_path):
     write_jsonl(root / "train.jsonl", ROWS[:1])
     write_jsonl(root / "dev.jsonl", ROWS[1:2])
     write_jsonl(root / "test.jsonl", ROWS[2:])
@@ -112,9 +112,9 @@ def test_splits_by_file_by_column_and_by_drawing(root, tmp_path):
     assert drawn[0] | drawn[1] | drawn[2] == expected(root)
 
 
-def test_columns_of_other_names(root, tmp_path):
+def test_columns_with_other_names(root, tmp_path):
     write_jsonl(root / "train.jsonl", [{"img": row["image"], "says": row["captions"]} for row in ROWS])
-    with pytest.raises(UserError, match=r"no caption column .*it has img, says; name it by --caption_column"):
+    with pytest.raises(UserError, match="no caption column; choose one of img, says with --caption_column"):
         prepare_table(str(root), str(tmp_path / "out"))
     prepare_table(str(root), str(tmp_path / "out"), caption_column="says")
     assert read(tmp_path / "out", "train") == expected(root)
@@ -128,7 +128,7 @@ def test_a_json_list_in_a_cell_is_a_list_of_captions(root, tmp_path):
     assert captions == {"images/a.jpg": ["x", "y"], "images/b.png": ["[z] w"]}
 
 
-def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
+def test_bad_images_are_named_and_can_be_skipped(root, tmp_path):
     (root / "images" / "page.jpg").write_text("<html>404</html>")
     names = ["images/gone.jpg", "images/page.jpg", "../outside.jpg", "/etc/passwd", "images/a.jpg"]
     write_jsonl(root / "train.jsonl", [{"image": name, "captions": ["x"]} for name in names])
@@ -136,9 +136,9 @@ def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
         prepare_table(str(root), str(tmp_path / "out"))
     for part in (
         "4 of 5 images",
-        "gone.jpg: is not there",
-        "page.jpg: is no image",
-        "passwd: leads out",
+        "gone.jpg: does not exist",
+        "page.jpg: is a web page, not an image",
+        "passwd: is outside the image folder",
         "--bad_images",
     ):
         assert part in str(caught.value)
@@ -147,33 +147,37 @@ def test_bad_images_are_named_and_can_be_left_out(root, tmp_path):
     assert list(read(tmp_path / "out", "train")) == ["images/a.jpg"]
 
 
-def test_an_image_in_two_splits_is_refused(root, tmp_path):
+def test_an_image_in_two_splits_is_rejected(root, tmp_path):
     write_jsonl(root / "train.jsonl", ROWS)
     write_jsonl(root / "test.jsonl", ROWS[:1])
-    with pytest.raises(UserError, match=r"images/a.jpg is in train and in test"):
+    with pytest.raises(UserError, match=r"images/a.jpg is in both train and test"):
         prepare_table(str(root), str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{broken\n", "line 1, is no JSON"), ("[1]\n", "no row with names"), ("", "no image with a caption")],
+    [
+        ("{broken\n", "line 1, is not valid JSON"),
+        ("[1]\n", "is not a JSON object"),
+        ("", "no usable image with a caption"),
+    ],
 )
-def test_a_table_that_is_none_is_named(root, tmp_path, text, message):
+def test_a_malformed_table_is_named(root, tmp_path, text, message):
     (root / "train.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         prepare_table(str(root), str(tmp_path / "out"))
 
 
-def test_a_folder_without_a_table_says_what_it_holds(root, tmp_path):
-    with pytest.raises(UserError, match="it holds: none"):
+def test_a_folder_without_a_table_and_a_missing_folder(root, tmp_path):
+    with pytest.raises(UserError, match="it has no table"):
         prepare_table(str(root), str(tmp_path / "out"))
-    with pytest.raises(UserError, match="no table or folder"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         prepare_table(str(root / "nowhere"), str(tmp_path / "out"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco-sample", "flickr30k-sample"])
-def test_real_samples_are_taken_as_they_are(shared, tmp_path, name):
+def test_real_samples_are_copied_unchanged(shared, tmp_path, name):
     root = shared / "data" / name
     prepare_table(str(root), str(tmp_path))
     for split in ("train", "val"):

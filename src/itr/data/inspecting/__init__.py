@@ -1,1 +1,1 @@
-"""`itr data`: what shards hold, and whether all of it can be used."""
+"""`itr data`: show what shards contain, and verify them."""

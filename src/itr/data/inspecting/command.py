@@ -1,4 +1,4 @@
-"""`itr data verify|show SHARDS`: check shards, and look at them."""
+"""`itr data verify|show SHARDS`: check shards, or show what they contain."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ ACTIONS: dict[str, Callable[..., None]] = {"verify": verify, "show": show}
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and run one action."""
-    run_function(arguments, ACTIONS, "action", "Check shards, or look at them.", positional="shards")
+    run_function(arguments, ACTIONS, "action", "Check shards, or show what they contain.", positional="shards")

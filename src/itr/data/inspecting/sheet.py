@@ -1,4 +1,4 @@
-"""A page of images with their captions, one HTML file that needs nothing else."""
+"""A page of images with their captions, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ul {{ padding-inline-start: 1.2em; margin: .3em 0 }}
 {cards}
 </main></body></html>
 """
-KINDS = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM": "bmp"}
+BROWSER_FORMATS = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"GI": "gif", b"RI": "webp", b"BM": "bmp"}
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Card:
     """One image on the page.
 
     Attributes:
-        image: its bytes in a type that browsers show; empty where there is no image.
-        heading: a line below it.
+        image: its bytes, in a format that browsers support; empty if there is no image.
+        heading: the line below the image.
         captions: its captions.
         dense: its dense captions.
     """
@@ -46,7 +46,7 @@ class Card:
 
 
 def write_sheet(path: Path, title: str, cards: Sequence[Card], summary: str) -> None:
-    """Write the page; every text is shown as it is, from right to left where its letters are."""
+    """Write the page; text is escaped, and set right to left if its script is."""
     figures = "\n".join(map(_figure, cards))
     page = PAGE.format(title=escape(title), summary=escape(summary), cards=figures)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def write_sheet(path: Path, title: str, cards: Sequence[Card], summary: str) -> 
 def _figure(card: Card) -> str:
     lines = [f'<li dir="auto">{escape(text)}</li>' for text in card.captions]
     lines += [f'<li dir="auto" class="dense">{escape(text)}</li>' for text in card.dense]
-    image = "<p>no image that can be shown</p>"
+    image = "<p>this image cannot be shown</p>"
     if card.image:
-        kind = KINDS.get(card.image[:2], "jpeg")
+        kind = BROWSER_FORMATS.get(card.image[:2], "jpeg")
         image = f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(card.image).decode()}">'
     return (
         f"<figure>{image}<figcaption><small>{escape(card.heading)}</small>"

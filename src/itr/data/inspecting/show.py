@@ -1,4 +1,4 @@
-"""`itr data show`: what a shard folder holds, in a table, and a sheet of sample images and captions to look at."""
+"""`itr data show`: a table of what a shard folder contains, and a page with sample images and captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from itr.data.inspecting.sheet import KINDS, Card, write_sheet
+from itr.data.inspecting.sheet import BROWSER_FORMATS, Card, write_sheet
 from itr.data.inspecting.verify import read_manifest
 from itr.data.shards.schema import IMAGE_TYPES, Manifest, Split
 from itr.data.shards.tars import key_and_type
@@ -28,8 +28,8 @@ THUMBNAIL = 240
 
 
 @dataclass
-class Summary:
-    """Figures of one split.
+class SplitSummary:
+    """Statistics of one split.
 
     Attributes:
         captions: number of captions of each image [N].
@@ -41,19 +41,19 @@ class Summary:
 
 
 def show(shards: str, split: str = "train", out: str | None = None, number: int = 24, seed: int = 0) -> None:
-    """Print what shards hold, and write a page with some of their images and captions.
+    """Print a summary of shards, and write a page with some of their images and captions.
 
     Args:
         shards: the shard folder.
-        split: where the samples are drawn from.
-        out: the page, one HTML file that holds all it shows; by default sheet.html in the shard folder.
-        number: how many images.
-        seed: of the draw.
+        split: split to draw the samples from.
+        out: the page, a self-contained HTML file; by default, sheet.html in the shard folder.
+        number: number of images.
+        seed: random seed of the draw.
     """
     folder = Path(shards).expanduser()
     page = Path(out).expanduser() if out else folder / "sheet.html"
     if page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out is {page}; the sheet is a page, so give a name that ends in .html")
+        raise UserError(f"out={page} must end in .html: the sheet is an HTML page")
     manifest = read_manifest(folder)
     if split not in manifest.splits:
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
@@ -61,19 +61,19 @@ def show(shards: str, split: str = "train", out: str | None = None, number: int 
     drawn = np.sort(np.random.default_rng(seed).permutation(total)[: max(0, number)]).tolist()
     summaries, cards = {}, []
     for name, part in manifest.splits.items():
-        summaries[name], found = read_split(folder, name, part, drawn if name == split else [])
+        summaries[name], found = summarize_split(folder, name, part, drawn if name == split else [])
         cards += found
-    print(table(manifest, summaries))
+    print(format_summary(manifest, summaries))
     title = f"{manifest.source}, {split}: {len(cards)} of {total} images"
     try:
-        write_sheet(page, title, cards, table(manifest, summaries))
+        write_sheet(page, title, cards, format_summary(manifest, summaries))
     except OSError as error:
-        raise UserError(f"can't write {page}: {error.strerror or error}; name another file by --out") from None
-    print(f"\n{title}, to look at: {page}")
+        raise UserError(f"could not write {page}: {error.strerror or error}; choose another file with --out") from None
+    print(f"\n{title}: {page}")
 
 
-def table(manifest: Manifest, summaries: dict[str, Summary]) -> str:
-    """The figures of all splits as text."""
+def format_summary(manifest: Manifest, summaries: dict[str, SplitSummary]) -> str:
+    """The statistics of all splits as text."""
     rows = [("split", "images", "captions", "an image", "width x height", "MB", "shards")]
     for name, split in manifest.splits.items():
         summary = summaries[name]
@@ -97,29 +97,29 @@ def _range(sizes: list[tuple[int, int]]) -> str:
     return f"{min(widths)}-{max(widths)} x {min(heights)}-{max(heights)}, median {middle}"
 
 
-def read_split(folder: Path, name: str, split: Split, drawn: list[int]) -> tuple[Summary, list[Card]]:
-    """The figures of a split, from headers and texts alone, and the samples at the places `drawn`."""
-    summary, cards, wanted = Summary(), [], set(drawn)
-    samples = chain.from_iterable(read_headers(folder / shard.path) for shard in split.shards)
+def summarize_split(folder: Path, name: str, split: Split, drawn: list[int]) -> tuple[SplitSummary, list[Card]]:
+    """Statistics of a split, from headers and JSON only, and the samples at the indices `drawn`."""
+    summary, cards, selected = SplitSummary(), [], set(drawn)
+    samples = chain.from_iterable(read_sample_headers(folder / shard.path) for shard in split.shards)
     with tqdm(samples, f"reading {name}", split.images, unit=" images", disable=None) as bar:
-        for place, sample in enumerate(bar):
+        for index, sample in enumerate(bar):
             summary.captions.append(len(sample.meta.get("captions", [])))
             if sample.size:
                 summary.sizes.append(sample.size)
-            if place in wanted:
+            if index in selected:
                 cards.append(_card(sample))
     return summary, cards
 
 
 @dataclass
-class Glance:
-    """A sample of which the image's header alone has been read; the rest of it while its tar is open.
+class SampleHeader:
+    """A sample whose image header has been read; the rest can be read while its tar is open.
 
     Attributes:
-        key: in its tar.
+        key: its key in the tar.
         meta: its JSON member.
-        size: width and height; None if there is no header of an image.
-        stream: the image's bytes.
+        size: width and height; None if there is no valid image header.
+        stream: the image file.
     """
 
     key: str
@@ -128,8 +128,12 @@ class Glance:
     stream: IO[bytes]
 
 
-def read_headers(path: Path) -> Iterator[Glance]:
-    """The samples of a tar in order, at a glance."""
+def read_sample_headers(path: Path) -> Iterator[SampleHeader]:
+    """The samples of a tar, in order, with their image headers.
+
+    Raises:
+        UserError: the tar could not be read.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             for key, group in groupby(tar, key=lambda member: key_and_type(member.name)[0]):
@@ -137,22 +141,22 @@ def read_headers(path: Path) -> Iterator[Glance]:
                 image = next((members[kind] for kind in IMAGE_TYPES if kind in members), None)
                 text, stream = (tar.extractfile(m) if m else None for m in (members.get("json"), image))
                 if text and stream:
-                    yield Glance(key, json.load(text), _size(stream), stream)
+                    yield SampleHeader(key, json.load(text), _size(stream), stream)
     except (tarfile.TarError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"shard {path} can't be read: {reason}; `itr data verify` tells more") from None
+        raise UserError(f"could not read shard {path}: {reason}; run `itr data verify` for details") from None
 
 
 def _size(stream: IO[bytes]) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
             return Image.open(stream).size
-    except Exception:  # Pillow raises many kinds on what is no image
+    except Exception:  # Pillow raises many types for files that are not images
         return None
 
 
-def _card(sample: Glance) -> Card:
+def _card(sample: SampleHeader) -> Card:
     sample.stream.seek(0)
     data = sample.stream.read()
     size = "{} x {}".format(*sample.size) if sample.size else "no image"
@@ -161,10 +165,10 @@ def _card(sample: Glance) -> Card:
 
 
 def _thumbnail(data: bytes) -> bytes:
-    """A small image of a type that browsers show; nothing where there is no image."""
+    """A small image in a format that browsers support; empty if it could not be decoded."""
     try:
         small = shrink(data, THUMBNAIL, quality=85) or data
-        if small.startswith(tuple(KINDS)):
+        if small.startswith(tuple(BROWSER_FORMATS)):
             return small
         buffer = io.BytesIO()
         Image.fromarray(decode_pixels(small, max_pixels=10**8)).save(buffer, "PNG")

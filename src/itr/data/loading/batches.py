@@ -14,7 +14,7 @@ from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
-from itr.images.transforms import BadImageError, decode, stack
+from itr.images.transforms import BadImageError, decode, stack_images
 from itr.types import Batch
 
 
@@ -66,7 +66,7 @@ class BatchMaker:
         items = [item for item, _ in usable]
         rows = [(row, item, caption) for row, item in enumerate(items) for caption in item.captions]
         return Batch(
-            image=self._features(items) if self.features else stack([image for _, image in usable]),
+            image=self._features(items) if self.features else stack_images([image for _, image in usable]),
             image_id=torch.tensor([item.sample.image_id for item in items]),
             text=self.tokenizer([item.sample.captions[caption] for _, item, caption in rows]),
             text_id=torch.tensor([item.sample.caption_ids[caption] for _, item, caption in rows]),

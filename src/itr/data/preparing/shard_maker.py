@@ -1,4 +1,4 @@
-"""One shard from its plan: read images, copy or shrink them, write the tar. Any process makes the same bytes."""
+"""Make one shard from its plan: read, copy or resize images, and write the tar. Every process makes the same bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from itr.data.preparing.image_files import extension_of
-from itr.data.raw.entries import Entry
+from itr.data.raw.entries import ImageEntry
 from itr.data.shards.schema import FORMAT, Shard
 from itr.data.shards.staging import has_size, write_whole
 from itr.data.shards.writer import Record, ShardWriter
@@ -18,33 +18,33 @@ from itr.images.decode import BadImageError, image_size, shrink
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard will hold.
+    """What one shard will contain.
 
     Attributes:
         split: its split.
-        number: its place in the split.
-        first_image: image id of its first entry; the others count up.
+        number: its index in the split.
+        first_image: image id of its first entry; the following ones count up.
         first_caption: caption id of its first caption.
         entries: its images in order.
-        digest: a hash of all that its bytes depend on.
+        digest: a hash of everything its bytes depend on.
     """
 
     split: str
     number: int
     first_image: int
     first_caption: int
-    entries: list[Entry]
+    entries: list[ImageEntry]
     digest: str
 
     @property
     def path(self) -> str:
-        """Where the tar lies in its folder."""
+        """Path of the tar, relative to the shard folder."""
         return f"{self.split}/{self.number:06d}.tar"
 
 
 @dataclass
-class Made:
-    """What came of a plan: a shard, unless images were bad and may not be left out."""
+class MadeShard:
+    """Result of a plan: a shard, or None if images were bad and must not be skipped; and the bad images."""
 
     shard: Shard | None
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -52,14 +52,14 @@ class Made:
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Makes shards by plan.
+    """Makes shards from plans.
 
     Attributes:
-        image_root: folder that the entries' paths start from.
-        folder: where the shards go.
-        resize: short side of the images, or None for a copy of their bytes.
-        quality: of the JPEGs that resizing makes.
-        skip: leave out an image that turns out to be none; its id stays unused.
+        image_root: folder that the image paths are relative to.
+        folder: where to write the shards.
+        resize: short side of the images in pixels; None copies their bytes.
+        quality: JPEG quality of resized images.
+        skip: skip images that cannot be decoded; their ids stay unused.
     """
 
     image_root: Path
@@ -68,61 +68,61 @@ class ShardMaker:
     quality: int
     skip: bool
 
-    def plan(self, split: str, found: list[tuple[Entry, str]], shard_size: int) -> list[ShardPlan]:
-        """Cut a split into shards; each entry comes with a text that tells one state of its file from another."""
+    def plan(self, split: str, entries: list[tuple[ImageEntry, str]], shard_size: int) -> list[ShardPlan]:
+        """Divide a split into shards; each entry comes with a string that identifies the version of its file."""
         plans = []
         first_caption = 0
-        for number, start in enumerate(range(0, len(found), shard_size)):
-            part = found[start : start + shard_size]
-            what = [FORMAT, split, number, start, first_caption, self.resize, self.quality if self.resize else None]
-            digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=16)
+        for number, start in enumerate(range(0, len(entries), shard_size)):
+            part = entries[start : start + shard_size]
+            inputs = [FORMAT, split, number, start, first_caption, self.resize, self.quality if self.resize else None]
+            digest = hashlib.blake2b(json.dumps(inputs).encode(), digest_size=16)
             for entry, stamp in part:
                 digest.update(json.dumps([stamp, vars(entry)]).encode())
-            entries = [entry for entry, _ in part]
-            plans.append(ShardPlan(split, number, start, first_caption, entries, digest.hexdigest()))
-            first_caption += sum(len(entry.captions) for entry in entries)
+            shard_entries = [entry for entry, _ in part]
+            plans.append(ShardPlan(split, number, start, first_caption, shard_entries, digest.hexdigest()))
+            first_caption += sum(len(entry.captions) for entry in shard_entries)
         return plans
 
-    def finished(self, plan: ShardPlan) -> Made | None:
-        """What an earlier run made of this very plan, if it is there and whole."""
+    def finished(self, plan: ShardPlan) -> MadeShard | None:
+        """What an earlier run made from the same plan, if it is complete."""
         try:
-            known = json.loads(self._note(plan).read_text(encoding="utf-8"))
-            made = Made(Shard(**known["shard"]), [(name, problem) for name, problem in known["bad"]])
+            record = json.loads(self._record_path(plan).read_text(encoding="utf-8"))
+            made = MadeShard(Shard(**record["shard"]), [(name, problem) for name, problem in record["bad"]])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        usable = known["digest"] == plan.digest and (self.skip or not made.bad)
+        usable = record["digest"] == plan.digest and (self.skip or not made.bad)
         return made if usable and made.shard and has_size(self.folder / plan.path, made.shard.bytes) else None
 
-    def make(self, plan: ShardPlan, tell: Callable[[int], None]) -> Made:
-        """Write the shard of a plan, telling after each image how many are done.
+    def make(self, plan: ShardPlan, report: Callable[[int], None]) -> MadeShard:
+        """Write the shard of a plan; call `report` after each image with the number of images done.
 
         Raises:
-            OSError: if the disk refuses; nothing of the shard is left then.
+            OSError: the shard could not be written; no partial file is left.
         """
         bad: list[tuple[str, str]] = []
         caption_id = plan.first_caption
         with ShardWriter(self.folder, plan.split, plan.number) as writer:
-            for place, entry in enumerate(plan.entries):
+            for index, entry in enumerate(plan.entries):
                 try:
-                    record = self._record(entry)
+                    record = self._read_entry(entry)
                 except BadImageError as error:
-                    bad.append((entry.image, f"is no whole image ({error})"))
+                    bad.append((entry.image, f"could not be decoded ({error})"))
                 else:
-                    writer.add(record, plan.first_image + place, caption_id)
+                    writer.add(record, plan.first_image + index, caption_id)
                 caption_id += len(entry.captions)
-                tell(place + 1)
+                report(index + 1)
             if bad and not self.skip:
-                return Made(None, bad)
-            made = Made(writer.finish(), bad)
-        note = {"digest": plan.digest, "shard": asdict(writer.shard), "bad": bad}
-        write_whole(self._note(plan), json.dumps(note))
+                return MadeShard(None, bad)
+            made = MadeShard(writer.finish(), bad)
+        record_of_shard = {"digest": plan.digest, "shard": asdict(writer.shard), "bad": bad}
+        write_whole(self._record_path(plan), json.dumps(record_of_shard))
         return made
 
-    def _record(self, entry: Entry) -> Record:
+    def _read_entry(self, entry: ImageEntry) -> Record:
         try:
             data = (self.image_root / entry.image).read_bytes()
         except OSError as error:
-            raise BadImageError(f"it can't be read: {error.strerror or error}") from None
+            raise BadImageError(f"could not read it: {error.strerror or error}") from None
         extension = extension_of(entry.image)
         small = shrink(data, self.resize, self.quality) if self.resize else None
         if small is not None:
@@ -132,5 +132,5 @@ class ShardMaker:
         dense = {"dense": entry.dense} if entry.dense else {}
         return Record(data, extension, entry.captions, entry.image, {**dense, **entry.meta})
 
-    def _note(self, plan: ShardPlan) -> Path:
+    def _record_path(self, plan: ShardPlan) -> Path:
         return (self.folder / plan.path).with_suffix(".json")

@@ -1,4 +1,4 @@
-"""Which of a source's images and captions can be written: what is cleaned, left out or refused before writing."""
+"""Select the images and captions of a source that can be written: clean, skip or reject the others."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from itr.data.preparing.image_files import listed, look_at_files
-from itr.data.raw.entries import Entry, RawData, check_splits_are_apart
+from itr.data.preparing.image_files import check_image_files, format_problems
+from itr.data.raw.entries import ImageEntry, RawData, check_images_are_unique
 from itr.data.shards.captions import CaptionCleaner
 from itr.errors import UserError
 
-Usable = dict[str, list[tuple[Entry, str]]]  # by split; with each entry a text that tells the state of its file
+# By split; each entry with a string that identifies the version of its file.
+UsableEntries = dict[str, list[tuple[ImageEntry, str]]]
 
 
-def usable(raw: RawData, bad_images: Literal["refuse", "skip"]) -> Usable:
-    """The entries of a source that can be written, in its order, splits without any left out.
+def select_usable(raw: RawData, bad_images: Literal["refuse", "skip"]) -> UsableEntries:
+    """The entries of a source that can be written, in its order, without empty splits.
 
     Raises:
-        UserError: if nothing remains, an image stands in two places, or files are bad and not to be skipped.
+        UserError: nothing remains, an image appears twice, or files are bad and must not be skipped.
     """
     entries = _with_captions(raw)
-    check_splits_are_apart(entries)
+    check_images_are_unique(entries)
     if not raw.image_root.is_dir() and any(entries.values()):
-        raise UserError(f"there is no folder of images {raw.image_root}")
+        raise UserError(f"image folder {raw.image_root} does not exist")
     found = {split: _check_files(raw.image_root, split, part, bad_images) for split, part in entries.items()}
     found = {split: part for split, part in found.items() if part}
     if not found:
-        raise UserError(f"{raw.source} finds no image with a caption that can be used")
+        raise UserError(f"{raw.source}: found no usable image with a caption")
     return found
 
 
-def _with_captions(raw: RawData) -> dict[str, list[Entry]]:
-    """The entries with clean captions; those that have none are left out and told."""
+def _with_captions(raw: RawData) -> dict[str, list[ImageEntry]]:
+    """The entries with cleaned captions; those without captions are skipped and reported."""
     cleaner = CaptionCleaner()
-    kept: dict[str, list[Entry]] = {}
+    kept: dict[str, list[ImageEntry]] = {}
     for split, entries in raw.entries.items():
         clean = [
             replace(
@@ -48,25 +49,25 @@ def _with_captions(raw: RawData) -> dict[str, list[Entry]]:
         ]
         kept[split] = [entry for entry in clean if entry.captions]
         if len(kept[split]) < len(entries):
-            print(f"{split}: {len(entries) - len(kept[split])} images without a caption are left out")
+            print(f"{split}: skipped {len(entries) - len(kept[split])} images without a caption")
     for notice in cleaner.notices():
         print(notice)
     return kept
 
 
 def _check_files(
-    root: Path, split: str, entries: list[Entry], bad_images: Literal["refuse", "skip"]
-) -> list[tuple[Entry, str]]:
-    """Look at the file of every image; drop or refuse those that are missing or no image."""
-    looked: list[tuple[str, str]] = []
-    with tqdm(total=len(entries), desc=f"looking at {split}", unit=" images", disable=None) as bar:
-        for block in look_at_files(root, [entry.image for entry in entries]):
-            looked += block
+    root: Path, split: str, entries: list[ImageEntry], bad_images: Literal["refuse", "skip"]
+) -> list[tuple[ImageEntry, str]]:
+    """Check every image file; skip or reject those that are missing or not images."""
+    checks: list[tuple[str, str]] = []
+    with tqdm(total=len(entries), desc=f"checking {split}", unit=" images", disable=None) as bar:
+        for block in check_image_files(root, [entry.image for entry in entries]):
+            checks += block
             bar.update(len(block))
-    problems = [(entry.image, problem) for entry, (_, problem) in zip(entries, looked, strict=True) if problem]
+    problems = [(entry.image, problem) for entry, (_, problem) in zip(entries, checks, strict=True) if problem]
     if problems:
-        message = listed(problems, len(entries), split, root)
+        message = format_problems(problems, len(entries), split, root)
         if bad_images == "refuse":
-            raise UserError(f"{message}\nMend them, see --image_root, or leave them out by --bad_images skip")
-        print(f"left out: {message}")
-    return [(entry, stamp) for entry, (stamp, problem) in zip(entries, looked, strict=True) if not problem]
+            raise UserError(f"{message}\nFix them, check --image_root, or skip them with --bad_images skip")
+        print(f"skipped: {message}")
+    return [(entry, stamp) for entry, (stamp, problem) in zip(entries, checks, strict=True) if not problem]

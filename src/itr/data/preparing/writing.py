@@ -1,4 +1,4 @@
-"""From what a source found to shards: the part of `itr prepare` that all sources share."""
+"""Write raw data as shards: the part of `itr prepare` that all sources share."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from itr.data.preparing.image_files import listed
-from itr.data.preparing.shard_maker import Made, ShardMaker, ShardPlan
+from itr.data.preparing.image_files import format_problems
+from itr.data.preparing.shard_maker import MadeShard, ShardMaker, ShardPlan
 from itr.data.preparing.shard_pool import make_shards
-from itr.data.preparing.usable import Usable, usable
+from itr.data.preparing.usable import UsableEntries, select_usable
 from itr.data.raw.entries import RawData
 from itr.data.shards.schema import Manifest, Split
 from itr.data.shards.staging import Staging
 from itr.errors import UserError
 
-MOST_WORKERS = 8
+MAX_PREPARE_WORKERS = 8
 
 
 @dataclass
 class Writing:
-    """How shards are written.
+    """How to write shards.
 
     Attributes:
         out: folder to write the shards to.
-        resize: bring the short side of larger images to so many pixels and encode them as JPEG; by default, and for
-            smaller images, their bytes are copied.
-        quality: of those JPEGs, from 1 to 100.
-        shard_size: images in a shard.
-        num_workers: processes that make shards; by default one a core, and at most 8.
-        bad_images: what to do when an image is missing or no image.
-        seed: of the order of the training images, and of what a source draws.
+        resize: shrink larger images to this short side in pixels and encode them as JPEG; by default, and for smaller
+            images, the original bytes are copied.
+        quality: JPEG quality of resized images, from 1 to 100.
+        shard_size: images per shard.
+        num_workers: processes that make shards; by default one per core, at most 8.
+        bad_images: what to do if an image is missing or cannot be decoded.
+        seed: random seed of the order of the training images, and of what a source draws.
     """
 
     out: str
@@ -50,23 +50,23 @@ class Writing:
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < 1:
-            raise UserError(f"resize is {self.resize}; it must be 1 or more pixels")
+            raise UserError(f"resize={self.resize} must be at least 1 pixel")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"quality is {self.quality}; it must be from 1 to 100")
+            raise UserError(f"quality={self.quality} must be from 1 to 100")
         if self.shard_size < 1:
-            raise UserError(f"shard_size is {self.shard_size}; it must be 1 or more")
+            raise UserError(f"shard_size={self.shard_size} must be at least 1")
         if self.num_workers is not None and self.num_workers < 1:
-            raise UserError(f"num_workers is {self.num_workers}; it must be 1 or more")
+            raise UserError(f"num_workers={self.num_workers} must be at least 1")
 
     @property
     def workers(self) -> int:
         """Number of processes."""
-        return self.num_workers or min(MOST_WORKERS, usable_cores())
+        return self.num_workers or min(MAX_PREPARE_WORKERS, usable_cores())
 
     def settings(self) -> dict[str, Any]:
-        """What of this the shards depend on, for the manifest."""
-        made = {"resize": self.resize, "quality": self.quality if self.resize else None}
-        return {**made, "shard_size": self.shard_size, "seed": self.seed}
+        """The settings that the shards depend on, for the manifest."""
+        images = {"resize": self.resize, "quality": self.quality if self.resize else None}
+        return {**images, "shard_size": self.shard_size, "seed": self.seed}
 
 
 def usable_cores() -> int:
@@ -75,13 +75,13 @@ def usable_cores() -> int:
 
 
 def write_shards(raw: RawData, writing: Writing) -> Manifest:
-    """Write what a source found, and a manifest; `itr.data.shards.staging` tells of shards that are there already.
+    """Write raw data and a manifest; for how existing shards are handled, see `itr.data.shards.staging`.
 
     Raises:
-        UserError: if images or captions are missing or bad, or the disk refuses.
+        UserError: images or captions are missing or bad, or writing failed.
     """
     began = time.monotonic()
-    found = usable(raw, writing.bad_images)
+    found = select_usable(raw, writing.bad_images)
     if "train" in found:
         order = np.random.default_rng(writing.seed).permutation(len(found["train"]))
         found["train"] = [found["train"][i] for i in order]
@@ -91,14 +91,14 @@ def write_shards(raw: RawData, writing: Writing) -> Manifest:
         maker = ShardMaker(raw.image_root, staging.path, writing.resize, writing.quality, skip)
         plans = [plan for split, part in found.items() for plan in maker.plan(split, part, writing.shard_size)]
         fingerprint = _fingerprint(manifest, plans)
-        there = staging.holds(fingerprint)
-        if there is not None:
+        existing = staging.holds(fingerprint)
+        if existing is not None:
             staging.clear(keep=set())
-            print(f"{_counts(there)}\n{staging.folder} holds just this already")
-            return there
+            print(f"{_counts(existing)}\n{staging.folder} is already up to date")
+            return existing
         staging.refuse_strangers(list(found))
         made = _make(maker, plans, staging, writing.workers)
-        _tell_bad(raw, plans, made, skip)
+        _report_bad(raw, plans, made, skip)
         for plan, result in zip(plans, made, strict=True):
             if result.shard and result.shard.images:
                 manifest.splits.setdefault(plan.split, Split()).shards.append(result.shard)
@@ -107,44 +107,44 @@ def write_shards(raw: RawData, writing: Writing) -> Manifest:
     return manifest
 
 
-def _fields(found: Usable) -> list[str]:
-    trained = {"train": found["train"]} if "train" in found else found  # nothing else needs them
+def _fields(found: UsableEntries) -> list[str]:
+    trained = {"train": found["train"]} if "train" in found else found  # only training needs dense captions
     dense = all(entry.dense for part in trained.values() for entry, _ in part)
     return ["image", "captions", "dense"] if dense else ["image", "captions"]
 
 
 def _fingerprint(manifest: Manifest, plans: list[ShardPlan]) -> str:
-    what = [manifest.source, manifest.fields, manifest.settings, [plan.digest for plan in plans]]
-    return hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=16).hexdigest()
+    inputs = [manifest.source, manifest.fields, manifest.settings, [plan.digest for plan in plans]]
+    return hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_workers: int) -> list[Made]:
-    """What comes of the plans; shards that an earlier run finished are taken as they are."""
-    known = [maker.finished(plan) for plan in plans]
-    dropped = staging.clear({plan.path for plan, made in zip(plans, known, strict=True) if made})
+def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_workers: int) -> list[MadeShard]:
+    """Make the shards of all plans; keep those that an earlier run finished."""
+    finished = [maker.finished(plan) for plan in plans]
+    dropped = staging.clear({plan.path for plan, made in zip(plans, finished, strict=True) if made})
     if dropped:
-        print(f"{dropped} finished shards of other images, captions or options are dropped from {staging.path}")
-    todo = [plan for plan, made in zip(plans, known, strict=True) if not made]
+        print(f"deleted {dropped} finished shards from {staging.path}, made from other images, captions or options")
+    todo = [plan for plan, made in zip(plans, finished, strict=True) if not made]
     total = sum(len(plan.entries) for plan in plans)
     done = total - sum(len(plan.entries) for plan in todo)
     if done:
-        print(f"going on: {len(plans) - len(todo)} of {len(plans)} shards are finished already")
+        print(f"continuing: {len(plans) - len(todo)} of {len(plans)} shards are already finished")
     with tqdm(total=total, initial=done, desc="writing", unit=" images", disable=None) as bar:
         new = iter(make_shards(maker, todo, num_workers, bar))
-    return [made or next(new) for made in known]
+    return [made or next(new) for made in finished]
 
 
-def _tell_bad(raw: RawData, plans: list[ShardPlan], made: list[Made], skip: bool) -> None:
-    """Tell the images that turned out to be none when they were read whole, or refuse them."""
+def _report_bad(raw: RawData, plans: list[ShardPlan], made: list[MadeShard], skip: bool) -> None:
+    """Report the images that could not be decoded, or raise an error that lists them."""
     for split, entries in raw.entries.items():
-        bad = [one for plan, result in zip(plans, made, strict=True) if plan.split == split for one in result.bad]
+        bad = [image for plan, result in zip(plans, made, strict=True) if plan.split == split for image in result.bad]
         if bad and not skip:
             raise UserError(
-                f"{listed(bad, len(entries), split, raw.image_root)}\nMend them, or leave them out by --bad_images "
-                "skip. Shards without them are finished: the same command goes on from there"
+                f"{format_problems(bad, len(entries), split, raw.image_root)}\nFix them, or skip them with "
+                "--bad_images skip. The other shards are finished: run the same command again to continue"
             )
         if bad:
-            print(f"left out: {listed(bad, len(entries), split, raw.image_root)}")
+            print(f"skipped: {format_problems(bad, len(entries), split, raw.image_root)}")
 
 
 def _counts(manifest: Manifest) -> str:

@@ -1,1 +1,1 @@
-"""Raw data as published: the entries that a source yields, file layouts, and readers for their files."""
+"""Raw data as published: the entries that a source returns, file layouts, and readers for the files."""

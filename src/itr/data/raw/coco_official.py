@@ -1,4 +1,4 @@
-"""COCO's own `captions_train2014.json` and `captions_val2014.json`, and the split that goes with them."""
+"""COCO's own `captions_train2014.json` and `captions_val2014.json`, and the split to apply to them."""
 
 from __future__ import annotations
 
@@ -9,113 +9,125 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from itr.data.raw.entries import Entry
-from itr.data.raw.files import find_file, says_something, squeeze, tell
+from itr.data.raw.entries import ImageEntry
+from itr.data.raw.files import collapse_whitespace, find_file, has_visible_text, report_examples
 from itr.data.raw.image_folders import ImageFolders
-from itr.data.raw.karpathy import images_of
-from itr.data.raw.lines import FILES, read_lines
+from itr.data.raw.karpathy import karpathy_images
+from itr.data.raw.lines import SPLIT_FILES, read_lines
 from itr.data.shards.schema import is_whole
 from itr.errors import UserError
 
-PARTS = ("train", "val")
-KARPATHY = "dataset_coco.json"
-OWN_SPLIT = "official"
+OFFICIAL_PARTS = ("train", "val")
+COCO_KARPATHY_FILE = "dataset_coco.json"
+OFFICIAL_SPLIT = "official"
 
 
 def find_official(root: Path) -> dict[str, Path]:
-    """The captions file of each official part, where there is one."""
-    found = {part: find_file(root, [f"captions_{part}2014.json"]) for part in PARTS}
+    """The captions file of each official part that exists."""
+    found = {part: find_file(root, [f"captions_{part}2014.json"]) for part in OFFICIAL_PARTS}
     return {part: path for part, path in found.items() if path}
 
 
 def read_official(
     root: Path, paths: dict[str, Path], images: ImageFolders, split_file: str | None, restval: bool
-) -> dict[str, list[Entry]]:
-    """The images of each split, those of a split in the order of the file that names it.
+) -> dict[str, list[ImageEntry]]:
+    """The images of each split, in the order of the file that defines the split.
 
     Args:
-        root: folder of the data set, where the split is looked for.
+        root: folder of the data set, which is searched for the split.
         paths: captions file of each official part.
-        images: where the images are.
+        images: index of the image folders.
         split_file: `dataset_coco.json`, a folder with `train_ids.txt`, `dev_ids.txt` and `testall_ids.txt`, or
-            `official` for the parts as they are; by default what is there.
-        restval: train on the split `restval` too.
+            `official` for the parts unchanged; by default, whichever of these exists.
+        restval: add the split `restval` to the training images.
 
     Raises:
-        UserError: a file can't be read, or the split names none of the images.
+        UserError: a file could not be read, or the split and the captions files share no image.
     """
     parts = {part: dict(_read_part(path, part, images)) for part, path in paths.items()}
     split = find_split_file(root, split_file)
     if split is None:
         files = " and ".join(f"{path.name} is {part}" for part, path in paths.items())
-        print(f"no Karpathy split: {files}, and there is no test; put {KARPATHY} there, or give --split_file")
+        print(
+            f"no Karpathy split found: using {files}, without a test split; "
+            f"to use the Karpathy split, put {COCO_KARPATHY_FILE} in {root} or pass --split_file"
+        )
         return {part: [entry for entry in found.values() if entry.captions] for part, found in parts.items()}
-    every = {number: entry for found in parts.values() for number, entry in found.items()}
+    by_number = {number: entry for found in parts.values() for number, entry in found.items()}
     entries, missing = {}, []
     for name, numbers in _read_split(split, restval).items():
-        entries[name] = [every[number] for number in numbers if number in every and every[number].captions]
-        missing += [number for number in numbers if number not in every]
-    named = sum(map(len, entries.values()))
-    print(f"split of {split}: {named:,} of the {len(every):,} images with official captions")
-    tell(f"images of {split.name} that the captions files don't have, left out", missing)
-    if not named:
-        raise UserError(f"{split} names none of the images of {', '.join(map(str, paths.values()))}")
+        entries[name] = [by_number[number] for number in numbers if number in by_number and by_number[number].captions]
+        missing += [number for number in numbers if number not in by_number]
+    num_selected = sum(map(len, entries.values()))
+    print(f"split from {split}: {num_selected:,} of the {len(by_number):,} images with official captions")
+    report_examples(f"skipped images of {split.name} that are not in the captions files", missing)
+    if not num_selected:
+        captions_files = ", ".join(map(str, paths.values()))
+        raise UserError(
+            f"{split} and {captions_files} have no image in common; use the split that matches the captions"
+        )
     return entries
 
 
-def _read_part(path: Path, part: str, images: ImageFolders) -> Iterator[tuple[int, Entry]]:
+def _read_part(path: Path, part: str, images: ImageFolders) -> Iterator[tuple[int, ImageEntry]]:
     coco = _open(path)
     blank: list[object] = []
     for number, image in coco.imgs.items():
-        # In the order of their numbers, as in Karpathy's file: the first five are those of the standard test.
-        found = sorted(coco.imgToAnns[number], key=lambda annotation: int(annotation["id"]))
-        texts = {int(annotation["id"]): squeeze(annotation["caption"]) for annotation in found}
-        blank += [f"annotation {at}" for at, text in texts.items() if not says_something(text)]
-        texts = {at: text for at, text in texts.items() if says_something(text)}
+        # Ordered by annotation id, as in Karpathy's file: the standard test uses the first five.
+        annotations = sorted(coco.imgToAnns[number], key=lambda annotation: int(annotation["id"]))
+        texts = {int(annotation["id"]): collapse_whitespace(annotation["caption"]) for annotation in annotations}
+        blank += [f"annotation {id_}" for id_, text in texts.items() if not has_visible_text(text)]
+        texts = {id_: text for id_, text in texts.items() if has_visible_text(text)}
         name = image["file_name"]
-        place = images.find(name)
-        if place == name and name not in images.paths:
-            place = f"{part}2014/{name}"
-        yield number, Entry(place, list(texts.values()), [], {"source_id": number, "coco_caption_ids": list(texts)})
-    tell(f"{path.name}: empty captions left out", blank)
+        image_path = images.find(name)
+        if image_path == name and name not in images.paths:
+            image_path = f"{part}2014/{name}"
+        meta = {"source_id": number, "coco_caption_ids": list(texts)}
+        yield number, ImageEntry(image_path, list(texts.values()), [], meta)
+    report_examples(f"{path.name}: skipped empty captions", blank)
 
 
 def _open(path: Path) -> Any:
     from pycocotools.coco import COCO
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
             coco = COCO(str(path))
-        for annotation in chain.from_iterable(coco.imgToAnns.values()):  # its other list keeps one of those with an id
+        for annotation in chain.from_iterable(coco.imgToAnns.values()):  # `coco.anns` keeps only one annotation per id
             if annotation["image_id"] not in coco.imgs:
-                raise ValueError(f"annotation {annotation['id']} is of image {annotation['image_id']}, not in `images`")
+                raise ValueError(
+                    f"annotation {annotation['id']} refers to image {annotation['image_id']}, which is not in `images`"
+                )
             if not isinstance(annotation["caption"], str):
-                raise ValueError(f"the caption of annotation {annotation['id']} is no text")
+                raise ValueError(f"the caption of annotation {annotation['id']} is not a string")
             if not is_whole(annotation["id"]):
-                raise ValueError(f"{annotation['id']!r} is no number of an annotation")
+                raise ValueError(f"the annotation id {annotation['id']!r} is not an integer")
         if not coco.imgs or not all(isinstance(image.get("file_name"), str) for image in coco.imgs.values()):
-            raise ValueError("it has no `images` with `file_name`")
+            raise ValueError("it has no list `images` whose items have a `file_name`")
         return coco
     except KeyError as error:
-        raise UserError(f"{path} is no captions file of COCO: an annotation or image has no {error}") from None
+        raise UserError(f"{path} is not a COCO captions file: an annotation or image has no {error}") from None
     except (ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise UserError(f"{path} is no captions file of COCO: {error}") from None
+        raise UserError(f"{path} is not a COCO captions file: {error}") from None
 
 
 def find_split_file(root: Path, split_file: str | None) -> Path | None:
-    """The JSON of the split, or the folder of its id lists; None for the official parts.
+    """The JSON file of the split, or the folder with its id lists; None for the official parts.
 
     Raises:
-        UserError: what the user names is not there.
+        UserError: the given file or folder does not exist.
     """
-    if split_file == OWN_SPLIT:
+    if split_file == OFFICIAL_SPLIT:
         return None
     if split_file is not None:
         path = Path(split_file).expanduser()
         if not path.exists():
-            raise UserError(f"there is no {path}; --split_file is {KARPATHY}, a folder of id lists, or {OWN_SPLIT!r}")
+            raise UserError(
+                f"{path} does not exist; --split_file must be {COCO_KARPATHY_FILE}, a folder with id lists, "
+                f"or {OFFICIAL_SPLIT!r}"
+            )
         return path
-    found = find_file(root, [KARPATHY])
+    found = find_file(root, [COCO_KARPATHY_FILE])
     if found is None:
         ids = find_file(root, ["train_ids.txt"]) or find_file(root, ["testall_ids.txt"])
         found = ids.parent if ids else None
@@ -123,21 +135,24 @@ def find_split_file(root: Path, split_file: str | None) -> Path | None:
 
 
 def _read_split(path: Path, restval: bool) -> dict[str, list[int]]:
-    """The COCO numbers of the images of each split."""
+    """The COCO image ids of each split."""
     try:
         if path.is_file():
             splits: dict[str, list[int]] = {}
-            for image, name in images_of(path, restval):
+            for image, name in karpathy_images(path, restval):
                 splits.setdefault(name, []).append(int(image["cocoid"]))
             return splits
-        lists = {split: _id_list(path, split) for split in FILES}
+        lists = {split: _id_list(path, split) for split in SPLIT_FILES}
         return {split: list(dict.fromkeys(map(int, ids))) for split, ids in lists.items() if ids}
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} gives no numbers of COCO's images: {error}") from None
+        raise UserError(f"could not read COCO image ids from {path}: {error}") from None
 
 
 def _id_list(folder: Path, split: str) -> list[str]:
-    found = next((folder / f"{name}_ids.txt" for name in FILES[split] if (folder / f"{name}_ids.txt").is_file()), None)
+    found = next(
+        (folder / f"{name}_ids.txt" for name in SPLIT_FILES[split] if (folder / f"{name}_ids.txt").is_file()),
+        None,
+    )
     return [line for line in read_lines(found) if line] if found else []

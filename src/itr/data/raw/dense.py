@@ -1,4 +1,4 @@
-"""Dense captions for the images of any source: from D2S-VSE's line-by-line file, from a table, or joined captions."""
+"""Dense captions for the images of any source: from D2S-VSE's line-by-line file, a table, or joined captions."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from itr.data.raw.entries import Entry, RawData
-from itr.data.raw.files import read_json, squeeze, tell
+from itr.data.raw.entries import ImageEntry, RawData
+from itr.data.raw.files import collapse_whitespace, read_json, report_examples
 from itr.data.raw.tables import read_rows
 from itr.errors import UserError, refusing
 
 JOIN = "join"
-TABLES = (".json", ".jsonl", ".csv", ".tsv")
-IMAGE_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "name", "path", "key", "id", "asin")
-TEXT_COLUMNS = ("dense", "dense_caption", "dense_captions", "text", "description", "captions", "caption")
+DENSE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+DENSE_KEY_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "name", "path", "key", "id", "asin")
+DENSE_TEXT_COLUMNS = ("dense", "dense_caption", "dense_captions", "text", "description", "captions", "caption")
 
 
 def attach_dense(data: RawData, dense: str | None, published_order: bool = False) -> None:
-    """Give the images of a source their dense captions, and note in its settings where they are from.
+    """Add dense captions to the images of a source, and record in its settings where they come from.
 
     Args:
-        data: what the source found; its entries are changed.
-        dense: `join` for an image's own captions in one text; or a file: a table (JSON, JSONL, CSV, TSV) with a column
-            of image names, or D2S-VSE's JSONL with one line a training image and no names; None does nothing.
-        published_order: whether the training images stand in the order in which D2S-VSE's file lists them.
+        data: what the source found; its entries are changed in place.
+        dense: `join` to join each image's own captions into one text; or a file: a table (JSON, JSONL, CSV, TSV) with
+            a column of image names, or D2S-VSE's JSONL, which has one line per training image and no names. None does
+            nothing.
+        published_order: whether the training images are in the order of D2S-VSE's file.
 
     Raises:
-        UserError: the file is not there, or does not fit the images.
+        UserError: the file does not exist, or does not match the images.
     """
     if dense is None:
         return
@@ -38,8 +39,8 @@ def attach_dense(data: RawData, dense: str | None, published_order: bool = False
         data.settings["dense"] = "the captions of each image, joined"
         return
     path = Path(dense).expanduser()
-    if path.suffix.lower() not in TABLES or not path.is_file():
-        raise UserError(f"dense is {dense!r}; it must be {JOIN!r} or a file that ends in {', '.join(TABLES)}")
+    if path.suffix.lower() not in DENSE_SUFFIXES or not path.is_file():
+        raise UserError(f"dense={dense!r} must be {JOIN!r} or an existing {', '.join(DENSE_SUFFIXES)} file")
     texts = _by_line(path)
     if texts is None:
         _attach_by_name(data, path)
@@ -48,23 +49,23 @@ def attach_dense(data: RawData, dense: str | None, published_order: bool = False
     data.settings["dense"] = path.name
 
 
-def _entries(data: RawData) -> Iterable[Entry]:
+def _entries(data: RawData) -> Iterable[ImageEntry]:
     return (entry for found in data.entries.values() for entry in found)
 
 
 def _by_line(path: Path) -> list[list[str]] | None:
-    """The texts of a JSONL whose first row names no image; None where it does."""
+    """The texts of each line of a JSONL file without image names; None if a row names its image."""
     if path.suffix.lower() != ".jsonl":
         return None
     texts: list[list[str] | None] = []
     # A blank line counts: it may stand for an image.
-    with refusing(f"{path} can't be read"), path.open(encoding="utf-8-sig", newline="\n") as stream:
+    with refusing(f"could not read {path}"), path.open(encoding="utf-8-sig", newline="\n") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line) if line.strip() else None
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}, is no JSON: {error}") from None
-            if isinstance(row, dict) and any(name in row for name in IMAGE_COLUMNS):
+                raise UserError(f"{path}, line {number}, is not valid JSON: {error}") from None
+            if isinstance(row, dict) and any(name in row for name in DENSE_KEY_COLUMNS):
                 return None
             texts.append(None if row is None else _texts(row, path))
     while texts and texts[-1] is None:
@@ -76,20 +77,23 @@ def _attach_by_line(data: RawData, texts: list[list[str]], path: Path, published
     train = data.entries.get("train", [])
     if not texts or len(texts) != len(train):
         raise UserError(
-            f"{path} has {len(texts):,} lines and train {len(train):,} images; it names no images, so each training "
-            "image needs its line"
+            f"{path} has {len(texts):,} lines but train has {len(train):,} images; the file does not name images, "
+            "so it must have one line per training image"
         )
     if not published_order:
         raise UserError(
-            f"{path} names no images: its lines follow train_ids.txt, and the order of this layout is another; "
-            "read the text files beside it (--layout text), or give a table with a column `image`"
+            f"{path} does not name images: its lines follow train_ids.txt, but this layout has a different order; "
+            "read the text files instead (--layout text), or pass a table with a column `image`"
         )
     for entry, found in zip(train, texts, strict=True):
         entry.dense = found
     print(
-        f"{path.name} names no images; look whether its first line is of {train[0].image}: {' '.join(texts[0])[:100]}"
+        f"{path.name} does not name images; check that its first line describes {train[0].image}: "
+        f"{' '.join(texts[0])[:100]}"
     )
-    tell(f"{path.name}: images of train without a dense caption", [entry.image for entry in train if not entry.dense])
+    report_examples(
+        f"{path.name}: training images without a dense caption", [entry.image for entry in train if not entry.dense]
+    )
 
 
 def _attach_by_name(data: RawData, path: Path) -> None:
@@ -107,18 +111,21 @@ def _attach_by_name(data: RawData, path: Path) -> None:
             used.add(key)
     if not used:
         raise UserError(
-            f"{path} holds dense captions of {len(table)} images (first {next(iter(table), 'none')!r}), and none of "
-            f"them is here (first {next(iter(_entries(data))).image!r})"
+            f"{path} has dense captions for {len(table)} images (the first is {next(iter(table), 'none')!r}), but for "
+            f"none of the images of this data set (the first is {next(iter(_entries(data))).image!r})"
         )
-    tell(f"{path.name}: dense captions of images that are not here", [key for key in table if key not in used])
+    report_examples(
+        f"{path.name}: dense captions for images that are not in the data set",
+        [key for key in table if key not in used],
+    )
     for split, found in data.entries.items():
         without = [entry.image for entry in found if not entry.dense]
-        if split == "train" or len(without) < len(found):  # only training reads them
-            tell(f"{split}: images without a dense caption", without)
+        if split == "train" or len(without) < len(found):  # only training uses dense captions
+            report_examples(f"{split}: images without a dense caption", without)
 
 
 def _short_names(table: dict[str, Any]) -> dict[str, str]:
-    """The rows' keys by path, by file name and by that without its ending; "" where two share a short name."""
+    """The row keys by path, by file name and by file name without extension; "" if two rows share a short name."""
     names = {key: key for key in table}
     for key in table:
         name = key.replace("\\", "/").rpartition("/")[2]
@@ -128,23 +135,29 @@ def _short_names(table: dict[str, Any]) -> dict[str, str]:
 
 
 def _rows(path: Path) -> Iterable[tuple[str, list[str]]]:
-    """Name and texts of each row; a JSON file may also map names to texts."""
-    raw = read_json(path) if path.suffix.lower() == ".json" else None  # a list of rows is read as a table is
+    """Image name and texts of each row; a JSON file may also map names to texts."""
+    raw = read_json(path) if path.suffix.lower() == ".json" else None  # a list of rows is read like any other table
     if isinstance(raw, dict):
         for name, value in raw.items():
             yield name, _texts(value if isinstance(value, dict) else {"dense": value}, path)
         return
     for row in read_rows(path):
-        name = next((str(row[column]).strip() for column in IMAGE_COLUMNS if row.get(column) not in (None, "")), "")
+        name = next((str(row[column]).strip() for column in DENSE_KEY_COLUMNS if row.get(column) not in (None, "")), "")
         if not name:
-            raise UserError(f"{path} has a row without an image; it needs a column {', '.join(IMAGE_COLUMNS[:4])}")
+            raise UserError(
+                f"{path} has a row without an image name; add a column such as {', '.join(DENSE_KEY_COLUMNS[:4])}"
+            )
         yield name, _texts(row, path)
 
 
 def _texts(row: Any, path: Path) -> list[str]:
-    column = next((column for column in TEXT_COLUMNS if column in row), None) if isinstance(row, dict) else None
+    column = next((column for column in DENSE_TEXT_COLUMNS if column in row), None) if isinstance(row, dict) else None
     if column is None:
-        raise UserError(f"{path}: a row has none of {', '.join(TEXT_COLUMNS)}: {str(row)[:80]}")
+        raise UserError(
+            f"{path}: a row has no text in any of the columns {', '.join(DENSE_TEXT_COLUMNS)}: {str(row)[:80]}"
+        )
     value = row[column]
-    texts = [squeeze(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    texts = [
+        collapse_whitespace(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
+    ]
     return [text for text in texts if text]

@@ -1,4 +1,4 @@
-"""What a source finds before anything is written: images by path, with their captions, in splits."""
+"""What a reader of raw data returns: image paths with their captions, by split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from itr.errors import UserError
 
 
 @dataclass
-class Entry:
+class ImageEntry:
     """One image of a source.
 
     Attributes:
-        image: its path, relative to the source's image folder.
-        captions: one or more captions.
-        dense: dense captions, if there are any.
-        meta: further fields for the JSON member of its sample, as plain types.
+        image: its path, relative to the image folder of the source.
+        captions: one or more texts.
+        dense: dense captions; may be empty.
+        meta: extra fields for the JSON member of its sample, as plain types.
     """
 
     image: str
@@ -30,26 +30,26 @@ class Entry:
 
 @dataclass
 class RawData:
-    """What `itr prepare` needs from a source.
+    """Everything `itr prepare` needs from a source.
 
     Attributes:
-        image_root: folder that the entries' paths start from.
-        entries: the images of each split, such as train, val and test, in a stable order.
-        source: name for the manifest; if empty, the name by which the command line calls the source.
-        settings: options of the source that change the result, for the manifest.
+        image_root: folder that the image paths are relative to.
+        entries: the images of each split, in a stable order.
+        source: name for the manifest; if empty, the name of the source on the command line.
+        settings: options of the source that affect the result, for the manifest.
     """
 
     image_root: Path
-    entries: dict[str, list[Entry]]
+    entries: dict[str, list[ImageEntry]]
     source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
-    """Refuse an image that is in two splits, or twice in one; `./a.jpg` is `a.jpg`.
+def check_images_are_unique(entries: dict[str, list[ImageEntry]]) -> None:
+    """Reject images that appear in two splits, or twice in one; `./a.jpg` is `a.jpg`.
 
     Raises:
-        UserError: with the first names and how many there are.
+        UserError: an image appears twice; the message lists the first names and the number of duplicates.
     """
     seen: dict[str, str] = {}
     problems = []
@@ -57,13 +57,13 @@ def check_splits_are_apart(entries: dict[str, list[Entry]]) -> None:
         for entry in found:
             other = seen.setdefault(os.path.normpath(entry.image), split)
             if other != split:
-                problems.append(f"image {entry.image} is in {other} and in {split}; a split must not leak")
-        problems += _twice(found, split)
+                problems.append(f"image {entry.image} is in both {other} and {split}; splits must not overlap")
+        problems += _duplicates(found, split)
     if problems:
         more = f" ({len(problems) - 3} more such images)" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
 
 
-def _twice(entries: list[Entry], split: str) -> list[str]:
+def _duplicates(entries: list[ImageEntry], split: str) -> list[str]:
     counts = Counter(os.path.normpath(entry.image) for entry in entries)
-    return [f"image {name} appears {n} times in {split}; each must appear once" for name, n in counts.items() if n > 1]
+    return [f"image {name} appears {n} times in {split}; list it once" for name, n in counts.items() if n > 1]

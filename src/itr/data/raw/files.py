@@ -1,4 +1,4 @@
-"""Small things that the readers of raw data sets share: finding and reading files, and telling what was odd."""
+"""Helpers shared by the readers of raw data sets: finding and reading files, and reporting skipped items."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from typing import Any
 from itr.errors import UserError
 
 
-def squeeze(text: str) -> str:
-    """The text with every run of whitespace as one space."""
+def collapse_whitespace(text: str) -> str:
+    """Replace every run of whitespace with one space, and strip the ends."""
     return " ".join(text.split())
 
 
-def says_something(text: str) -> bool:
-    """Whether a text holds more than blanks and control characters."""
+def has_visible_text(text: str) -> bool:
+    """Whether a text has more than whitespace and control characters."""
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
-def tell(what: str, found: Sequence[object]) -> None:
-    """Say how many there are, and name the first ones."""
-    if found:
-        more = ", ..." if len(found) > 5 else ""
-        print(f"{what}: {len(found):,} ({', '.join(map(str, found[:5]))}{more})")
+def report_examples(what: str, items: Sequence[object]) -> None:
+    """Print how many items there are, and the first five; print nothing for an empty list."""
+    if items:
+        more = ", ..." if len(items) > 5 else ""
+        print(f"{what}: {len(items):,} ({', '.join(map(str, items[:5]))}{more})")
 
 
-def find_folder(root: str) -> Path:
+def require_folder(root: str) -> Path:
     """The folder of a data set.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not exist.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; --root is the folder of the raw data set")
+        raise UserError(f"folder {folder} does not exist; pass the folder of the raw data set as --root")
     return folder
 
 
 def find_file(root: Path, names: Iterable[str]) -> Path | None:
-    """The file of one of these names in `root`, or else in a folder right below it.
+    """The file with one of these names in `root`, or else in a folder directly below it.
 
     Raises:
-        UserError: there are several.
+        UserError: several files match.
     """
-    wanted = list(names)
+    candidates = list(names)
     for folders in ([root], sorted(path for path in root.iterdir() if path.is_dir())):
-        found = [folder / name for folder in folders for name in wanted if (folder / name).is_file()]
+        found = [folder / name for folder in folders for name in candidates if (folder / name).is_file()]
         if len(found) > 1:
-            raise UserError(f"{' and '.join(map(str, found))} are both there; leave one, or give its folder as --root")
+            paths = " and ".join(map(str, found))
+            raise UserError(f"found several candidates: {paths}; keep one, or pass its folder as --root")
         if found:
             return found[0]
     return None
@@ -59,9 +60,9 @@ def read_json(path: Path) -> Any:
     """The contents of a JSON file.
 
     Raises:
-        UserError: it is none.
+        UserError: the file could not be read, or is not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} can't be read as JSON: {error}") from None
+        raise UserError(f"could not read {path} as JSON: {error}") from None

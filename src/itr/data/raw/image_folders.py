@@ -1,4 +1,4 @@
-"""Where the image of a name lies: folders are listed once, however many names are asked for."""
+"""Finding images by name. Each folder is listed once, however many names are looked up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.errors import UserError
 
-# Where the images of Flickr30K and COCO are kept below the folder that users name; "" is that folder itself.
+# Where the images of Flickr30K and COCO usually are, relative to the given folder; "" is the folder itself.
 USUAL_FOLDERS = (
     "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images", "images", "Images",
     "train2014", "val2014", "images/train2014", "images/val2014",
@@ -19,15 +19,15 @@ USUAL_FOLDERS = (
 
 
 class ImageFolders:
-    """The images in some folders below a root, by path, by name and by name without ending.
+    """The images in some folders below a root, by path, by name and by name without extension.
 
     Args:
-        root: folder that paths start from.
-        folders: those that are listed, relative to it; in the first one that has it a name is found.
+        root: folder that paths are relative to.
+        folders: folders to search, relative to the root; the first one that has a name wins.
 
     Attributes:
         root: as given.
-        folders: those that are there.
+        folders: those that exist.
     """
 
     def __init__(self, root: Path, folders: Sequence[str] = USUAL_FOLDERS) -> None:
@@ -36,19 +36,19 @@ class ImageFolders:
 
     @classmethod
     def under(cls, folder: Path, image_root: str | None) -> ImageFolders:
-        """The images of a data set: below `image_root` if the user names it, else below the set's folder.
+        """The images of a data set: below `image_root` if given, else below the folder of the data set.
 
         Raises:
-            UserError: the folder that the user names is not there.
+            UserError: the folder does not exist.
         """
         root = Path(image_root).expanduser() if image_root else folder
         if not root.is_dir():
-            raise UserError(f"there is no folder {root}; --image_root is the folder of the images")
+            raise UserError(f"folder {root} does not exist; pass the folder of the images as --image_root")
         return cls(root)
 
     @cached_property
     def paths(self) -> dict[str, None]:
-        """All paths, relative to the root, in the order of the folders and of their names."""
+        """All paths, relative to the root, sorted by name within each folder."""
         found: dict[str, None] = {}
         for folder in self.folders:
             with os.scandir(self.root / folder) as items:
@@ -65,18 +65,18 @@ class ImageFolders:
 
     @cached_property
     def by_stem(self) -> dict[str, str]:
-        """Path of each file name without its ending."""
+        """Path of each file name without its extension."""
         return {name.rpartition(".")[0]: path for name, path in self.by_name.items()}
 
     @cached_property
     def by_number(self) -> dict[int, str]:
-        """Path of each COCO number, which the names end in: `COCO_val2014_000000391895.jpg`."""
+        """Path of each COCO image id, taken from the end of the name: `COCO_val2014_000000391895.jpg`."""
         matches = ((re.search(r"(\d{12})$", stem), path) for stem, path in self.by_stem.items())
         return {int(match[1]): path for match, path in matches if match}
 
     def find(self, name: str) -> str:
-        """The path of an image that a list names, with or without its folder; `name` itself where none is there."""
+        """The path of an image given by name, with or without its folder; `name` itself if it is not found."""
         name = name.strip().replace("\\", "/").removeprefix("./")
         if name in self.paths or name.startswith("/") or ".." in name.split("/"):
-            return name  # a path that leads out is for the writer to refuse
+            return name  # the writer rejects paths that lead out of the root
         return self.by_name.get(name.rpartition("/")[2], name)

@@ -1,4 +1,4 @@
-"""Which of its layouts a data set has, and the checks on what was read from it."""
+"""Detection of a data set's file layout, and checks of what was read from it."""
 
 from __future__ import annotations
 
@@ -8,100 +8,101 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.raw.dense import attach_dense
-from itr.data.raw.entries import Entry, RawData, check_splits_are_apart
+from itr.data.raw.entries import ImageEntry, RawData, check_images_are_unique
 from itr.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class Layout:
-    """One way in which the files of a data set are laid out.
+class RawLayout:
+    """One way to lay out the files of a data set.
 
     Attributes:
-        title: what it is called in a message.
-        looks_for: the files that tell it.
-        find: gives its files or their folder, or nothing where they are not there.
-        read: gives the images of each split from what was found.
+        title: its name in messages.
+        looks_for: the files that identify it, for messages.
+        find: returns its files or their folder; a falsy value if they do not exist.
+        read: reads the images of each split, given the result of `find`.
     """
 
     title: str
     looks_for: str
     find: Callable[[], Any]
-    read: Callable[[Any], dict[str, list[Entry]]]
+    read: Callable[[Any], dict[str, list[ImageEntry]]]
 
 
-def read_layout(root: Path, layouts: dict[str, Layout], wanted: str) -> tuple[str, dict[str, list[Entry]]]:
-    """The layout that `root` has, which is printed, and the images of each split read from it.
+def read_layout(root: Path, layouts: dict[str, RawLayout], requested: str) -> tuple[str, dict[str, list[ImageEntry]]]:
+    """Detect the layout of `root`, print it, and read the images of each split.
 
     Raises:
-        UserError: it has none, or several, or not the one that is wanted.
+        UserError: no layout matches, several do, or the requested one does not.
     """
-    looked_at = layouts if wanted == "auto" else {wanted: layouts[wanted]}
-    there = {name: found for name, layout in looked_at.items() if (found := layout.find())}
-    if not there:
-        listed = "".join(f"\n  {name}: {layout.looks_for}" for name, layout in looked_at.items())
-        what = "none of the known layouts" if wanted == "auto" else f"no {layouts[wanted].title}"
-        raise UserError(f"{root} has {what}; looked there and one folder below for{listed}")
-    if len(there) > 1:
-        listed = ", ".join(f"{name} ({_shown(found)})" for name, found in there.items())
-        raise UserError(f"{root} has several layouts: {listed}; choose by --layout {' or '.join(there)}")
-    [(name, found)] = there.items()
-    print(f"layout {name}: {layouts[name].title}, {_shown(found)}")
+    candidates = layouts if requested == "auto" else {requested: layouts[requested]}
+    matches = {name: found for name, layout in candidates.items() if (found := layout.find())}
+    if not matches:
+        expected = "".join(f"\n  {name}: {layout.looks_for}" for name, layout in candidates.items())
+        what = "files of any known layout" if requested == "auto" else layouts[requested].title
+        raise UserError(f"found no {what} in {root} or in a folder directly below it; expected:{expected}")
+    if len(matches) > 1:
+        listing = ", ".join(f"{name} ({_format_paths(found)})" for name, found in matches.items())
+        raise UserError(f"{root} has files of several layouts: {listing}; pass --layout {' or '.join(matches)}")
+    [(name, found)] = matches.items()
+    print(f"layout {name}: {layouts[name].title}, {_format_paths(found)}")
     return name, layouts[name].read(found)
 
 
-def _shown(found: Path | dict[str, Path]) -> str:
+def _format_paths(found: Path | dict[str, Path]) -> str:
     return str(found) if isinstance(found, Path) else ", ".join(map(str, found.values()))
 
 
 @dataclass
 class Collection:
-    """A data set as its reader found it, before it is checked as a whole.
+    """A data set as read from its files, before the final checks.
 
     Attributes:
         source: its name.
-        image_root: folder that the images' paths start from.
+        image_root: folder that the image paths are relative to.
         entries: the images of each split.
-        known: number of images of each split where they are published.
-        settings: what of the options the result depends on.
-        published_order: whether the training images stand in the order in which line-by-line files list them.
+        known: published number of images of each split, where there is one.
+        settings: options that affect the result.
+        published_order: whether the training images are in the order of the published line-by-line files.
     """
 
     source: str
     image_root: Path
-    entries: dict[str, list[Entry]]
+    entries: dict[str, list[ImageEntry]]
     known: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     published_order: bool = False
 
     def finish(self, splits: str | None, dense: str | None) -> RawData:
-        """Keep the wanted splits, check them, and attach dense captions.
+        """Select the requested splits, check them, and attach dense captions.
 
         Raises:
-            UserError: nothing is there, an image stands twice, or the dense captions don't fit.
+            UserError: no image is left, an image appears twice, or the dense captions do not match.
         """
-        wanted = split_names(splits)
+        requested = parse_split_names(splits)
         order = [*SPLITS, *sorted(set(self.entries) - set(SPLITS))]
         found = {name: self.entries[name] for name in order if self.entries.get(name)}
-        data = RawData(self.image_root, {n: e for n, e in found.items() if not wanted or n in wanted}, self.source)
+        selected = {name: entries for name, entries in found.items() if not requested or name in requested}
+        data = RawData(self.image_root, selected, self.source)
         if not data.entries:
-            raise UserError(f"{self.source}: there is no image with a caption in {splits or 'any split'}")
-        check_splits_are_apart(data.entries)
+            raise UserError(f"{self.source}: no image with a caption in {splits or 'any split'}")
+        check_images_are_unique(data.entries)
         data.settings = dict(self.settings)
         attach_dense(data, dense, self.published_order)
-        self._compare(data, wanted)
+        self._compare_with_published(data, requested)
         return data
 
-    def _compare(self, data: RawData, wanted: Sequence[str]) -> None:
+    def _compare_with_published(self, data: RawData, requested: Sequence[str]) -> None:
         for split, number in self.known.items():
             images = len(data.entries.get(split, []))
-            if images != number and (not wanted or split in wanted):
-                print(f"NOTE: {split} has {images:,} images here; the published split has {number:,}")
+            if images != number and (not requested or split in requested):
+                print(f"NOTE: {split} has {images:,} images; the published split has {number:,}")
 
 
-def split_names(splits: str | None) -> list[str]:
-    """The splits that an option names, none where it names no choice.
+def parse_split_names(splits: str | None) -> list[str]:
+    """The splits listed in an option; empty if it is not set.
 
     Raises:
         UserError: a name is unknown.
@@ -109,5 +110,5 @@ def split_names(splits: str | None) -> list[str]:
     names = [name.strip() for name in (splits or "").split(",") if name.strip()]
     for name in names:
         if name not in SPLITS:
-            raise UserError(f"--splits has {name!r}; known are {', '.join(SPLITS)}")
+            raise UserError(f"--splits has the unknown split {name!r}; choose from {', '.join(SPLITS)}")
     return names

@@ -1,12 +1,12 @@
-"""Made-up images with captions of which the exact truth is known, for tests, demonstrations and studies.
+"""Synthetic images with captions whose true matches are known exactly, for tests, demonstrations and studies.
 
-An image shows a few objects; a *sparse* caption tells one view of it (an object, a place, two objects, a relation, or
-the background), so it is also true of other images: the false negatives of CUSA. The *dense* caption tells all, as
-the dense texts of D2S-VSE do. Since each caption carries its `Claim`, `truth` gives every true pair.
+An image shows a few objects. A *sparse* caption describes one view of it (an object, a place, two objects, a relation,
+or the background), so it is also true of other images: the false negatives of CUSA. The *dense* caption describes
+everything, like the dense texts of D2S-VSE. Each caption has a `Claim`, so `truth_matrix` gives every true pair.
 
-Measured on 500 test images (seed 0) with 5 captions each: density, the mean share of the other images of which a
-caption is true; R@1 expected of a model that ranks all that is true first, in random order; and the same where true
-captions are ranked rarest first, and true images by fewest objects, as a model can learn to do (in percent).
+Measured on 500 test images (seed 0) with 5 captions each, in percent: density, the mean share of the other images that
+a caption is also true of; expected R@1 of a model that ranks all true matches first, in random order; and the same if
+true captions are ranked rarest first and true images by fewest objects, as a model can learn to do.
 
 | difficulty | objects | density | R@1 i2t | R@1 t2i | rarest first: i2t | t2i |
 |---|---|---|---|---|---|---|
@@ -34,9 +34,9 @@ from itr.data.scenes.world import (
     ObjectClaim,
     Scene,
     SceneObject,
-    holds,
+    claim_holds,
     related,
-    truth,
+    truth_matrix,
 )
 
 __all__ = [
@@ -46,27 +46,27 @@ __all__ = [
     "SceneObject",
     "SceneSample",
     "SceneSettings",
+    "claim_holds",
     "generate",
-    "holds",
     "related",
     "sample",
-    "truth",
+    "truth_matrix",
 ]
 
 
 @dataclass(frozen=True)
 class _Difficulty:
     num_objects: tuple[int, int]
-    told: tuple[int, int]  # attributes that a sparse caption tells of an object
-    varied: bool  # synonyms and several sentence forms
-    jitter: float  # distance of a centre from its cell's, as a fraction of the image's side
+    num_attributes: tuple[int, int]  # minimum and maximum that a sparse caption states of an object
+    varied: bool  # use synonyms and several sentence forms
+    jitter: float  # maximum offset of an object from the center of its cell, as a fraction of the image side
     clutter: float
 
 
 DIFFICULTIES = {
-    "easy": _Difficulty(num_objects=(2, 3), told=(2, 3), varied=False, jitter=0.01, clutter=0.0),
-    "medium": _Difficulty(num_objects=(2, 4), told=(2, 2), varied=True, jitter=0.02, clutter=0.0),
-    "hard": _Difficulty(num_objects=(3, 5), told=(1, 3), varied=True, jitter=0.03, clutter=0.5),
+    "easy": _Difficulty(num_objects=(2, 3), num_attributes=(2, 3), varied=False, jitter=0.01, clutter=0.0),
+    "medium": _Difficulty(num_objects=(2, 4), num_attributes=(2, 2), varied=True, jitter=0.02, clutter=0.0),
+    "hard": _Difficulty(num_objects=(3, 5), num_attributes=(1, 3), varied=True, jitter=0.03, clutter=0.5),
 }
 MAX_CAPTIONS = 10
 _IMAGE_SIZES = (32, 512)
@@ -74,15 +74,15 @@ _IMAGE_SIZES = (32, 512)
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What the images and captions are like.
+    """Settings of the images and captions.
 
     Attributes:
         difficulty: "easy", "medium" or "hard".
-        num_captions: sparse captions an image, or the least and the most of an uneven number.
-        image_size: side of the square images in pixels.
+        num_captions: number of sparse captions per image, or its minimum and maximum.
+        image_size: side length of the square images in pixels.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
     """
 
     difficulty: str = "medium"
@@ -92,23 +92,23 @@ class SceneSettings:
     def __post_init__(self) -> None:
         if self.difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty={self.difficulty!r} is unknown; it must be one of {', '.join(DIFFICULTIES)}")
-        least, most = self.captions_range
-        if not 1 <= least <= most <= MAX_CAPTIONS:
+        low, high = self.captions_range
+        if not 1 <= low <= high <= MAX_CAPTIONS:
             raise ValueError(
-                f"num_captions={self.num_captions} must be a number, or a least and a most, from 1 to {MAX_CAPTIONS}"
+                f"num_captions={self.num_captions} must be a number, or a minimum and maximum, from 1 to {MAX_CAPTIONS}"
             )
         if not _IMAGE_SIZES[0] <= self.image_size <= _IMAGE_SIZES[1]:
             raise ValueError(f"image_size={self.image_size} must be from {_IMAGE_SIZES[0]} to {_IMAGE_SIZES[1]} pixels")
 
     @property
     def captions_range(self) -> tuple[int, int]:
-        """The least and the most captions of an image."""
+        """Minimum and maximum number of captions per image."""
         return (self.num_captions, self.num_captions) if isinstance(self.num_captions, int) else self.num_captions
 
 
 @dataclass(frozen=True)
 class SceneSample:
-    """One image with its texts: claim n is what caption n says; `dense` tells the whole scene."""
+    """One image with its captions; caption n states claim n, and `dense` describes the whole scene."""
 
     index: int
     image: Image.Image
@@ -126,7 +126,7 @@ def generate(split: str, num: int, seed: int, settings: SceneSettings) -> Iterat
 
 
 def sample(split: str, index: int, seed: int, settings: SceneSettings) -> SceneSample:
-    """Sample `index` of a split: it depends on the arguments alone, so samples can be made in any order and anywhere.
+    """Sample `index` of a split. It depends only on the arguments, so samples can be made in any order and process.
 
     Raises:
         ValueError: `index` or `seed` is negative.
@@ -137,16 +137,16 @@ def sample(split: str, index: int, seed: int, settings: SceneSettings) -> SceneS
     difficulty = DIFFICULTIES[settings.difficulty]
     rng = np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(split.encode()), index)))
     scene = _scene(difficulty, rng)
-    least, most = settings.captions_range
-    num_captions = int(rng.integers(least, most + 1))
-    pairs = sparse_captions(scene, num_captions, difficulty.told, difficulty.varied, rng)
+    low, high = settings.captions_range
+    num_captions = int(rng.integers(low, high + 1))
+    pairs = sparse_captions(scene, num_captions, difficulty.num_attributes, difficulty.varied, rng)
     dense = dense_caption(scene, difficulty.varied, rng)
     image = render(scene, settings.image_size, difficulty.clutter, int(rng.integers(2**31)))
     return SceneSample(index, image, [text for text, _ in pairs], [claim for _, claim in pairs], dense, scene)
 
 
 def _scene(difficulty: _Difficulty, rng: np.random.Generator) -> Scene:
-    """A scene of which every attribute is drawn evenly."""
+    """A scene whose attributes are all drawn uniformly."""
     num_objects = int(rng.integers(difficulty.num_objects[0], difficulty.num_objects[1] + 1))
     items = [_object(int(cell), difficulty.jitter, rng) for cell in rng.permutation(len(PLACES))[:num_objects]]
     return Scene(tuple(items), BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))])

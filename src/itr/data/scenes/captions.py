@@ -1,6 +1,6 @@
-"""Wording of the made-up scenes: which views sparse captions tell, how claims read, and the dense caption.
+"""Captions of synthetic scenes: which views sparse captions describe, how claims are worded, and the dense caption.
 
-A phrase of `VOCABULARY` stands for one value of one attribute and for nothing else, so a text says what its claim says.
+Each phrase of `VOCABULARY` means exactly one value of one attribute, so a caption says exactly what its claim says.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ VOCABULARY: dict[str, dict[str, tuple[str, ...]]] = {
         "below": ("below", "under"),
     },
 }
-NOUNS = ("object", "thing")  # for an object of untold shape
-VIEWS = ("object", "place", "pair", "relation", "background")
+NOUNS = ("object", "thing")  # for an object whose shape is not stated
+CAPTION_VIEWS = ("object", "place", "pair", "relation", "background")
 
 _TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": ("{a}", "there is {a}", "{a} can be seen", "an image with {a}"),
@@ -70,41 +70,43 @@ _TRIES = 20
 
 
 def sparse_captions(
-    scene: Scene, num: int, told: tuple[int, int], varied: bool, rng: np.random.Generator
+    scene: Scene, num: int, num_attributes: tuple[int, int], varied: bool, rng: np.random.Generator
 ) -> list[tuple[str, Claim]]:
-    """Captions that tell different views of a scene, each with its claim.
+    """Captions that describe different views of a scene, each with its claim.
 
     Args:
-        scene: at least two objects.
+        scene: a scene with at least two objects.
         num: number of captions.
-        told: least and most of shape, colour, size and texture that a view tells of an object; the view of a single
-            object tells one more.
-        varied: whether synonyms and several sentence forms are used.
-        rng: source of every choice.
+        num_attributes: minimum and maximum number of shape, colour, size and texture to state of an object; a view of
+            a single object states one more.
+        varied: whether to use synonyms and several sentence forms.
+        rng: random generator for every choice.
     """
-    views = [VIEWS[k] for _ in range(-(-num // len(VIEWS))) for k in rng.permutation(len(VIEWS))]
+    views = [
+        CAPTION_VIEWS[k] for _ in range(-(-num // len(CAPTION_VIEWS))) for k in rng.permutation(len(CAPTION_VIEWS))
+    ]
     mentions = dict.fromkeys(scene.objects, 0)
     captions: dict[Claim, str] = {}
     for view in views[:num]:
-        claim, items = _claim(scene, view, told, mentions, rng)
+        claim, items = _claim(scene, view, num_attributes, mentions, rng)
         for _ in range(_TRIES):
             if claim not in captions:
                 break
-            claim, items = _claim(scene, view, told, mentions, rng)
+            claim, items = _claim(scene, view, num_attributes, mentions, rng)
         for item in items:
             mentions[item] += 1
-        captions.setdefault(claim, word(claim, varied, rng))
+        captions.setdefault(claim, word_claim(claim, varied, rng))
     result = [(text, claim) for claim, text in captions.items()]
-    while len(result) < num:  # a scene with fewer views than captions: another wording of one of them
+    while len(result) < num:  # fewer views than captions: reword one of them
         claim = result[int(rng.integers(len(result)))][1]
-        result.append((word(claim, varied, rng), claim))
+        result.append((word_claim(claim, varied, rng), claim))
     return result
 
 
 def _claim(
-    scene: Scene, view: str, told: tuple[int, int], mentions: dict[SceneObject, int], rng: np.random.Generator
+    scene: Scene, view: str, num_attributes: tuple[int, int], mentions: dict[SceneObject, int], rng: np.random.Generator
 ) -> tuple[Claim, list[SceneObject]]:
-    """A claim of one kind of view about the objects least mentioned so far, and these objects."""
+    """A claim for one kind of view about the objects mentioned least so far, and these objects."""
     order = rng.permutation(len(scene.objects))
     first, second = sorted((scene.objects[k] for k in order), key=mentions.__getitem__)[:2]
     if rng.random() < 0.5:
@@ -112,19 +114,24 @@ def _claim(
     if view in ("pair", "relation"):
         relations = [name for name in RELATIONS if related(first, name, second)]
         relation = relations[int(rng.integers(len(relations)))] if view == "relation" else None
-        return Claim((_tell(first, told, rng), _tell(second, told, rng)), relation), [first, second]
+        return Claim((_describe(first, num_attributes, rng), _describe(second, num_attributes, rng)), relation), [
+            first,
+            second,
+        ]
     if mentions[second] < mentions[first]:
         first = second
     if view == "place":
-        return Claim((_tell(first, told, rng, place=True),)), [first]
+        return Claim((_describe(first, num_attributes, rng, place=True),)), [first]
     if view == "background":
-        return Claim((_tell(first, told, rng),), background=scene.background), [first]
-    return Claim((_tell(first, (told[0] + 1, told[1] + 1), rng),)), [first]
+        return Claim((_describe(first, num_attributes, rng),), background=scene.background), [first]
+    return Claim((_describe(first, (num_attributes[0] + 1, num_attributes[1] + 1), rng),)), [first]
 
 
-def _tell(item: SceneObject, told: tuple[int, int], rng: np.random.Generator, place: bool = False) -> ObjectClaim:
-    """Some attributes of an object: shape and colour come before size and texture."""
-    num = int(rng.integers(told[0], told[1] + 1))
+def _describe(
+    item: SceneObject, num_attributes: tuple[int, int], rng: np.random.Generator, place: bool = False
+) -> ObjectClaim:
+    """A claim about some attributes of an object; shape and colour come before size and texture."""
+    num = int(rng.integers(num_attributes[0], num_attributes[1] + 1))
     order = [
         name
         for names in (("shape", "colour"), ("size", "texture"))
@@ -134,8 +141,8 @@ def _tell(item: SceneObject, told: tuple[int, int], rng: np.random.Generator, pl
     return ObjectClaim(**{name: getattr(item, name) for name in names})
 
 
-def word(claim: Claim, varied: bool, rng: np.random.Generator) -> str:
-    """A sentence that says what the claim says, and nothing more."""
+def word_claim(claim: Claim, varied: bool, rng: np.random.Generator) -> str:
+    """A sentence that says exactly what the claim says."""
     parts = {slot: _noun_phrase(item, varied, rng) for slot, item in zip(("a", "b"), claim.objects, strict=False)}
     place = claim.objects[0].place
     view = "object"
@@ -148,7 +155,7 @@ def word(claim: Claim, varied: bool, rng: np.random.Generator) -> str:
 
 
 def dense_caption(scene: Scene, varied: bool, rng: np.random.Generator) -> str:
-    """One text that tells every object with all its attributes, the background and one relation."""
+    """A text that describes every object with all its attributes, the background and one relation."""
     items = [scene.objects[k] for k in rng.permutation(len(scene.objects))]
     phrases = [
         f"{_noun_phrase(ObjectClaim(item.shape, item.colour, item.size, item.texture), varied, rng)} in the "
@@ -162,14 +169,14 @@ def dense_caption(scene: Scene, varied: bool, rng: np.random.Generator) -> str:
     ground = _phrase("background", scene.background, varied, rng)
     things = f"{_NUMBERS[len(items)]} objects"
     openings = (f"{things} on {ground}", f"on {ground} there are {things}")
-    return f"{_pick(openings, varied, rng)}: {', '.join(phrases)}. {word(pair, varied, rng)}."
+    return f"{_pick(openings, varied, rng)}: {', '.join(phrases)}. {word_claim(pair, varied, rng)}."
 
 
 def _noun_phrase(item: ObjectClaim, varied: bool, rng: np.random.Generator) -> str:
-    """For example "a small striped red circle"; the place is left to the sentence."""
-    told = item.told()
-    words = [_phrase(name, told[name], varied, rng) for name in ("size", "texture", "colour") if name in told]
-    words.append(_phrase("shape", told["shape"], varied, rng) if "shape" in told else _pick(NOUNS, varied, rng))
+    """A noun phrase such as "a small striped red circle"; the sentence adds the place."""
+    stated = item.stated()
+    words = [_phrase(name, stated[name], varied, rng) for name in ("size", "texture", "colour") if name in stated]
+    words.append(_phrase("shape", stated["shape"], varied, rng) if "shape" in stated else _pick(NOUNS, varied, rng))
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 

@@ -1,4 +1,4 @@
-"""Drawing of the made-up scenes: objects as coloured, textured shapes, drawn three times too large and scaled down."""
+"""Draw synthetic scenes: objects as coloured, textured shapes, drawn at three times the size and scaled down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itr.data.scenes.world import Scene, SceneObject
 Colour = tuple[int, int, int]
 
 OVERSAMPLING = 3
-RADIUS = {"small": 0.095, "large": 0.145}  # of the image's side; a cell of the grid is 0.333 wide
+RADIUS = {"small": 0.095, "large": 0.145}  # fraction of the image side; a cell of the grid is 0.333 wide
 
 _COLOURS: dict[str, Colour] = {
     "red": (220, 30, 35),
@@ -25,7 +25,7 @@ _COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
     "black": (20, 20, 20),
 }
-# NOTE: pale and dull against the objects. The lighter and the darker shade of each ground make its pattern.
+# Pale and dull, to contrast with the objects; each background is a pattern of a lighter and a darker shade.
 _GROUNDS: dict[str, tuple[Colour, Colour]] = {
     "grass": ((150, 185, 135), (128, 166, 112)),
     "sand": ((226, 208, 165), (212, 192, 145)),
@@ -40,9 +40,9 @@ def render(scene: Scene, image_size: int, clutter: float = 0.0, seed: int = 0) -
 
     Args:
         scene: what to draw.
-        image_size: side of the square image in pixels.
-        clutter: strength of distracting specks and of pixel noise, from 0 (none) to 1.
-        seed: of the specks and the noise; the objects do not depend on it.
+        image_size: side length of the square image in pixels.
+        clutter: strength of distracting specks and pixel noise, from 0 (none) to 1.
+        seed: random seed of the specks and the noise; it does not affect the objects.
 
     Returns:
         RGB image [image_size x image_size].
@@ -64,12 +64,12 @@ def render(scene: Scene, image_size: int, clutter: float = 0.0, seed: int = 0) -
 
 
 def extent(item: SceneObject) -> float:
-    """Half the side of the square that holds the drawn object and its outline, as a fraction of the image's side."""
+    """Half the side of the bounding square of an object and its outline, as a fraction of the image side."""
     return RADIUS[item.size] * 1.25
 
 
 def _specks(canvas: Image.Image, num: int, rng: np.random.Generator) -> None:
-    """Small grey dots below the objects, much smaller than a small object."""
+    """Draw small grey dots, much smaller than a small object, before the objects."""
     draw = ImageDraw.Draw(canvas)
     side = canvas.width
     radius = 0.018 * side
@@ -81,7 +81,7 @@ def _specks(canvas: Image.Image, num: int, rng: np.random.Generator) -> None:
 
 @lru_cache(maxsize=64)
 def _ground(name: str, side: int) -> Image.Image:
-    """The background: one colour with a faint pattern of a second shade, which differs between the kinds."""
+    """The background: one colour with a faint pattern of a second shade, which differs between backgrounds."""
     light, dark = _GROUNDS[name]
     image = Image.new("RGB", (side, side), light)
     draw = ImageDraw.Draw(image)
@@ -115,13 +115,15 @@ def _sprite(shape: str, colour: str, size: str, texture: str, side: int) -> tupl
     colours.paste(fill, (0, 0, tile, tile), inner)
     shade = (0, 0, 0) if bright else (255, 255, 255)
     second: Colour = tuple(round(0.45 * own + 0.55 * other) for own, other in zip(fill, shade, strict=True))  # type: ignore[assignment]
-    core = inner.filter(ImageFilter.MinFilter(rim))  # the edge keeps the main colour, so that the shape stays clear
+    core = inner.filter(
+        ImageFilter.MinFilter(rim)
+    )  # the edge keeps the main colour, so that the shape stays recognizable
     colours.paste(second, (0, 0, tile, tile), ImageChops.multiply(core, _texture(texture, tile, radius)))
     return colours, mask
 
 
 def _texture(name: str, tile: int, radius: float) -> Image.Image:
-    """The parts of a tile that have the second shade."""
+    """Mask of the parts of a tile that have the second shade."""
     mask = Image.new("L", (tile, tile), 0)
     draw = ImageDraw.Draw(mask)
     period = max(6, round(0.62 * radius))
@@ -139,7 +141,7 @@ def _texture(name: str, tile: int, radius: float) -> Image.Image:
 
 
 def _silhouette(shape: str, tile: int, radius: float) -> Image.Image:
-    """The shape in white on black; areas are made roughly equal, so that size is told by size."""
+    """The shape in white on black; areas are roughly equal, so that only `size` determines how large it looks."""
     mask = Image.new("L", (tile, tile), 0)
     draw = ImageDraw.Draw(mask)
     c = tile / 2
@@ -161,7 +163,7 @@ def _silhouette(shape: str, tile: int, radius: float) -> Image.Image:
 
 
 def _corners(shape: str, centre: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a triangle or of a five-pointed star, the first one on top."""
+    """Corners of a triangle or of a five-pointed star, starting at the top."""
     radii = [radius] if shape == "triangle" else [radius, 0.45 * radius]
     num = 3 if shape == "triangle" else 10
     angles = [2 * math.pi * k / num for k in range(num)]

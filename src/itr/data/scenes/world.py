@@ -1,9 +1,9 @@
-"""The world of the made-up images: what a scene holds, what a caption may claim, and which claims are true.
+"""The world of the synthetic images: what a scene contains, what a caption may claim, and which claims are true.
 
-A claim names one object, or two *different* objects, by some of their attributes; it is true of a scene in which such
-objects exist. Two objects may also stand in a relation. Relations compare the cells of the 3 x 3 grid, not pixels:
-"left of" holds if the column of the first object is smaller than that of the second, "above" if its row is smaller,
-whatever the other coordinate; objects in one column are neither left nor right of each other.
+A claim describes one object, or two *different* objects, by some of their attributes; it is true of a scene that has
+such objects. Two objects may also be related. Relations compare cells of the 3 x 3 grid, not pixels: "left of" is true
+if the column of the first object is smaller than that of the second, "above" if its row is smaller, whatever the other
+coordinate; objects in the same column are neither left nor right of each other.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _BIT = {
     pair: 1 << bit
     for bit, pair in enumerate(((name, value) for name, values in ATTRIBUTES.items() for value in values), start=1)
 }
-_PRESENT = 1  # bit 0, so that a claim without attributes does not match the padding of a short scene
-_ROWS = 256  # claims handled at once, so that the intermediate arrays stay in cache
+_PRESENT = 1  # bit 0, so that a claim without attributes does not match the padding of scenes with fewer objects
+_ROWS = 256  # claims per step, so that the intermediate arrays stay in the cache
 
 
 def _check(name: str, value: str | None, allowed: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def _check(name: str, value: str | None, allowed: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; `x` and `y` are its centre as a fraction of the image's side, and lie in the cell `place`."""
+    """One object; `x` and `y` are its center as fractions of the image side, and lie in the cell `place`."""
 
     shape: str
     colour: str
@@ -69,10 +69,10 @@ class Scene:
         _check("background", self.background, BACKGROUNDS)
         places = [item.place for item in self.objects]
         if len(set(places)) < len(places):
-            raise ValueError(f"places={places} repeat; a cell of the grid holds at most one object")
+            raise ValueError(f"places={places} has repeats; a cell of the grid can have at most one object")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers, fit for JSON."""
+        """Plain lists, strings and numbers, for JSON."""
         return {"objects": [asdict(item) for item in self.objects], "background": self.background}
 
     @classmethod
@@ -83,7 +83,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class ObjectClaim:
-    """What a caption tells of one object; None is left open."""
+    """What a caption says about one object; None means not stated."""
 
     shape: str | None = None
     colour: str | None = None
@@ -95,20 +95,20 @@ class ObjectClaim:
         for name, allowed in ATTRIBUTES.items():
             _check(name, getattr(self, name), allowed)
 
-    def told(self) -> dict[str, str]:
-        """The attributes that the claim fixes."""
-        return {name: value for name, value in vars(self).items() if value is not None}  # `asdict` copies deep
+    def stated(self) -> dict[str, str]:
+        """The attributes that the claim states."""
+        return {name: value for name, value in vars(self).items() if value is not None}  # `asdict` would deep-copy
 
     def matches(self, item: SceneObject) -> bool:
-        """Whether the object has every attribute that the claim fixes."""
-        return all(getattr(item, name) == value for name, value in self.told().items())
+        """Whether the object has every attribute that the claim states."""
+        return all(getattr(item, name) == value for name, value in self.stated().items())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says: one or two objects exist (two: different ones), related and on a background if given.
+    """What a caption says: one object or two different ones exist, optionally related and on a background.
 
-    `relation` reads from the first object to the second: "left of" says that the first is left of the second.
+    `relation` goes from the first object to the second: "left of" says that the first is left of the second.
     """
 
     objects: tuple[ObjectClaim, ...]
@@ -124,15 +124,15 @@ class Claim:
         _check("background", self.background, BACKGROUNDS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists and strings, fit for JSON; what is left open is left out."""
-        values: dict[str, Any] = {"objects": [item.told() for item in self.objects]}
+        """Plain lists and strings, for JSON, without the attributes that are not stated."""
+        values: dict[str, Any] = {"objects": [item.stated() for item in self.objects]}
         return values | {
             name: getattr(self, name) for name in ("relation", "background") if getattr(self, name) is not None
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Claim:
-        """The inverse of `as_dict`; a key that is unknown raises ValueError."""
+        """The inverse of `as_dict`; raises ValueError for an unknown key."""
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"keys={unknown} are unknown; a claim has objects, relation and background")
@@ -141,7 +141,7 @@ class Claim:
 
 
 def related(first: SceneObject, relation: str | None, second: SceneObject) -> bool:
-    """Whether the relation holds from the first object to the second; None holds always."""
+    """Whether the relation is true from the first object to the second; None is always true."""
     if relation is None:
         return True
     (row1, column1), (row2, column2) = (divmod(PLACES.index(item.place), 3) for item in (first, second))
@@ -154,8 +154,8 @@ def related(first: SceneObject, relation: str | None, second: SceneObject) -> bo
     return by_relation[relation]
 
 
-def holds(claim: Claim, scene: Scene) -> bool:
-    """Whether the claim is true of the scene, decided by trying every assignment of its objects."""
+def claim_holds(claim: Claim, scene: Scene) -> bool:
+    """Whether the claim is true of the scene, checked by trying every assignment of its objects."""
     if claim.background is not None and claim.background != scene.background:
         return False
     if len(claim.objects) == 1:
@@ -168,11 +168,11 @@ def holds(claim: Claim, scene: Scene) -> bool:
     )
 
 
-def truth(claims: Sequence[Claim], scenes: Sequence[Scene]) -> NDArray[np.bool_]:
-    """`holds` for every claim and every scene.
+def truth_matrix(claims: Sequence[Claim], scenes: Sequence[Scene]) -> NDArray[np.bool_]:
+    """The result of `claim_holds` for every claim and every scene.
 
     Returns:
-        Entry [c, n] tells whether claim c is true of scene n [num_claims, num_scenes].
+        Entry [c, n] says whether claim c is true of scene n [num_claims, num_scenes].
     """
     objects = _object_bits(scenes)
     grounds = np.array([BACKGROUNDS.index(scene.background) for scene in scenes], dtype=np.int64)
@@ -192,18 +192,18 @@ def truth(claims: Sequence[Claim], scenes: Sequence[Scene]) -> NDArray[np.bool_]
 
 
 def _object_bits(scenes: Sequence[Scene]) -> NDArray[np.uint32]:
-    """One bit for each attribute value of each object; 0 where a scene has fewer objects [num_scenes, K]."""
-    most = max((len(scene.objects) for scene in scenes), default=0)
-    bits = np.zeros((len(scenes), most), dtype=np.uint32)
+    """One bit for each attribute value of each object; 0 for missing objects [num_scenes, K]."""
+    max_objects = max((len(scene.objects) for scene in scenes), default=0)
+    bits = np.zeros((len(scenes), max_objects), dtype=np.uint32)
     for row, scene in zip(bits, scenes, strict=True):
         for slot, item in enumerate(scene.objects):
             row[slot] = _PRESENT + sum(_BIT[name, getattr(item, name)] for name in ATTRIBUTES)
     return bits
 
 
-def _partner_bits(scenes: Sequence[Scene], relation: str | None, most: int) -> NDArray[np.uint16]:
-    """Entry [n, k]: one bit for each other object of scene n to which object k stands in the relation."""
-    bits = np.zeros((len(scenes), most), dtype=np.uint16)
+def _partner_bits(scenes: Sequence[Scene], relation: str | None, max_objects: int) -> NDArray[np.uint16]:
+    """Entry [n, k]: one bit for each other object of scene n that object k has the relation to."""
+    bits = np.zeros((len(scenes), max_objects), dtype=np.uint16)
     for row, scene in zip(bits, scenes, strict=True):
         for k, first in enumerate(scene.objects):
             others = ((j, second) for j, second in enumerate(scene.objects) if j != k)
@@ -213,18 +213,18 @@ def _partner_bits(scenes: Sequence[Scene], relation: str | None, most: int) -> N
 
 def _matching(items: Sequence[ObjectClaim], objects: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """Entry [c, n]: one bit for each object of scene n that matches the object claim c."""
-    wanted = [_PRESENT + sum(_BIT[pair] for pair in item.told().items()) for item in items]
-    wanted_bits = np.array(wanted, dtype=np.uint32)[:, None]  # [c, 1]
+    required = [_PRESENT + sum(_BIT[pair] for pair in item.stated().items()) for item in items]
+    required_bits = np.array(required, dtype=np.uint32)[:, None]  # [c, 1]
     result = np.zeros((len(items), len(objects)), dtype=np.uint16)
     for slot in range(objects.shape[1]):
-        result |= ((objects[:, slot] & wanted_bits) == wanted_bits).astype(np.uint16) << np.uint16(slot)
+        result |= ((objects[:, slot] & required_bits) == required_bits).astype(np.uint16) << np.uint16(slot)
     return result
 
 
 def _rows_true(
     claims: Sequence[Claim], objects: NDArray[np.uint32], partners: NDArray[np.uint16] | None
 ) -> NDArray[np.bool_]:
-    """Truth, but for the background, of claims that have one number of objects and one relation [c, num_scenes]."""
+    """Truth, ignoring the background, of claims with the same number of objects and relation [c, num_scenes]."""
     first = _matching([claim.objects[0] for claim in claims], objects)
     if partners is None:
         return first > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from itr.data.raw.entries import Entry, RawData
+from itr.data.raw.entries import ImageEntry, RawData
 from itr.errors import UserError
 
 
@@ -51,8 +51,8 @@ def check_read(found: object, name: str) -> RawData:
 
 def _problem(entry: object) -> str:
     """What is wrong with the types of an entry; empty if nothing is."""
-    if not isinstance(entry, Entry):
-        return f"it is {_kind(entry)}; give an itr.data.sources.Entry"
+    if not isinstance(entry, ImageEntry):
+        return f"it is {_kind(entry)}; give an itr.data.sources.ImageEntry"
     for name, texts in (("captions", entry.captions), ("dense", entry.dense)):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             return f"its {name} are {_kind(texts)} {str(texts)[:60]!r}; give a list of str"

@@ -1,4 +1,4 @@
-"""`itr prepare coco`: MS-COCO 2014 from each of the layouts in which it is kept."""
+"""`itr prepare coco`: MS-COCO 2014 from any of its common file layouts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from itr.data.raw.coco_official import KARPATHY, OWN_SPLIT, find_official, find_split_file, read_official
-from itr.data.raw.entries import Entry, RawData
-from itr.data.raw.files import find_folder
+from itr.data.raw.coco_official import (
+    COCO_KARPATHY_FILE,
+    OFFICIAL_SPLIT,
+    find_official,
+    find_split_file,
+    read_official,
+)
+from itr.data.raw.entries import ImageEntry, RawData
+from itr.data.raw.files import require_folder
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.karpathy import karpathy_layout
-from itr.data.raw.layouts import SPLITS, Collection, Layout, read_layout, split_names
+from itr.data.raw.layouts import SPLITS, Collection, RawLayout, parse_split_names, read_layout
 from itr.data.raw.lines import text_layout
 from itr.data.raw.rows import rows_layout
 from itr.data.sources.base import Source
 
-KNOWN = {"train": 113_287, "val": 5_000, "test": 5_000}
+COCO_SIZES = {"train": 113_287, "val": 5_000, "test": 5_000}
 STANDARD_CAPTIONS = 5
 
 
@@ -24,20 +30,20 @@ STANDARD_CAPTIONS = 5
 class Coco(Source):
     """MS-COCO 2014, from its own captions files, Karpathy's JSON, the text files of VSE-infinity, or rows.
 
-    All captions are kept; of an image of val or test the first five count in the standard protocol (`standard` in the
-    sample), which makes the 25,000 of the 5K test.
+    All captions are kept. The standard protocol uses the first five of each val or test image (`standard` in the
+    sample), which gives the 25,000 captions of the 5K test.
 
     Args:
-        root: folder of the caption files; they may also lie in a folder right below it.
+        root: folder of the captions files, or its parent folder.
         layout: official is captions_{train,val}2014.json, divided by Karpathy's split; karpathy is dataset_coco.json
             alone; text is {train,dev,testall}_caps.txt and _ids.txt; rows is coco_{train,val,test}.json,
-            coco_karpathy_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; auto recognises it.
-        image_root: folder of the images, or of train2014 and val2014; by default root, or images in it.
-        splits: splits to read, with commas between them; by default all that are there.
-        restval: train on the 30,504 images of Karpathy's `restval` too, as everybody does.
-        split_file: for official captions: dataset_coco.json, or a folder with train_ids.txt, dev_ids.txt and
-            testall_ids.txt; by default what lies in root; `official` takes COCO's train and val as they are.
-        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line a
+            coco_karpathy_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; auto detects it.
+        image_root: folder of the images, or of train2014 and val2014; by default, root or its subfolder images.
+        splits: comma-separated splits to read; by default, all available ones.
+        restval: add the 30,504 images of Karpathy's `restval` to the training images, as is standard.
+        split_file: split of the official captions: dataset_coco.json, or a folder with train_ids.txt, dev_ids.txt and
+            testall_ids.txt; by default, the one found in root; `official` uses COCO's train and val unchanged.
+        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line per
             training image; or join, which joins an image's own captions.
     """
 
@@ -53,47 +59,49 @@ class Coco(Source):
         """The images of each split with their captions.
 
         Raises:
-            UserError: no layout or several are found, a file is damaged, or images and captions don't fit.
+            UserError: no layout or several layouts are found, a file is malformed, or images and captions do not match.
         """
-        folder = find_folder(self.root)
+        folder = require_folder(self.root)
         images = ImageFolders.under(folder, self.image_root)
-        layouts = _layouts(folder, images, split_names(self.splits) or list(SPLITS), self.restval, self.split_file)
+        layouts = _layouts(
+            folder, images, parse_split_names(self.splits) or list(SPLITS), self.restval, self.split_file
+        )
         if self.layout == "auto" and layouts["official"].find():
-            del layouts["karpathy"]  # it then serves as the split of the official captions
+            del layouts["karpathy"]  # here, dataset_coco.json only defines the split of the official captions
         name, entries = read_layout(folder, layouts, self.layout)
-        mark_standard(entries)
+        mark_standard_captions(entries)
         settings = {"layout": name, "restval": self.restval}
-        divided = name != "official" or find_split_file(folder, self.split_file) is not None
-        if not divided:
-            settings["split"] = OWN_SPLIT
-        known = KNOWN if divided else {}
+        has_karpathy_split = name != "official" or find_split_file(folder, self.split_file) is not None
+        if not has_karpathy_split:
+            settings["split"] = OFFICIAL_SPLIT
+        known = COCO_SIZES if has_karpathy_split else {}
         return Collection("coco", images.root, entries, known, settings, name == "text").finish(self.splits, self.dense)
 
 
 def _layouts(
-    folder: Path, images: ImageFolders, wanted: list[str], restval: bool, split_file: str | None
-) -> dict[str, Layout]:
+    folder: Path, images: ImageFolders, splits: list[str], restval: bool, split_file: str | None
+) -> dict[str, RawLayout]:
     def name_of(id_: str, split: str) -> str | None:
         if not id_.isdecimal():
             return images.by_stem.get(id_.rpartition(".")[0] or id_)
-        part = "train" if split == "train" else "val"  # a guess, which the message on a missing image then names
+        part = "train" if split == "train" else "val"  # a guess; the message about a missing image shows it
         return images.by_number.get(int(id_), f"{part}2014/COCO_{part}2014_{int(id_):012d}.jpg")
 
     return {
-        "official": Layout(
-            "COCO's captions files",
+        "official": RawLayout(
+            "official COCO captions files",
             "captions_{train,val}2014.json",
             lambda: find_official(folder),
             lambda paths: read_official(folder, paths, images, split_file, restval),
         ),
-        "karpathy": karpathy_layout(folder, KARPATHY, images, restval),
-        "text": text_layout(folder, "{train,dev,testall}_caps.txt and _ids.txt", images, name_of, wanted),
-        "rows": rows_layout(folder, "coco", images, wanted),
+        "karpathy": karpathy_layout(folder, COCO_KARPATHY_FILE, images, restval),
+        "text": text_layout(folder, "{train,dev,testall}_caps.txt and _ids.txt", images, name_of, splits),
+        "rows": rows_layout(folder, "coco", images, splits),
     }
 
 
-def mark_standard(entries: dict[str, list[Entry]]) -> None:
-    """Note how many of an image's captions, from the first on, the standard protocol of val and test uses."""
+def mark_standard_captions(entries: dict[str, list[ImageEntry]]) -> None:
+    """Record how many captions of each val and test image the standard protocol uses, counted from the first."""
     for split in ("val", "test"):
         for entry in entries.get(split, []):
             entry.meta["standard"] = min(STANDARD_CAPTIONS, len(entry.captions))

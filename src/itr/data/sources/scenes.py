@@ -1,4 +1,4 @@
-"""`itr prepare scenes`: made-up images with captions of which the exact truth is known."""
+"""`itr prepare scenes`: synthetic images with captions whose true matches are known exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth
+from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth_matrix
 from itr.data.shards.schema import Manifest, Split
 from itr.data.shards.staging import Staging, writing
 from itr.data.shards.writer import Record, write_positives, write_split
@@ -28,18 +28,18 @@ def prepare_scenes(
     seed: int = 0,
     shard_size: int = 1000,
 ) -> None:
-    """Make images of a few objects, captions that tell one view each, and a dense caption that tells all.
+    """Generate images of a few objects, captions that each describe one view, and a dense caption that describes all.
 
     Args:
         out: folder to write the shards to.
-        train: training images.
-        val: validation images.
-        test: test images.
-        difficulty: how many objects an image has and how much a caption tells of it.
-        captions: sparse captions an image, or the least and the most of an uneven number.
-        image_size: side of the images in pixels.
-        seed: image i of a split is the same for the same seed, whatever the number of images.
-        shard_size: images in a shard.
+        train: number of training images.
+        val: number of validation images.
+        test: number of test images.
+        difficulty: how many objects an image has, and how much a caption says about it.
+        captions: number of sparse captions per image, or its minimum and maximum.
+        image_size: side length of the images in pixels.
+        seed: random seed; image i of a split depends on the seed but not on the number of images.
+        shard_size: images per shard.
     """
     try:
         settings = SceneSettings(difficulty, captions, image_size)
@@ -75,8 +75,8 @@ def _write(
             yield _record(sample)
 
     written = write_split(records(), folder, split, shard_size)
-    if with_truth:  # ids count up from 0 in the order of writing
-        caption_id, image_id = np.nonzero(truth(claims, scenes))
+    if with_truth:  # ids count up from 0 in writing order
+        caption_id, image_id = np.nonzero(truth_matrix(claims, scenes))
         write_positives(folder, split, image_id, caption_id)
     return written
 

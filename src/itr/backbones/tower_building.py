@@ -1,0 +1,176 @@
+"""Build towers of transformers: check configs, load weights in float32, and set up attention masks without syncs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from itr.backbones.tokenizers import first_line
+from itr.component import plain
+from itr.errors import UserError
+from itr.private_api.transformers import NAME_KEY, attention_of
+
+TowerKind = Literal["vision", "text"]
+ATTENTION_NAME = "itr_sdpa"
+SMALL_VISION: dict[str, Any] = {
+    "model_type": "vit",
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
+SMALL_TEXT: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,  # id 0, the usual padding id, is a word in CLIP's BPE; BERT would never learn its embedding
+}
+# Config entries that are not part of the architecture; the first two depend on a machine and a version.
+_NOT_ARCHITECTURE = {
+    NAME_KEY, "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
+    "return_dict", "output_attentions", "output_hidden_states",
+}  # fmt: skip
+
+
+def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None) -> nn.Module:
+    """A tower with pretrained weights for a name, or with random weights for a config.
+
+    Raises:
+        UserError: the tower could not be loaded, or the config is invalid.
+    """
+    tower = _new_tower(kind, config or {}) if name is None else _pretrained_tower(kind, name)
+    avoid_mask_sync(tower)
+    return tower
+
+
+def describe_tower(tower: nn.Module) -> dict[str, Any]:
+    """The config from which `make_tower` builds the same architecture, in plain types."""
+    config = config_of(tower)
+    known = _known_keys(config.model_type)
+    described = {key: value for key, value in config.to_dict().items() if key in known - _NOT_ARCHITECTURE}
+    return {"model_type": config.model_type, **plain(described)}
+
+
+def config_of(tower: nn.Module) -> Any:
+    """The config of a tower of transformers; its settings depend on the architecture."""
+    return tower.config
+
+
+def did_you_mean(word: str, words: Any) -> str:
+    """A hint with the most similar of `words`; empty if none is similar."""
+    match = difflib.get_close_matches(word, [str(candidate) for candidate in words], n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def accepts(function: Any, argument: str) -> bool:
+    """Whether a function has a parameter of that name."""
+    return argument in inspect.signature(function).parameters
+
+
+def avoid_mask_sync(tower: nn.Module) -> None:
+    """Make a tower with scaled-dot-product attention use every mask it gets.
+
+    transformers skips a mask that hides nothing. To check that, it reads a value from the device in each forward pass,
+    which leaves the device idle until the host has caught up. Towers with their own attention are left unchanged.
+    """
+    config: Any = getattr(tower, "config", None)
+    if attention_of(config) != "sdpa":
+        return
+    _register()
+    tower.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, _mask)
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """The mask for scaled-dot-product attention; None only if there was none [C, L]."""
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_mask is not None:
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: Tensor | None = sdpa_mask(*args, attention_mask=attention_mask, **options)
+    return mask
+
+
+def _new_tower(kind: TowerKind, config: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModel
+
+    settings = _checked_config(f"{kind}_config", config)
+    _, options = _tower_class(kind, settings)
+    try:
+        tower: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, **options)
+    except Exception as error:  # architectures raise various types for inconsistent sizes
+        raise UserError(f"{kind}_config {config}: could not build this tower ({first_line(error)})") from error
+    return tower
+
+
+def _pretrained_tower(kind: TowerKind, name: str) -> nn.Module:
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(name)
+        config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
+        tower_class, options = _tower_class(kind, config)
+        tower: nn.Module = tower_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
+    except UserError:
+        raise
+    except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
+        raise UserError(
+            f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and loading it "
+            f"from the hub failed ({first_line(error)}). Pass a folder made by save_pretrained, define the tower in "
+            f"{kind}_config to train it from scratch, or run once with network access."
+        ) from error
+    return tower
+
+
+def _tower_class(kind: TowerKind, config: Any) -> tuple[Any, dict[str, Any]]:
+    from transformers import MODEL_MAPPING
+
+    if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{kind}: model_type {config.model_type!r} is not a plain encoder; choose an encoder such as vit or bert"
+        )
+    entry: Any = MODEL_MAPPING[type(config)]
+    tower_class = entry[0] if isinstance(entry, tuple) else entry
+    return tower_class, {"add_pooling_layer": False} if accepts(tower_class.__init__, "add_pooling_layer") else {}
+
+
+def _checked_config(argument: str, config: dict[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    model_type = str(config.get("model_type", ""))
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"{argument}: transformers has no model_type {model_type!r}"
+            f"{did_you_mean(model_type, CONFIG_MAPPING.keys())}"
+        )
+    known = _known_keys(model_type)
+    for key in config:
+        if key not in known:
+            raise UserError(f"{argument}: {model_type} has no setting {key!r}{did_you_mean(key, known)}")
+    try:
+        return AutoConfig.for_model(**config)
+    except Exception as error:  # transformers' validation errors have their own types
+        raise UserError(f"{argument}: {first_line(error)}") from error
+
+
+def _known_keys(model_type: str) -> set[str]:
+    from transformers import AutoConfig
+
+    default: Any = AutoConfig.for_model(model_type)
+    return set(default.to_dict()) | set(default.attribute_map)
