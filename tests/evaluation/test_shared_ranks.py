@@ -36,7 +36,6 @@ def ranks_of(case: str) -> list[Tensor]:
 
 
 def work(process: int, processes: int, folder: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=process, world_size=processes)
     torch.save({case: ranks_of(case) for case in CASES}, f"{folder}/{process}.pt")
     dist.destroy_process_group()
