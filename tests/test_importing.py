@@ -20,7 +20,7 @@ from itr.importing import add_current_folder, import_module_of_user
 from tiny import save_checkpoint
 
 SOURCES = """
-from itr.data.sources import Entry, RawData, Source
+from itr.data.sources import ImageEntry, RawData, Source
 
 class MySource(Source):
     def read(self):
@@ -70,10 +70,10 @@ def test_a_slip_in_the_name_of_a_source_is_one_message(here, name, message):
     ("result", "message"),
     [
         ("None", r"own_sources.MySource.read\(\) returned .* NoneType; it must return itr.data.sources.RawData"),
-        ("RawData('.', [Entry('a.jpg', ['x'])])", "the entries of own_sources.MySource are of the type list; give"),
-        ("RawData('.', {'train': [Entry('a.jpg', 'a caption')]})", "entry 0 of the split train .*'a caption'; give"),
+        ("RawData('.', [ImageEntry('a.jpg', ['x'])])", "the entries of own_sources.MySource are of the type list"),
+        ("RawData('.', {'train': [ImageEntry('a.jpg', 'a caption')]})", "entry 0 of the split train .*'a caption'"),
         ("RawData('.', {'train': ['a.jpg']})", "entry 0 of the split train .* of the type str; give an"),
-        ("RawData('.', {'train': [Entry('a.jpg', ['x'])]})", r"there is no folder|a\.jpg"),
+        ("RawData('.', {'train': [ImageEntry('a.jpg', ['x'])]})", r"there is no folder|a\.jpg"),
     ],
 )  # fmt: skip
 def test_what_a_source_returns_is_checked(here, capsys, result, message):

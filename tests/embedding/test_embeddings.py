@@ -72,12 +72,12 @@ def test_what_cannot_be_scored_is_refused(tmp_path, values, message):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         load_embeddings(tmp_path / "no.npz")
     for name in ("e.npz", "e.safetensors"):
         (tmp_path / name).write_bytes(b"<html>not found</html>")
-        with pytest.raises(UserError, match="can't be read"):
+        with pytest.raises(UserError, match="could not read"):
             load_embeddings(tmp_path / name)
     np.savez(tmp_path / "evil.npz", image=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="could not read"):
         load_embeddings(tmp_path / "evil.npz")

@@ -90,7 +90,7 @@ def test_a_manifest_whose_shards_say_something_else(change):
 @pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar", "~no\0body/*.tar",
     f"{'x' * 300}/*.tar", f"{'x' * 300}.tar", "x" * 300])  # fmt: skip
 def test_patterns_that_can_not_be(tmp_path, split):
-    with pytest.raises(UserError, match=r"no pattern of tars|is no folder|no shards match"):
+    with pytest.raises(UserError, match=r"no pattern of tars|is no folder|no shards match|could not look for"):
         find_split(tmp_path, split)
 
 
@@ -136,7 +136,7 @@ def test_a_parquet_table_with_a_broken_page(tmp_path):
 def test_names_in_karpathys_json_that_are_no_texts(tmp_path, change):
     image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]} | change
     write_json(tmp_path / "dataset_flickr30k.json", {"images": [image]})
-    with pytest.raises(UserError, match="must be texts"):
+    with pytest.raises(UserError, match="must be strings"):
         Flickr30K(str(tmp_path)).read()
 
 
@@ -149,7 +149,7 @@ def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
     write_json(tmp_path / "captions_train2014.json", {"images": [image], "annotations": [annotation]})
     named = {"filename": "a.jpg", "split": "train", "sentences": [], "cocoid": change.get("split", 1)}
     write_json(tmp_path / "dataset_coco.json", {"images": [named]})
-    with pytest.raises(UserError, match=r"captions_train2014|COCO's images"):
+    with pytest.raises(UserError, match=r"captions_train2014|COCO image ids"):
         Coco(str(tmp_path), layout="official").read()
 
 

@@ -164,4 +164,4 @@ def test_a_name_that_the_terminal_cannot_show_does_not_stop_the_command(tmp_path
     command = [*ITR, "prepare", "table", f"--root={tmp_path}", f"--out={tmp_path / 'out'}", "--bad_images=skip"]
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert "b\\xe4r.jpg: is not there" in told
+    assert "b\\xe4r.jpg: does not exist" in told

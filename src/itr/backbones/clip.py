@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.clip_towers import image_features, needs_full_length, text_features, text_parts, vision_parts
 from itr.backbones.tokenizers import Clean, HFTokenizer
-from itr.backbones.tower_building import did_you_mean
+from itr.backbones.tower_building import suggest_name
 from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
 from itr.component import plain
 from itr.errors import UserError
@@ -177,7 +177,7 @@ class CLIP(Backbone):
             matching = [name for name in names if _below(name, prefix)]
             if not matching:
                 raise UserError(
-                    f"freeze: no parameter name starts with {prefix!r}{did_you_mean(prefix, _prefixes(names))}"
+                    f"freeze: no parameter name starts with {prefix!r}{suggest_name(prefix, _prefixes(names))}"
                 )
             for name in matching:
                 self.model.get_parameter(name).requires_grad_(False)

@@ -17,7 +17,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
-from itr.backbones.tower_building import avoid_mask_sync, did_you_mean
+from itr.backbones.tower_building import avoid_mask_sync, suggest_name
 from itr.errors import UserError
 
 open_clip: Any = untyped_open_clip  # its functions are untyped, and the package has no explicit exports
@@ -127,7 +127,7 @@ def _built_in(name: str, pretrained: str | None) -> ClipSource:
     if config is None:
         known = open_clip.list_models()
         raise UserError(
-            f"open_clip has no model {name!r}{did_you_mean(name, known)}; open_clip.list_models() lists them"
+            f"open_clip has no model {name!r}{suggest_name(name, known)}; open_clip.list_models() lists them"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     # A local file does not define its preprocessing; that of the model's published weights is the best guess.
@@ -136,7 +136,7 @@ def _built_in(name: str, pretrained: str | None) -> ClipSource:
         return ClipSource(config, pretrained, pretrained_config)
     pretrained_config = open_clip.get_pretrained_cfg(name, pretrained)
     if not pretrained_config:
-        hint = did_you_mean(pretrained, tags) or f"; its tags: {', '.join(tags) or 'none'}"
+        hint = suggest_name(pretrained, tags) or f"; its tags: {', '.join(tags) or 'none'}"
         raise UserError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}{hint}")
     # If weights were trained with another activation than the config's, open_clip only warns.
     config["quick_gelu"] = bool(pretrained_config.get("quick_gelu", False))
@@ -183,7 +183,7 @@ def _check_keys(config: dict[str, Any]) -> None:
     for name, known in {"config": top, **parts}.items():
         for key in config if name == "config" else config[name]:
             if key not in known:
-                raise UserError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
+                raise UserError(f"{name}: unknown setting {key!r}{suggest_name(key, known)}")
 
 
 def _resize_timm(visual: Any, size: Any) -> None:

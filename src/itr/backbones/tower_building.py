@@ -65,7 +65,7 @@ def config_of(tower: nn.Module) -> Any:
     return tower.config
 
 
-def did_you_mean(word: str, words: Any) -> str:
+def suggest_name(word: str, words: Any) -> str:
     """A hint with the most similar of `words`; empty if none is similar."""
     match = difflib.get_close_matches(word, [str(candidate) for candidate in words], n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
@@ -157,12 +157,12 @@ def _checked_config(argument: str, config: dict[str, Any]) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise UserError(
             f"{argument}: transformers has no model_type {model_type!r}"
-            f"{did_you_mean(model_type, CONFIG_MAPPING.keys())}"
+            f"{suggest_name(model_type, CONFIG_MAPPING.keys())}"
         )
     known = _known_keys(model_type)
     for key in config:
         if key not in known:
-            raise UserError(f"{argument}: {model_type} has no setting {key!r}{did_you_mean(key, known)}")
+            raise UserError(f"{argument}: {model_type} has no setting {key!r}{suggest_name(key, known)}")
     try:
         return AutoConfig.for_model(**config)
     except Exception as error:  # transformers' validation errors have their own types

@@ -14,7 +14,7 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
-from itr.backbones.tower_building import did_you_mean, make_tower
+from itr.backbones.tower_building import make_tower, suggest_name
 from itr.backbones.towers import caption_limit, native_image_size, pretrained_image_spec, token_features
 from itr.errors import UserError
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
@@ -172,7 +172,7 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
     import timm.data
 
     if ":" not in name and not _is_timm(name):
-        raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}")
+        raise UserError(f"timm has no model {name}{suggest_name(name, timm.list_models())}")
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # as above

@@ -172,7 +172,7 @@ def test_counts_that_do_not_hold_are_told(tmp_path, told, word):
     stats.write_text(stats.read_text().replace('"successes": 5', f'"successes": {told}'))
     split = find_split(folder, "*.tar")
     assert split.images == told
-    with pytest.raises(UserError, match=rf"00000.tar holds {word} samples than"):
+    with pytest.raises(UserError, match=rf"00000.tar contains {word} samples than"):
         list(read_items(split.shards, [told], [0], 1, told, lambda sample: [sample]))
 
 
@@ -347,7 +347,7 @@ def test_training_does_not_validate_on_its_own_tars(tmp_path):
     downloaded(tmp_path, 2)
     data = ShardData(f"{tmp_path}/*.tar")
     assert data._find("train").images == data._find("test").images == 10
-    with pytest.raises(UserError, match="training and validation would see the same images"):
+    with pytest.raises(UserError, match="training and validation would use the same images"):
         data._find("val")
     own = ShardData(f"{tmp_path}/00000.tar", val_split=f"{tmp_path}/00001.tar")
     assert own._find("val").images == 5

@@ -294,7 +294,8 @@ def test_features_of_tars_by_url_fit_the_same_tars_on_disk(tmp_path, capsys):
     tars = "cc/{00000..00001}.tar"
     split = find_split(tmp_path, tars)
     method = SimpleNamespace(needs=("teacher_image",), fields=lambda: [])
-    model = SimpleNamespace(method_callbacks=[method], methods={})
+    backbone = SimpleNamespace(image_field=None, needs=(), fields=lambda: [])
+    model = SimpleNamespace(backbone=backbone, method_callbacks=[method], methods={})
     fields = ModelFields(model, split, str(tmp_path), tars, "captions", tmp_path / "f")
     file = fields.open()[0].file
     assert file.rows([s.image_id for shard in split.shards for s in read_tar(shard.place)]).shape[0] == 10
