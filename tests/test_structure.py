@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "itr"
 ROOMS = """
 errors private_api files importing component commands types distributed losses objectives backbones images teachers
 data.shards data.raw data.scenes data.loading data.features data.model_fields data.datamodule data.sources
-data.preparing data.inspecting training methods evaluation state module checkpoints embedding passes protocols interop
-runs report.content report.page report.make cli __main__
+data.preparing data.inspecting training methods evaluation state retriever module checkpoints embedding passes
+protocols interop runs report.content report.page report.make cli __main__
 """
 LAYERS = ROOMS.split()
+MOST_LINES = 250
 MOST_FILES = 12  # in one folder, not counting `__init__.py`
 
 
@@ -76,3 +77,8 @@ def test_packages_have_few_files() -> None:
         if path.name != "__init__.py":
             files[path.parent.relative_to(PACKAGE)].append(path.name)
     assert {str(room): sorted(names) for room, names in files.items() if len(names) > MOST_FILES} == {}
+
+
+def test_files_are_short_enough_to_read() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itr.backbones import Backbone
 from itr.component import plain
@@ -19,18 +19,18 @@ from itr.evaluation.retrieval import evaluate
 from itr.evaluation.scoring import scorer_of
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
-from itr.state.self_describing import SelfDescribing
+from itr.retriever import Retriever
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch
 from itr.training.logging_steps import logs_now
 from itr.training.optim import OptimizerSettings, clip_gradients, loss_scale, parameter_groups, scheduled_adamw
-from itr.types import Batch, Encoded, Pairs, Tokens, score_rows
+from itr.types import Batch, Encoded, Pairs, score_rows
 
 log = logging.getLogger(__name__)
 
 
-class RetrievalModule(SelfDescribing):
+class RetrievalModule(Retriever):
     """Trains and evaluates image-text retrieval with any backbone, objective and methods.
 
     Args:
@@ -56,75 +56,21 @@ class RetrievalModule(SelfDescribing):
         large_batch: LargeBatch = LargeBatch(),  # noqa: B008
         compilation: Compilation = Compilation(),  # noqa: B008
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, methods)
         self.objective = objective
         self.optimizer_settings = optimizer
         self.large_batch = large_batch
         self.compilation = compilation
         self.method_callbacks = list(methods)
-        names = [method.name for method in methods]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"method {name!r} is given twice; name each method once")
-        self.methods = nn.ModuleDict({method.name: method.build(self.backbone) for method in methods})
         self.loss_weights = {method.name: method.weights for method in methods}
         self.metrics: dict[str, float] = {}
         self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
         self._builder = GalleryBuilder(self.needs_tokens)
 
-    # Embedding and scoring
-
-    def encode_image(self, image: Tensor) -> Encoded:
-        """Embed pixels [I, 3, H, W], uint8, or the features that the backbone takes [I, ...], with every method."""
-        return self._embed_image(self.backbone.encode_image(image))
-
-    def encode_images(self, batch: Batch) -> Encoded:
-        """Embed the images of a batch through the backbone and every method."""
-        return self._embed_image(self.backbone.encode_images(batch))
-
-    def encode_texts(self, batch: Batch) -> Encoded:
-        """Embed the captions of a batch through the backbone and every method."""
-        return self._embed_text(self.backbone.encode_texts(batch))
-
-    def encode_text(self, captions: Sequence[str]) -> Encoded:
-        """Embed captions through the backbone and every method."""
-        tokens = self.backbone.tokenizer(list(captions))
-        return self.encode_tokens(Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device)))
-
-    def encode_tokens(self, tokens: Tokens) -> Encoded:
-        """Embed tokenized captions [C, L] through the backbone and every method."""
-        return self._embed_text(self.backbone.encode_text(tokens))
-
-    def _embed_image(self, encoded: Encoded) -> Encoded:
-        for method in self._method_modules():
-            encoded = method.embed_image(encoded)
-        return encoded
-
-    def _embed_text(self, encoded: Encoded) -> Encoded:
-        for method in self._method_modules():
-            encoded = method.embed_text(encoded)
-        return encoded
-
-    def similarity(self, image: Encoded, text: Encoded) -> Tensor:
-        """Score every image against every caption, as the backbone does and the methods change it [I, C]."""
-        scores = self.backbone.similarity(image, text)
-        for method in self._method_modules():
-            scores = method.change_scores(scores, image, text)
-        return scores
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether scores or losses use token-level features."""
-        return self.backbone.needs_tokens or any(method.needs_tokens for method in self._method_modules())
-
-    def _method_modules(self) -> list[MethodModule]:
-        return list(self.methods.children())  # type: ignore[arg-type]
-
     # Training
 
     def on_fit_start(self) -> None:
-        """Say what starts from nothing, and which settings are not what they may seem."""
+        """Report what starts with random weights, and settings that may surprise."""
         if self.trainer.ckpt_path is None and self.backbone.untrained and self.trainer.is_global_zero:
             log.info("training starts with random weights: %s", ", ".join(self.backbone.untrained))
         self.large_batch.announce(self, self.trainer)
@@ -252,7 +198,7 @@ class RetrievalModule(SelfDescribing):
         self.metrics = {f"{stage}/{name}": value for name, value in found.items()}
         self.log_dict(self.metrics)  # every process has the whole gallery, hence the same figures
 
-    # Lightning's other questions
+    # Further hooks of Lightning
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The methods' life cycles."""
@@ -264,7 +210,7 @@ class RetrievalModule(SelfDescribing):
         return scheduled_adamw(groups, self.optimizer_settings, self.trainer, self.device)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning does, but of a fused optimizer under bf16 too."""
+        """As Lightning does, and for a fused optimizer under bf16 too."""
         clip_gradients(self, *args, **kwargs)
 
     def _is_tower(self, name: str) -> bool:
@@ -274,7 +220,7 @@ class RetrievalModule(SelfDescribing):
     def describe(self) -> dict[str, Any]:
         """The arguments of an equal module, as plain types.
 
-        `large_batch` and `compilation` are none of it: they change no result, and a run may go on with others.
+        `large_batch` and `compilation` are left out: they change no result, and a resumed run may use others.
         """
         return {
             "backbone": self.backbone.describe(),

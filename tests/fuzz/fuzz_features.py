@@ -113,7 +113,7 @@ def embeddings(example: Any, folder: Path) -> None:
             path,
         )
     path.write_bytes(broken(path.read_bytes(), changes))
-    evaluate(load_embeddings(path), None, None, torch.device("cpu"))
+    evaluate(load_embeddings(path), None, torch.device("cpu"))
 
 
 class Hostile:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from itr.evaluation.score import Score
 from itr.types import Encoded
 
-IN_MEMORY = 2**26  # numbers that a block may take if a model compares every token with every other
+IN_MEMORY = {"cpu": 2**22, "cuda": 2**26}  # numbers in a block if every token is compared with every other
 PAIRS = 16  # pairs that are scored as one block, whose diagonal is kept
 
 
@@ -37,7 +37,8 @@ class ModelScore(Score):
         self.model, self.image, self.text = model, image, text
         self.num_images, self.num_texts = len(image), len(text)
         tokens = max(1, image.tokens.shape[1]) * max(1, text.tokens.shape[1])
-        self.block = max(1, int((IN_MEMORY / tokens) ** 0.5))
+        room = IN_MEMORY.get(image.pooled.device.type, IN_MEMORY["cpu"])
+        self.block = max(1, int((room / tokens) ** 0.5))
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """Some images against some captions [I, C]."""
