@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from itr.checkpoints import open_checkpoint
-from itr.embedding.encoder import Embedder, of_teacher, open_embedder, views
+from itr.embedding.encoder import Embedder, open_embedder, teacher_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
@@ -102,7 +102,7 @@ def test_a_teacher_embeds_as_itr_features_does(tmp_path):
     teacher = load_teacher("image", image)
     assert teacher.transform is not None
     pixels = [teacher.transform(torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1)) for p in paths]
-    found = of_teacher("image", image, "cpu", num_workers=0).images(paths)
+    found = teacher_embedder("image", image, "cpu", num_workers=0).images(paths)
     torch.testing.assert_close(found.encoded.pooled, teacher.encode(torch.stack(pixels)))
     assert found.encoded.unimodal is None
 

@@ -14,7 +14,7 @@ from itr.commands.parsing import run_verb
 from itr.data.datamodule import ShardData
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.distributed import choose_device
-from itr.embedding.encoder import Embedder, of_module
+from itr.embedding.encoder import Embedder, module_embedder
 from itr.embedding.files import SCORED_BY
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
@@ -75,7 +75,7 @@ def embed(
         arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
-        embedder = of_module(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
+        embedder = module_embedder(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
         if images is not None:
             arrays |= embed_folder(embedder, Path(images).expanduser())
         if texts is not None:

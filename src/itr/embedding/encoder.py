@@ -147,7 +147,7 @@ class Embedder:
         return kept.map(lambda rows: rows.float().cpu() if rows.is_floating_point() else rows.cpu())
 
 
-def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
+def module_embedder(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
     """What embeds by a model of ours; `settings` are further attributes of `Embedder`.
 
     Raises:
@@ -164,7 +164,7 @@ def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) ->
     return Embedder(where, module.encode_text, module.encode_image, transform, scorer=scorer_of(module), **settings)
 
 
-def of_teacher(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
+def teacher_embedder(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
     """What embeds by an encoder of one modality, named as in `itr.teachers.load.load_teacher`."""
     where = choose_device(device)
     teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
@@ -191,10 +191,10 @@ def open_embedder(
     if (ckpt_path is None) == (name is None):
         raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
     if name is not None:
-        return of_teacher(modality, name, device, **settings)
+        return teacher_embedder(modality, name, device, **settings)
     assert ckpt_path is not None
     module = open_checkpoint(ckpt_path)
-    return of_module(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
+    return module_embedder(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
 
 
 class View(NamedTuple):

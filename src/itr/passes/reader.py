@@ -83,7 +83,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         info = get_worker_info()
         mine = plan.worker_share(len(self.todo), info.id if info else 0, info.num_workers if info else 1)
         try:
-            for first, last in runs(self.todo[mine.first : mine.last]):
+            for first, last in consecutive_ranges(self.todo[mine.first : mine.last]):
                 items = self._items(first * self.size, min(last * self.size, sum(self.counts)))
                 for number in range(first, last):
                     yield self._chunk(number, list(islice(items, self.size)))
@@ -139,7 +139,7 @@ def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iter
         yield chunk
 
 
-def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+def consecutive_ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
     """The stretches [first, last) of consecutive numbers."""
     start = 0
     for at in range(1, len(numbers) + 1):

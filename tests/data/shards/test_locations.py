@@ -19,7 +19,7 @@ from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
-from itr.data.shards.locations import find_split, locate, read_positives
+from itr.data.shards.locations import find_split, normalize_root, read_positives
 from itr.data.shards.patterns import expand_braces, names_tars
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
@@ -118,7 +118,7 @@ def test_lists_of_tars_by_pattern_and_place(tmp_path, monkeypatch):
     ):  # fmt: skip
         assert [s.image_id for s in samples(root, split)] == all_four, (root, split)
     assert len(samples("cc/00003.tar,cc/00001.tar")) == 10
-    assert locate("~/shards") == str(Path.home() / "shards")
+    assert normalize_root("~/shards") == str(Path.home() / "shards")
 
 
 def test_the_manifest_of_a_folder_is_not_changed_by_finding_it(scenes, tmp_path):

@@ -175,8 +175,8 @@ def test_faults_that_stay_are_told(large, tmp_path):
 
 def test_secrets_of_a_url_stay_out_of_messages():
     url = "https://user:secret@example.org/a.tar?signature=secret"
-    assert remote.shown(url) == "https://example.org/a.tar"
-    assert remote.shown("/a/b?c.tar") == "/a/b?c.tar"
+    assert remote.redacted(url) == "https://example.org/a.tar"
+    assert remote.redacted("/a/b?c.tar") == "/a/b?c.tar"
 
 
 def test_copies_are_fetched_once_and_whole(large, tmp_path):

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from itr.data.shards.remote import facts, is_url, persist, read_bytes, shown
+from itr.data.shards.remote import is_url, read_bytes, redacted, size_and_version, with_retries
 from itr.data.shards.schema import Place, Shard, is_whole, stable_id
 from itr.data.shards.tars import count_tar
 from itr.errors import UnreadableError
@@ -93,7 +93,8 @@ def _shard(tar: Tar) -> Shard:
 
 def _look_up(place: Place) -> Tar:
     """A tar as far as it is known without being read."""
-    size, version = facts(place.location) if is_url(place.location) else _local_facts(place.location)
+    look = size_and_version if is_url(place.location) else _local_size_and_version
+    size, version = look(place.location)
     tar = Tar(replace(place, version=version), size)
     tar.counts = _remembered(tar.record)
     if tar.counts is None and (told := _told(place.location)):
@@ -101,8 +102,8 @@ def _look_up(place: Place) -> Tar:
     return tar
 
 
-def _local_facts(path: str) -> tuple[int, str]:
-    found = persist(path, partial(os.stat, path))
+def _local_size_and_version(path: str) -> tuple[int, str]:
+    found = with_retries(path, partial(os.stat, path))
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise UnreadableError(f"{path} is no file, but a pipe or a device; mend the list of tars")
     return found.st_size, str(found.st_mtime_ns)
@@ -147,7 +148,7 @@ def _count(tar: Tar) -> None:
 
 def _remember(tar: Tar, counts: tuple[int, int]) -> None:
     tar.counts = counts
-    text = {"tar": shown(tar.place.location), "images": counts[0], "captions": counts[1]}
+    text = {"tar": redacted(tar.place.location), "images": counts[0], "captions": counts[1]}
     with suppress(OSError):
         tar.record.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(tar.record, own_ending()) as file:

@@ -13,8 +13,8 @@ from typing import NoReturn
 import numpy as np
 
 from itr.data.shards.counts import count_shards
-from itr.data.shards.patterns import expand_braces, match, names_tars, split_list
-from itr.data.shards.remote import AbsentError, check_kind, find, is_url, read_bytes, shown
+from itr.data.shards.patterns import expand_braces, find_tars, names_tars, split_list
+from itr.data.shards.remote import AbsentError, check_kind, find_urls, is_url, read_bytes, redacted
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
 from itr.errors import UserError, refusing
 
@@ -32,7 +32,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     Raises:
         UserError: nothing is there, with what lies near; or a kind of location that itr does not read.
     """
-    root = locate(root)
+    root = normalize_root(root)
     patterns = _patterns(root, split)
     if names_tars(root):
         base, patterns = "", patterns or split_list(root)
@@ -43,7 +43,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     else:
         found = _in_folder(root, split, cache or "", strict)
     if not found.images:
-        raise UserError(f"the tars of split {split!r} of {shown(root)} hold no images")
+        raise UserError(f"the tars of split {split!r} of {redacted(root)} hold no images")
     return found
 
 
@@ -73,7 +73,7 @@ def _patterns(root: str, split: str) -> list[str]:
     return [pattern if names_tars(pattern) else f"{pattern.rstrip('/')}/*.tar" for pattern in patterns]
 
 
-def locate(root: str | Path) -> str:
+def normalize_root(root: str | Path) -> str:
     """A folder, URL or list of tars as text: `file://` and `~` become paths.
 
     Raises:
@@ -88,7 +88,7 @@ def locate(root: str | Path) -> str:
 
 def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     """The true matches of a split as `write_positives` keeps them, or None where there are none."""
-    root = locate(root)
+    root = normalize_root(root)
     if names_tars(root) or names_tars(split) or is_url(split):
         return None
     try:
@@ -96,7 +96,7 @@ def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray
         data = read_bytes(where) if is_url(where) else Path(where).read_bytes()
     except (AbsentError, FileNotFoundError, NotADirectoryError):
         return None
-    with refusing(f"{shown(where)} is no list of true matches; prepare the shards again"):
+    with refusing(f"{redacted(where)} is no list of true matches; prepare the shards again"):
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             pairs = arrays["image_id"], arrays["caption_id"]
         if any(ids.ndim != 1 or ids.dtype.kind not in "iu" for ids in pairs) or len(pairs[0]) != len(pairs[1]):
@@ -110,16 +110,16 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
         raise UserError(f"there is no shard folder {root}; `itr prepare --help` tells how to make one")
     where = _below(root, MANIFEST)
     try:
-        manifest = Manifest.parse(read_bytes(where) if is_url(root) else Path(where).read_bytes(), shown(where))
+        manifest = Manifest.parse(read_bytes(where) if is_url(root) else Path(where).read_bytes(), redacted(where))
     except (AbsentError, FileNotFoundError):
         if not is_url(root) and (Path(root) / STAGING).is_dir():
             message = f"{root} is not finished; give the `itr prepare` command again, it goes on where it was"
             raise UserError(message) from None
         pattern = _below(root, f"{split}/*.tar")
-        return _shards(match(pattern) or _refuse(pattern, root), root, cache)
+        return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{shown(root)} has no split {split!r} (it has: {known})")
+        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known})")
     found = manifest.splits[split]
     for shard in found.shards:
         shard.place = Place(_below(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)
@@ -159,13 +159,13 @@ def _expanded(pattern: str, root: str) -> list[str]:
     if os.path.isfile(where):
         return [where]
     names = [_below(root, name) for name in expand_braces(pattern)]
-    found = [match(name) for name in names]
+    found = [find_tars(name) for name in names]
     missing = [name for name, tars in zip(names, found, strict=True) if not tars]
     if len(missing) == len(names):
         _refuse(where, root)
     if missing:
-        counted = f"{len(missing)} of the {len(names)} tars of {shown(where)} are missing"
-        raise UserError(f"{counted}, the first is {shown(missing[0])}{_near(where)}; fetch them or correct the list")
+        counted = f"{len(missing)} of the {len(names)} tars of {redacted(where)} are missing"
+        raise UserError(f"{counted}, the first is {redacted(missing[0])}{_near(where)}; fetch them or correct the list")
     return list(itertools.chain.from_iterable(found))
 
 
@@ -176,7 +176,7 @@ def _refuse(pattern: str, root: str) -> NoReturn:
         hint = "mend the list" if near else "a server that doesn't list its files needs their names: {00000..00041}.tar"
     elif root:
         hint = f"lists of tars are relative to {root}, and {hint}"
-    raise UserError(f"no shards match {shown(pattern)}{near}; {hint}")
+    raise UserError(f"no shards match {redacted(pattern)}{near}; {hint}")
 
 
 def _near(pattern: str) -> str:
@@ -184,8 +184,8 @@ def _near(pattern: str) -> str:
     plain = pattern.partition("*")[0].partition("{")[0].rpartition("/")[0]
     try:
         if is_url(pattern):
-            listed = find(f"{plain}/*")
-            return _sample(shown(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
+            listed = find_urls(f"{plain}/*")
+            return _sample(redacted(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
         folder = Path(plain or ("/" if pattern.startswith("/") else "."))
         while not folder.is_dir():
             pattern, folder = str(folder), folder.parent

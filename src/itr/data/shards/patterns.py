@@ -17,7 +17,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from itr.data.shards.remote import find, is_url, shown
+from itr.data.shards.remote import find_urls, is_url, redacted
 from itr.errors import UserError
 
 MOST = 10**6  # tars of one pattern
@@ -47,14 +47,14 @@ def expand_braces(pattern: str) -> Iterator[str]:
         UserError: its braces are nested or unbalanced, or stand for more than a million names.
     """
     if re.search(r"\{[^}]*\{", pattern):
-        raise UserError(f"{shown(pattern)} has braces within braces; write a list with commas instead")
+        raise UserError(f"{redacted(pattern)} has braces within braces; write a list with commas instead")
     try:
         if math.prod(map(_count, re.findall(r"\{([^{}]*)\}", pattern))) > MOST:
-            raise UserError(f"{shown(pattern)} stands for more than {MOST:,} tars; write fewer")
+            raise UserError(f"{redacted(pattern)} stands for more than {MOST:,} tars; write fewer")
         names: Iterator[str] = braceexpand(pattern, escape=False)
     except ValueError as error:
         reason = str(error).partition(":")[0]
-        raise UserError(f"could not expand {shown(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
+        raise UserError(f"could not expand {redacted(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
     return names
 
 
@@ -66,10 +66,10 @@ def _count(inner: str) -> int:
     return abs(int(span[2]) - int(span[1])) // (int(span[3] or 1) or 1) + 1
 
 
-def match(name: str) -> list[str]:
+def find_tars(name: str) -> list[str]:
     """The existing tars of a name in which only `*` has a meaning; a URL without `*` is taken to exist."""
     if is_url(name):
-        return find(name) if "*" in name else [name]
+        return find_urls(name) if "*" in name else [name]
     if os.path.isfile(name):  # unlike Path.is_file, it accepts a name that is too long for the file system
         return [name]
     if "*" not in name:

@@ -25,15 +25,15 @@ class Positives:
 
     def mask(self, image_id: Tensor, caption_id: Tensor) -> Tensor:
         """True where caption c holds for image i, for ids in ascending order [I], [C] -> [I, C]; others are ignored."""
-        rows, known_row = locate(self.image_id, image_id)
-        columns, known_column = locate(self.caption_id, caption_id)
+        rows, known_row = find_rows(self.image_id, image_id)
+        columns, known_column = find_rows(self.caption_id, caption_id)
         mask = torch.zeros(len(image_id), len(caption_id), dtype=torch.bool)
         known = known_row & known_column
         mask[rows[known], columns[known]] = True
         return mask
 
 
-def locate(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def find_rows(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Where `wanted` [P] are among ids in ascending order [N]: rows [P], and True where there is such an id [P]."""
     at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
     return at, ids[at] == wanted

@@ -47,7 +47,7 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-def shown(location: str) -> str:
+def redacted(location: str) -> str:
     """A location for messages: without the password or signature that a URL may carry."""
     return re.sub(r"(?<=://)[^/@]*@", "", location).partition("?")[0] if is_url(location) else location
 
@@ -64,9 +64,9 @@ def check_kind(location: str) -> None:
         return
     protocol = location.partition("://")[0]
     if "::" in location:
-        raise UserError(f"{shown(location)} chains protocols; give a plain URL, and --data.cache DIR to keep copies")
+        raise UserError(f"{redacted(location)} chains protocols; give a plain URL, and --data.cache DIR to keep copies")
     if protocol not in PACKAGES:
-        raise UserError(f"{shown(location)}: itr does not read {protocol}://, but {', '.join(PACKAGES)}")
+        raise UserError(f"{redacted(location)}: itr does not read {protocol}://, but {', '.join(PACKAGES)}")
 
 
 def connect(url: str) -> tuple[Any, str]:
@@ -87,10 +87,10 @@ def connect(url: str) -> tuple[Any, str]:
         return url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError:
         package = PACKAGES[protocol]
-        raise UserError(f"{shown(url)} needs the package {package}: pip install {package}") from None
+        raise UserError(f"{redacted(url)} needs the package {package}: pip install {package}") from None
 
 
-def persist(location: str, action: Callable[[], T]) -> T:
+def with_retries(location: str, action: Callable[[], T]) -> T:
     """Do something with a URL or a file that may fail for a moment, up to five times.
 
     Raises:
@@ -108,7 +108,7 @@ def persist(location: str, action: Callable[[], T]) -> T:
             if tries == len(WAITS) or not (_may_pass if is_url(location) else _may_pass_here)(cause):
                 raise _explained(location, cause, tries) from None
             if tries:  # once is nothing to speak of
-                log.warning("%s: %s; trying again", shown(location), _words(cause))
+                log.warning("%s: %s; trying again", redacted(location), _words(cause))
             time.sleep(WAITS[tries])
             tries += 1
 
@@ -132,7 +132,7 @@ def _may_pass_here(error: Exception) -> bool:
 
 
 def _explained(location: str, error: Exception, tries: int) -> UnreadableError:
-    status, name = getattr(error, "status", None), shown(location)
+    status, name = getattr(error, "status", None), redacted(location)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         thing = "address" if is_url(location) else "path"
         return AbsentError(f"there is no {name}{f' (HTTP {status})' if status else ''}; check the {thing}")
@@ -150,9 +150,9 @@ def _words(error: Exception) -> str:
     return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
 
 
-def facts(url: str) -> tuple[int, str]:
+def size_and_version(url: str) -> tuple[int, str]:
     """Size in bytes (0 where the store doesn't tell) and version (what changes with the content) of a file."""
-    found: dict[str, Any] = persist(url, lambda: _info(url))
+    found: dict[str, Any] = with_retries(url, lambda: _info(url))
     return int(found.get("size") or 0), " ".join(str(found[name]) for name in VERSIONS if found.get(name))
 
 
@@ -168,10 +168,10 @@ def read_bytes(url: str) -> bytes:
         system, path = connect(url)
         return bytes(system.cat_file(path))
 
-    return persist(url, read)
+    return with_retries(url, read)
 
 
-def find(pattern: str) -> list[str]:
+def find_urls(pattern: str) -> list[str]:
     """The URLs that a pattern with `*` stands for, sorted.
 
     Raises:
@@ -185,4 +185,4 @@ def find(pattern: str) -> list[str]:
         return sorted(system.unstrip_protocol(name) for name in names)
 
     wanted = re.compile(".*".join(map(re.escape, last.split("*"))))
-    return [url for url in persist(pattern, search) if wanted.fullmatch(url.rstrip("/").rpartition("/")[2])]
+    return [url for url in with_retries(pattern, search) if wanted.fullmatch(url.rstrip("/").rpartition("/")[2])]

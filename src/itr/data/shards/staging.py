@@ -42,7 +42,7 @@ class Staging:
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
-        with writing(self.folder):
+        with reporting_disk_errors(self.folder):
             self._take()
             if (self.path / READY).is_file():
                 self._move()
@@ -68,7 +68,7 @@ class Staging:
         if self.path.is_dir() and not any(path.is_file() for path in self.path.glob("*/*")):
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def refuse_strangers(self, splits: Sequence[str]) -> None:
+    def refuse_unlisted_tars(self, splits: Sequence[str]) -> None:
         """Refuse a shard folder with tars that no manifest names: they would be taken for some of the new ones."""
         known = set(_files(self.folder / MANIFEST))
         tars = [path for split in splits for path in sorted((self.folder / split).glob("*.tar"))]
@@ -84,7 +84,7 @@ class Staging:
         wanted = keep | {name.removesuffix(".tar") + ".json" for name in keep}
         there = [path for path in self.path.glob("*/*") if path.is_file()]
         strangers = [path for path in there if str(path.relative_to(self.path)) not in wanted]
-        with writing(self.folder):
+        with reporting_disk_errors(self.folder):
             for path in strangers:
                 path.unlink()
         return sum(path.suffix == ".json" for path in strangers)
@@ -96,7 +96,7 @@ class Staging:
             manifest: of the shards that lie here.
             plan: a text that tells the same preparation again, see `holds`.
         """
-        with writing(self.folder):
+        with reporting_disk_errors(self.folder):
             shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
             extras = [f"{split}/{POSITIVES}" for split in manifest.splits]
             (self.path / PLAN).write_text(plan, encoding="utf-8")
@@ -154,7 +154,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def reporting_disk_errors(folder: Path) -> Iterator[None]:
     """Say it in one line if the disk refuses."""
     try:
         yield

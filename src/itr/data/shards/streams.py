@@ -12,14 +12,14 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from itr.data.shards.remote import connect, is_url, persist, shown
+from itr.data.shards.remote import connect, is_url, redacted, with_retries
 from itr.errors import UnreadableError, UserError
 from itr.files.writing import whole_file
 
 BLOCK = 2**23  # bytes that a store other than HTTP gives at a time
 
 
-class Answer:
+class HttpResponse:
     """An HTTP server's answer to one request for all of a file from byte `first`; it may know no ranges.
 
     Fsspec's own file asks for block after block, and fails where a server knows no ranges.
@@ -87,7 +87,7 @@ class Answer:
             self.loop.call_soon_threadsafe(self.response.close)
 
 
-class Stream(io.RawIOBase):
+class UrlStream(io.RawIOBase):
     """The bytes of a URL from first to last. After a fault of the network it goes on where it stood."""
 
     def __init__(self, url: str) -> None:
@@ -102,7 +102,7 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill part of the buffer; 0 at the end."""
-        data = persist(self.url, lambda: self._read(len(buffer)))
+        data = with_retries(self.url, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -132,13 +132,13 @@ class Stream(io.RawIOBase):
             file = system.open(path, "rb", block_size=BLOCK)
             self._expect(getattr(file, "size", None))
             return file
-        answer = Answer(system, path, self._position)
+        answer = HttpResponse(system, path, self._position)
         self._expect(answer.size)
         return answer
 
     def _expect(self, size: int | None) -> None:
         if size is not None and self._size not in (None, size):
-            raise UnreadableError(f"{shown(self.url)} changed while it was read; start again")
+            raise UnreadableError(f"{redacted(self.url)} changed while it was read; start again")
         self._size = size if size is not None else self._size
 
     def _drop(self) -> None:
@@ -153,12 +153,12 @@ class LocalFile(io.FileIO):
     def __init__(self, path: str) -> None:
         self.path = path
         self._resume_at: int | None = None  # set after a fault
-        persist(path, partial(super().__init__, path))
+        with_retries(path, partial(super().__init__, path))
         self._state = self._look()
 
     def readinto(self, buffer: Any) -> int:
         """Fill part of the buffer; 0 at the end."""
-        return persist(self.path, partial(self._read, buffer))
+        return with_retries(self.path, partial(self._read, buffer))
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes, `size` at most, by way of `readinto`, which that of a FileIO doesn't take."""
@@ -170,7 +170,7 @@ class LocalFile(io.FileIO):
 
     def _read(self, buffer: Any) -> int:
         if self._resume_at is not None:
-            self._open_anew(self._resume_at)
+            self._reopen(self._resume_at)
         try:
             count = super().readinto(buffer)
             if count is None:  # what Python makes of EAGAIN
@@ -180,7 +180,7 @@ class LocalFile(io.FileIO):
             self._resume_at = self.tell()
             raise
 
-    def _open_anew(self, position: int) -> None:
+    def _reopen(self, position: int) -> None:
         super().__init__(self.path)  # closes the file that failed
         if self._look() != self._state:
             raise UnreadableError(f"{self.path} changed while it was read; start again")
@@ -194,7 +194,7 @@ class LocalFile(io.FileIO):
 
 def open_stream(location: str) -> io.BufferedReader:
     """The bytes of a URL, to be read once from first to last, or those of a file."""
-    return io.BufferedReader(Stream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
+    return io.BufferedReader(UrlStream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
 
 
 def download(url: str, target: Path) -> None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from itr.data.shards.remote import is_url, shown
+from itr.data.shards.remote import is_url, redacted
 from itr.data.shards.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
 from itr.data.shards.streams import download, open_stream
 from itr.errors import UnreadableError, UserError
@@ -67,7 +67,7 @@ def count_tar(place: Place) -> tuple[int, int]:
 
 def _groups(place: Place, skip: int, images: bool) -> Iterator[dict[str, Any]]:
     """The members of each sample; images are left out where only their number is asked for."""
-    name = shown(place.location)
+    name = redacted(place.location)
     start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
     raw: dict[str, Any] = {}
     number = -1
@@ -177,7 +177,7 @@ def open_shard(place: Place) -> Iterator[io.BufferedReader]:
 def _copy(place: Place) -> Path:
     """The local copy of a shard, fetched by whichever process of this machine comes first."""
     folder = Path(place.cache).expanduser()
-    stem = shown(place.location).rpartition("/")[2].removesuffix(".tar")
+    stem = redacted(place.location).rpartition("/")[2].removesuffix(".tar")
     copy = folder / f"{stem[:80]}-{stable_id(place.location, place.version):016x}.tar"
     if not copy.is_file():
         try:

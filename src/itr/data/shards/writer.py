@@ -38,7 +38,7 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class Measured:
+class HashingStream:
     """A stream that hashes and counts the bytes on their way into another."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -67,8 +67,8 @@ class ShardWriter:
         # The process id is part of the name, so that a killed process that lingers cannot spoil the next one's file.
         self.temporary = self.path.with_suffix(f".tar.{os.getpid()}.tmp")
         self.stream = self.temporary.open("wb", buffering=1 << 20)
-        self.measured = Measured(self.stream)
-        self.tar = wds.TarWriter(self.measured, encoder=False, mtime=0, user="itr", group="itr", mode=0o444)
+        self.hashed = HashingStream(self.stream)
+        self.tar = wds.TarWriter(self.hashed, encoder=False, mtime=0, user="itr", group="itr", mode=0o444)
 
     def add(self, record: Record, image_id: int, first_caption_id: int) -> None:
         """Append an image and its captions; their ids count up from `first_caption_id`."""
@@ -86,7 +86,7 @@ class ShardWriter:
         """End the tar and give it its name."""
         self.tar.close()
         self.stream.close()
-        self.shard.bytes, self.shard.sha256 = self.measured.size, self.measured.checksum.hexdigest()
+        self.shard.bytes, self.shard.sha256 = self.hashed.size, self.hashed.checksum.hexdigest()
         self.temporary.replace(self.path)
         return self.shard
 
