@@ -151,7 +151,7 @@ def test_captions_are_kept_or_cleaned_by_rule(tmp_path, capsys):
     for part in (
         "skipped 1 images without a caption",
         "4 captions held control characters",
-        "1 captions held broken Unicode",
+        "1 captions held invalid Unicode",
     ):
         assert part in output
 
@@ -218,7 +218,7 @@ def test_a_truncated_image_is_reported_and_the_other_shards_are_kept(raw, tmp_pa
     with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: could not be decoded .*truncated"):
         prepare(raw, out, resize=24, num_workers=workers)
     assert not (out / "manifest.json").exists()
-    with pytest.raises(UserError, match="is not finished; give the `itr prepare` command again"):
+    with pytest.raises(UserError, match="is not finished; run the same `itr prepare` command again"):
         find_split(out, "train")
     prepare(raw, tmp_path / "skipped", resize=24, num_workers=workers, bad_images="skip")
     assert [sample.image_id for sample in samples(tmp_path / "skipped", "val")] == [0, 1, 2, 4]
