@@ -280,7 +280,7 @@ def test_an_interrupted_move_is_finished(raw, tmp_path, capsys):
     with pytest.raises(UserError, match="is not finished"):
         find_split(out, "train")
     prepare(raw, out, shard_size=4)
-    assert "now it is" in capsys.readouterr().out
+    assert "it has now been moved" in capsys.readouterr().out
     assert file_hashes(out) == expected
 
 
@@ -288,7 +288,7 @@ def test_unknown_tars_are_neither_used_nor_deleted(raw, tmp_path):
     unknown = tmp_path / "out" / "train" / "mine.tar"
     unknown.parent.mkdir(parents=True)
     unknown.write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"holds 1 tars that no manifest names, such as .*mine.tar; choose another"):
+    with pytest.raises(UserError, match=r"holds 1 tars that no manifest lists, such as .*mine.tar; choose another"):
         prepare(raw, tmp_path / "out")
     assert list(file_hashes(tmp_path / "out")) == ["train/mine.tar"]
 
@@ -306,7 +306,7 @@ def test_two_processes_cannot_write_to_one_folder(raw, tmp_path):
         ({"quality": 101}, "quality=101"),
         ({"shard_size": 0}, "shard_size=0"),
         ({"num_workers": 0}, "num_workers=0"),
-        ({"out": "/proc/shards"}, "can't write to /proc/shards"),
+        ({"out": "/proc/shards"}, "could not write to /proc/shards"),
     ],
 )
 def test_invalid_settings_are_reported(raw, tmp_path, options, message):
