@@ -137,7 +137,7 @@ def test_training_without_validation(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data.root=nowhere"], "there is no shard folder nowhere"),
+        (["--data.root=nowhere"], "the shard folder nowhere does not exist"),
         (["--data.batch_size=1"], "this batch has one"),
         (["--data.batch_size=100"], "44 pairs, which do not fill a batch of 100"),
         (["--data.batch_size=0"], "data.batch_size is 0"),

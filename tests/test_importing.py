@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch) -> Iterator[Path]:
     ("name", "message"),
     [
         ("own_sources.MySorce", r"^own_sources has no MySorce. Did you mean own_sources.MySource\?$"),
-        ("own_sorces.MySource", r"^there is no module own_sorces, .* Did you mean own_sources\? Run the"),
+        ("own_sorces.MySource", r"^the module own_sorces, .* does not exist\. Did you mean own_sources\? Run the"),
         ("own_sources.read_it", r"does not extend itr.data.sources.Source. own_sources has MySource, Unfinished\."),
         ("own_sources.Unfinished", r"own_sources.Unfinished does not define read; src/itr/data/sources/README.md"),
         ("itr.data.sources.Source", r"itr.data.sources.Source does not extend itr.data.sources.Source"),
@@ -122,7 +122,7 @@ def test_a_config_imports_the_classes_of_its_model_and_no_others(here):
     assert {"own_backbone", "own_method"} <= set(sys.modules)
     assert "own_callback" not in sys.modules
     (here / "run.yaml").write_text("model: {objective: own_objektive.Mine}")
-    with pytest.raises(UserError, match=r"^there is no module own_objektive, which run.yaml names\. "):
+    with pytest.raises(UserError, match=r"^the module own_objektive, which run.yaml names, does not exist\. "):
         import_config_classes("run.yaml")
 
 

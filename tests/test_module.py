@@ -181,5 +181,5 @@ def test_a_checkpoint_loads_in_a_separate_program(scenes, tmp_path):
 def test_a_missing_user_defined_module_is_reported(scenes, tmp_path, monkeypatch):
     made = save_checkpoint(tmp_path, scenes)
     monkeypatch.setenv(IMPORTS, "itr.errors, not_there")
-    with pytest.raises(UserError, match=r"^there is no module not_there, which ITR_IMPORT names\. "):
+    with pytest.raises(UserError, match=r"^the module not_there, which ITR_IMPORT names, does not exist\. "):
         open_checkpoint(made)

@@ -1,4 +1,4 @@
-"""Modules that the user names: on the command line, in a config or in ITR_IMPORT. No other file chooses a module."""
+"""Importing modules that the user names on the command line, in a config or in ITR_IMPORT; nothing else does."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 def add_current_folder(names: Iterable[str]) -> None:
     """Make the current folder importable if the user names a module in it, such as `my_package.MyBackbone`.
 
-    `python -m itr` always looks in the current folder, the command `itr` does not. Adding the folder only when a name
-    leads there keeps a command safe in a folder with untrusted files: an optional dependency that is not installed is
-    not found there. The folder is searched last, so a file in it cannot replace an installed module.
+    `python -m itr` always searches the current folder, the command `itr` does not. The folder is added only if it
+    contains a named module, which keeps a command safe in a folder with untrusted files: an optional dependency that
+    is not installed is not found there. The folder is searched last, so its files cannot replace installed modules.
     """
     with suppress(FileNotFoundError):  # the current folder has been deleted
         here = Path.cwd()
@@ -59,7 +59,7 @@ def import_module_of_user(name: str, named_by: str) -> ModuleType:
         named_by: where the user named it, for messages: "the command line", a config file.
 
     Raises:
-        UserError: there is no such module, or importing it fails.
+        UserError: the module does not exist, or importing it fails.
     """
     add_current_folder([name])
     try:
@@ -68,8 +68,8 @@ def import_module_of_user(name: str, named_by: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             near = difflib.get_close_matches(error.name, _modules_of_user(error.name), n=1)
             raise UserError(
-                f"there is no module {error.name}, which {named_by} names. {_meant(near)}Run the command in the folder "
-                "that contains it, or add that folder to PYTHONPATH"
+                f"the module {error.name}, which {named_by} names, does not exist. "
+                f"{_suggestion(near)}Run the command in the folder that contains it, or add that folder to PYTHONPATH"
             ) from None
         text = str(error).strip()
         raise UserError(
@@ -89,7 +89,9 @@ def import_class(path: str, base: type, named_by: str, readme: str) -> type[Any]
     fitting = [n for n, value in vars(module).items() if _extends(value, base) and value is not base]
     if found is None:
         near = difflib.get_close_matches(name, fitting or vars(module), n=1, cutoff=0.5) or fitting[:1]
-        raise UserError(f"{module_name} has no {name}. {_meant([f'{module_name}.{n}' for n in near])}".rstrip(" ."))
+        raise UserError(
+            f"{module_name} has no {name}. {_suggestion([f'{module_name}.{n}' for n in near])}".rstrip(" .")
+        )
     if not _extends(found, base) or found is base:
         others = f" {module_name} has {', '.join(fitting)}." if fitting else ""
         raise UserError(
@@ -107,7 +109,7 @@ def _extends(value: Any, base: type) -> bool:
 
 
 def _modules_of_user(name: str) -> list[str]:
-    """Names of modules beside which a mistyped one may be meant: those of the user's folders, not installed ones."""
+    """Modules in the user's folders, without installed ones: candidates for the meaning of a mistyped name."""
     parent, _, _ = name.rpartition(".")
     if parent:
         inside = getattr(sys.modules.get(parent), "__path__", [])
@@ -116,5 +118,5 @@ def _modules_of_user(name: str) -> list[str]:
     return [found.name for found in pkgutil.iter_modules([folder for folder in folders if folder])]
 
 
-def _meant(near: list[str]) -> str:
+def _suggestion(near: list[str]) -> str:
     return f"Did you mean {near[0]}? " if near else ""

@@ -1,4 +1,4 @@
-"""`itr embed`: shards, a folder of images and lines of text give the same embeddings of the same things."""
+"""`itr embed`: shards, a folder of images and lines of text give the same embeddings for the same contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def embed(checkpoint: str, out: Path, *options: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def test_the_same_things_get_the_same_embeddings(scenes, checkpoint, tmp_path):
+def test_the_same_images_and_captions_get_the_same_embeddings(scenes, checkpoint, tmp_path):
     shards = embed(checkpoint, tmp_path / "a.npz", "--data", str(scenes), "--split", "val", "--batch_size", "5")
     samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
     images = tmp_path / "images" / "below"
@@ -54,8 +54,8 @@ def test_the_same_things_get_the_same_embeddings(scenes, checkpoint, tmp_path):
         (["--out", "e.npz"], "give --data SHARDS, or --images FOLDER"),
         (["--out", "e.npz", "--data", "x", "--texts", "y"], "give --data SHARDS, or --images FOLDER"),
         (["--out", "e.txt", "--data", "x"], "ends in .npz"),
-        (["--out", "e.npz", "--images", "/nowhere"], "no folder /nowhere"),
-        (["--out", "e.npz", "--texts", "/nowhere"], "can't be read"),
+        (["--out", "e.npz", "--images", "/nowhere"], "the folder /nowhere does not exist"),
+        (["--out", "e.npz", "--texts", "/nowhere"], "could not read /nowhere"),
     ],
 )
 def test_mistakes_are_named(checkpoint, options, message, capsys):
@@ -63,7 +63,7 @@ def test_mistakes_are_named(checkpoint, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint(tmp_path, capsys):
+def test_files_that_are_not_checkpoints(tmp_path, capsys):
     path = tmp_path / "a.ckpt"
     for said in ("a.ckpt does not exist", "is not a checkpoint that"):
         assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", "x"]) == 1

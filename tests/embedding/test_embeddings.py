@@ -1,4 +1,4 @@
-"""Embeddings from files: whatever can't be scored is refused with its reason."""
+"""Embeddings from files: those that cannot be scored are refused with a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saved(folder: Path, values: dict[str, np.ndarray]) -> Path:
     return folder / "e.npz"
 
 
-def test_both_formats_and_any_order_of_rows_give_the_same_figures(tmp_path):
+def test_both_formats_and_any_order_of_rows_give_the_same_metrics(tmp_path):
     values = arrays()
     order = np.array([2, 0, 1, 3])
     shuffled = values | {"image": values["image"][order], "image_id": values["image_id"][order]}
@@ -58,20 +58,20 @@ def edited(name: str, place, value) -> dict[str, np.ndarray]:
         (arrays(image=np.ones(4, np.float32)), r"image has shape \[4\]"),
         (arrays(image_id=np.array([1, 2, 3])), "image_id must be 4 whole numbers"),
         (arrays(caption_id=np.linspace(0, 1, 6)), "caption_id must be 6 whole numbers"),
-        (arrays(image_id=np.array([7, 3, 3, 1])), "image_id 3 stands twice"),
-        (arrays(caption_id=np.zeros(6, np.int64)), "caption_id 0 stands twice"),
+        (arrays(image_id=np.array([7, 3, 3, 1])), "image_id 3 appears twice"),
+        (arrays(caption_id=np.zeros(6, np.int64)), "caption_id 0 appears twice"),
         (arrays(caption_image_id=np.array([1, 3, 3, 7, 9, 8])), "1 captions belong to images"),
         (arrays(caption_image_id=np.array([1])), "caption_image_id must be 6"),
         (edited("text", (2, 1), np.nan), "text of id 3 is not finite"),
         (edited("image", 1, 0.0), "image of id 3 is zero"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(tmp_path, values, message):
+def test_embeddings_that_cannot_be_scored_are_refused(tmp_path, values, message):
     with pytest.raises(UserError, match=message):
         load_embeddings(saved(tmp_path, values))
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_are_not_embeddings(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_embeddings(tmp_path / "no.npz")
     for name in ("e.npz", "e.safetensors"):

@@ -1,4 +1,4 @@
-"""One way to embed texts and images: in their order, each once, by a checkpoint or a teacher."""
+"""Texts and images are embedded in their order, each once, by a checkpoint or a teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from itr.checkpoints import open_checkpoint
-from itr.embedding.encoder import Embedder, of_teacher, open_embedder, views
+from itr.embedding.encoder import Embedder, open_embedder, teacher_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
@@ -60,7 +60,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order
     paths = save_images(tmp_path, 5)
     paths[1].write_bytes(b"<html>")
     paths.append(tmp_path / "nowhere.png")
-    os.mkfifo(tmp_path / "pipe.png")  # whoever reads it waits for ever
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would block forever
     paths.append(tmp_path / "pipe.png")
     embedder = open_embedder("image", checkpoint, None, "cpu", batch_size=2, num_workers=workers)
     found = embedder.images(paths)
@@ -74,7 +74,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order
         assert found.encoded.unimodal is not None
         assert alone.unimodal is not None
         torch.testing.assert_close(found.encoded.unimodal[place], alone.unimodal[0])
-    with pytest.raises(UserError, match=r"not one of 2 images can be decoded; .*1\.png"):
+    with pytest.raises(UserError, match=r"none of the 2 images could be decoded; .*1\.png"):
         embedder.images([paths[1], paths[5]])
 
 
@@ -102,7 +102,7 @@ def test_a_teacher_embeds_as_itr_features_does(tmp_path):
     teacher = load_teacher("image", image)
     assert teacher.transform is not None
     pixels = [teacher.transform(torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1)) for p in paths]
-    found = of_teacher("image", image, "cpu", num_workers=0).images(paths)
+    found = teacher_embedder("image", image, "cpu", num_workers=0).images(paths)
     torch.testing.assert_close(found.encoded.pooled, teacher.encode(torch.stack(pixels)))
     assert found.encoded.unimodal is None
 
@@ -121,7 +121,7 @@ def test_which_embeddings_a_protocol_compares():
         assert all(view.rows is (own.pooled if view.space == "cross" else own.unimodal) for view in found.values())
     assert views(plain, "sts", "auto") == views(plain, "sts", "cross")
     for space in ("uni", "both"):
-        with pytest.raises(UserError, match="no embeddings of their own"):
+        with pytest.raises(UserError, match="no separate embeddings"):
             views(plain, "sts", space)
 
 

@@ -99,7 +99,7 @@ def test_processes_share_a_pass_and_the_last_one_completes_it(kind, tmp_path):
 
 
 class Killed(BaseException):
-    """In place of SIGKILL, at a chosen call."""
+    """Raised instead of SIGKILL, at a chosen call."""
 
 
 @pytest.mark.parametrize("kind", ["features", "dense"])
@@ -127,7 +127,7 @@ def test_a_pass_killed_while_it_is_completed_can_be_completed_again(kind, tmp_pa
         if left >= 0:
             break
         assert work(kind, folder, 0, 1)
-        feature_writer(folder) if kind == "features" else dense_writer(folder)  # clears what was left
+        feature_writer(folder) if kind == "features" else dense_writer(folder)  # removes the remaining parts
         assert contents(folder) == contents(tmp_path / "whole")
     assert 5 < moment < 29
 
@@ -153,7 +153,7 @@ def test_other_settings_are_refused_until_overwriting(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", [feature_writer, dense_writer])
-def test_what_an_older_process_writes_does_not_get_into_a_pass_that_overwrote_its_own(make, tmp_path):
+def test_an_older_process_does_not_write_into_a_pass_that_replaced_its_own(make, tmp_path):
     old = make(tmp_path)
     new = make(tmp_path, "u", overwrite=True)
     write_chunk(old, 3)

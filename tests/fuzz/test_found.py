@@ -89,8 +89,8 @@ def test_a_manifest_whose_shards_say_something_else(change):
 
 @pytest.mark.parametrize("split", ["**8", "x**/*.tar", "~nobody-of-that-name/*.tar", "~no\0body/*.tar",
     f"{'x' * 300}/*.tar", f"{'x' * 300}.tar", "x" * 300])  # fmt: skip
-def test_patterns_that_can_not_be(tmp_path, split):
-    with pytest.raises(UserError, match=r"no pattern of tars|is no folder|no shards match|could not look for"):
+def test_impossible_patterns(tmp_path, split):
+    with pytest.raises(UserError, match=r"no pattern of tars|could not expand|no shards match|could not search for"):
         find_split(tmp_path, split)
 
 
@@ -105,7 +105,7 @@ def test_damaged_true_matches(tmp_path, damage):
     data = {"cut": stream.getvalue()[:200], "text": b"text"}.get(damage, stream.getvalue())
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "positives.npz").write_bytes(data)
-    with pytest.raises(UserError, match="no list of true matches"):
+    with pytest.raises(UserError, match="not a list of true matches"):
         read_positives(tmp_path, "val")
 
 

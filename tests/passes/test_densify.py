@@ -1,4 +1,4 @@
-"""`itr densify`: a small LLaVA with random weights talks nonsense, but the same whatever happens on the way."""
+"""`itr densify`: a small LLaVA with random weights writes nonsense, but the same after any interruption."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def shards(scenes: Path, tmp_path: Path) -> Path:
-    """Scenes whose samples have no dense caption of their own."""
+    """Scenes whose samples contain no dense captions."""
     from itr.data.shards.schema import Manifest
     from itr.data.shards.writer import Record, write_split
 
@@ -83,7 +83,7 @@ def run(shards: Path, llava: str, **options) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_every_image_gets_a_text_that_does_not_depend_on_the_way(shards, llava, tmp_path, monkeypatch, capsys):
+def test_captions_depend_neither_on_interruptions_nor_on_processes(shards, llava, tmp_path, monkeypatch, capsys):
     twin, third = tmp_path / "twin", tmp_path / "third"
     shutil.copytree(shards, twin)
     shutil.copytree(shards, third)
@@ -117,7 +117,7 @@ def test_every_image_gets_a_text_that_does_not_depend_on_the_way(shards, llava, 
 
 
 @pytest.mark.slow
-def test_training_finds_them(shards, llava, tmp_path, capsys):
+def test_training_finds_dense_captions(shards, llava, tmp_path, capsys):
     fit = ["fit", f"--data.root={shards}", "--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1"]
     fit += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *TINY_VSE]
     d2s = ["--model.methods+=D2S", "--model.methods.num_prompts=2", "--model.methods.depth=1"]
@@ -145,17 +145,17 @@ def test_dense_texts_of_other_shards_are_refused(shards, tmp_path):
         DenseTexts.open(shards, "train", "another")
     path = shards / "train" / "dense.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="could not read"):
         DenseTexts.open(shards, "train", identity)
 
 
-def test_a_model_that_cannot_be_had(shards):
-    with pytest.raises(UserError, match=r"/nowhere can't be had .*folder of a downloaded model"):
+def test_a_model_that_cannot_be_loaded(shards):
+    with pytest.raises(UserError, match=r"could not load model /nowhere .*folder of a downloaded model"):
         densify(str(shards), "/nowhere", device="cpu")
 
 
 @pytest.mark.slow
-def test_only_who_uses_dense_texts_asks_for_them(shards, tmp_path, capsys):
+def test_only_runs_that_use_dense_texts_open_them(shards, tmp_path, capsys):
     writer = DenseWriter(shards / "train", {"model": "m", "settings": {}, "data": "of other shards"}, 1)
     writer.write(0, {3: "c"})
     assert writer.finish()
@@ -164,4 +164,4 @@ def test_only_who_uses_dense_texts_asks_for_them(shards, tmp_path, capsys):
     assert main([*fit, f"--trainer.default_root_dir={tmp_path / 'plain'}"]) == 0
     for uses in ("--data.texts=dense", "--model.methods+=D2S"):
         assert main([*fit, uses, f"--trainer.default_root_dir={tmp_path / 'dense'}"]) == 1
-        assert "dense.jsonl was made of other shards" in capsys.readouterr().err
+        assert "dense.jsonl was made from other shards" in capsys.readouterr().err

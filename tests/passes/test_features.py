@@ -1,4 +1,4 @@
-"""Teacher features: what they hold, that they survive interruptions, and what is refused."""
+"""Teacher features: their contents, interruptions, and what is refused."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_image_features_are_those_of_the_tower(scenes, image_model, made):
     assert torch.allclose(got.float(), wanted[order], atol=2e-3)
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made, tmp_path, monkeypatch):
+def test_a_killed_run_continues_to_the_same_bytes(scenes, text_model, made, tmp_path, monkeypatch):
     calls = 0
     features = Teacher.features
 
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made,
     calls = -100
     run(scenes, "text", text_model, tmp_path)
     chunks = -(-find_split(scenes, "train").captions // 8)
-    assert calls == -100 + 1 + chunks - 3  # four were encoded, and the last of them was not written yet
+    assert calls == -100 + 1 + chunks - 3  # four were encoded, but the last one was not written yet
     mine = contents(tmp_path)
     assert set(mine) == {"train/text.npy", "train/text_ids.npy", "train/text.json"}
     assert all(contents(made)[name] == value for name, value in mine.items())
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(scenes, text_model, made,
 
 
 @pytest.mark.slow
-def test_a_run_that_is_really_killed_goes_on(text_model, tmp_path):
+def test_a_run_ended_by_sigkill_continues(text_model, tmp_path):
     """By SIGKILL, when some of its chunks are on disk and others are not."""
     for number in range(4):
         members = {f"{i:05d}.jpg": b"not looked at" for i in range(500)}
@@ -171,7 +171,7 @@ def test_two_processes_and_workers_write_what_one_does(scenes, image_model, made
     assert all(contents(made)[name] == value for name, value in contents(tmp_path).items())
 
 
-def test_rows_are_put_in_the_order_of_their_ids(scenes, text_model, made, tmp_path):
+def test_rows_are_sorted_by_id(scenes, text_model, made, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(scenes, folder)
     manifest = (folder / "manifest.json").read_text()
@@ -186,7 +186,7 @@ def test_rows_are_put_in_the_order_of_their_ids(scenes, text_model, made, tmp_pa
     split = find_split(folder, "train")
     split.shards.sort(key=lambda shard: shard.path)
     assert data_identity(split) == data_identity(find_split(scenes, "train"))
-    (folder / "manifest.json").unlink()  # so they are found in the order of their names
+    (folder / "manifest.json").unlink()  # so that they are found in the order of their names
     run(folder, "text", text_model, tmp_path / "out")
     file = FeatureFile.open(tmp_path / "out", "train", "text", data_identity(find_split(folder, "train")))
     ids = opened(made, "text", scenes).arrays[1]
@@ -235,7 +235,7 @@ def test_a_wrong_file_is_refused_with_the_command(scenes, made, tmp_path, text_m
 
 
 def test_workers_get_no_copy_of_the_features(scenes, made):
-    """They are mapped from disk: what travels to a worker doesn't grow with the file."""
+    """They are memory-mapped: the data sent to a worker does not grow with the file."""
     file = opened(made, "text", scenes)
     assert isinstance(file.arrays[0], np.memmap)
     assert isinstance(file.arrays[1], np.memmap)
@@ -251,7 +251,7 @@ def test_an_id_without_a_row_is_refused(scenes, made):
         opened(made, "image", scenes).rows([-1])
 
 
-def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
+def test_the_data_module_opens_the_features_that_a_method_needs(scenes, made, tmp_path):
     def fields(needs: tuple[str, ...], **options) -> list:
         data = ShardData(root=str(scenes), **options)
         method = SimpleNamespace(needs=needs, fields=lambda: [])
@@ -274,7 +274,7 @@ def test_the_data_module_asks_for_what_a_method_needs(scenes, made, tmp_path):
         fields(("teacher_text",), features=str(made), texts="dense")
 
 
-def test_identity_is_of_what_shards_hold():
+def test_identity_depends_on_the_contents_of_shards():
     first = Split([Shard("a/0.tar", 2, 4, 100, "abc"), Shard("a/1.tar", 2, 4, 100)])
     renamed = Split([Shard("b/7.tar", 2, 4, 100, "abc"), Shard("b/8.tar", 2, 4, 100)])
     assert data_identity(first) == data_identity(renamed)
@@ -283,7 +283,7 @@ def test_identity_is_of_what_shards_hold():
 
 
 def test_images_that_cannot_be_decoded_are_counted(scenes, image_model, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"makes 1: mend the shards or raise --max_skipped"):
+    with pytest.raises(UserError, match=r"Images skipped: 1; repair the shards or increase --max_skipped"):
         run(scenes, "image", image_model, tmp_path, max_pixels=100, max_skipped=0)
     real, seen = reader.decode, []
 
@@ -333,7 +333,7 @@ def test_unicom_file_pooled_and_tokens(scenes, tmp_path):
         ("image", "open_clip:ViT-B-32/nonsense", "neither a file nor a tag"),
     ],
 )
-def test_a_teacher_that_cannot_be_had(modality, name, message):
+def test_a_teacher_that_cannot_be_loaded(modality, name, message):
     with pytest.raises(UserError, match=message):
         load_teacher(modality, name)
 
@@ -372,7 +372,7 @@ def test_timm_preprocessing(monkeypatch):
 
 
 @pytest.mark.slow
-def test_dense_captions_by_a_first_stage(scenes, tmp_path):
+def test_dense_captions_are_encoded_by_a_first_stage(scenes, tmp_path):
     torch.manual_seed(0)
     vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZE}
     text = {"model_type": "bert", "pad_token_id": None, **SIZE}
@@ -460,6 +460,6 @@ def test_a_sentence_transformer(scenes, tmp_path):
     asked = {"prompts": {"query": "a question: "}, "default_prompt_name": "query"}
     settings.write_text(json.dumps({**json.loads(settings.read_text()), **asked}))
     prompted = load_teacher("text", str(tmp_path / "prompted"))
-    assert prompted.tokenizer is None  # it has a way of its own
+    assert prompted.tokenizer is None  # its prompts need its own preprocessing
     asked_for = teacher.features([f"a question: {text}" for text in texts])
     assert torch.allclose(prompted.features(texts), asked_for, atol=1e-5)

@@ -218,13 +218,13 @@ def test_wrong_arguments_are_reported(run, tmp_path, capsys):
         ([run, run], "given twice"),
         ([run, "--out", "a.pdf"], "ends in .html"),
         ([run, "--pictures", "-1"], "0 or more"),
-        ([run, "--data", tmp_path / "nowhere"], "no shard folder"),
+        ([run, "--data", tmp_path / "nowhere"], "the shard folder"),
         ([run, "--embeddings", "a", "b"], "2 files for 1 run"),
         ([run, "--embeddings", tmp_path / "nowhere.npz"], "nowhere.npz does not exist"),
         ([run, "--embeddings", tmp_path / "half.npz"], "lacks text, image_id"),
         ([run, "--embeddings", tmp_path / "nan.npz"], "is not finite (1 such rows)"),
         ([run, "--embeddings", tmp_path / "zero.npz"], "is zero (1 such rows)"),
-        ([run, "--embeddings", tmp_path / "twice.npz"], "stands twice (1 such ids)"),
+        ([run, "--embeddings", tmp_path / "twice.npz"], "appears twice (1 such ids)"),
         ([run, "--embeddings", tmp_path / "orphan.npz"], "images that are not in the gallery"),
     ]:
         assert main(["report", *map(str, arguments)]) == 1

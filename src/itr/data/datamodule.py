@@ -13,7 +13,7 @@ from itr.backbones.base import Backbone
 from itr.data.loading.pipeline import ShardLoader, ShardStream
 from itr.data.loading.reading import Captions, ReadOptions, Texts, check_disjoint
 from itr.data.model_fields import ModelFields
-from itr.data.shards.locations import find_split, locate, read_positives
+from itr.data.shards.locations import find_split, normalize_root, read_positives
 from itr.data.shards.patterns import names_tars
 from itr.data.shards.positives import Positives
 from itr.data.shards.remote import is_url
@@ -95,7 +95,7 @@ class ShardData(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {value}; it must be {least} or more")
         if captions != "all" and (captions < 1 or batch_size % captions):
             raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
-        self.root, self.cache = locate(root), cache
+        self.root, self.cache = normalize_root(root), cache
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augmentation = augmentation
         self.captions: Captions = captions

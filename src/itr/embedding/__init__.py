@@ -1,1 +1,1 @@
-"""Embeddings of shards, folders of images and lines of text, and the files that keep them."""
+"""Embeddings of shards, folders of images and lines of text, and the files that store them."""

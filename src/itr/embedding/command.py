@@ -1,4 +1,4 @@
-"""`itr embed`: the embeddings that a checkpoint gives to shards, to a folder of images, or to lines of text."""
+"""`itr embed`: embed shards, a folder of images, or lines of text with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itr.commands.parsing import run_verb
 from itr.data.datamodule import ShardData
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.distributed import choose_device
-from itr.embedding.encoder import Embedder, of_module
+from itr.embedding.encoder import Embedder, module_embedder
 from itr.embedding.files import SCORED_BY
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
@@ -39,28 +39,28 @@ def embed(
     """Embed shards, a folder of images, or lines of text.
 
     The file holds `image` [N, D] with `image_id`, and `text` [M, D] with `caption_id` and, for shards,
-    `caption_image_id`; for a folder also `image_name`, for lines of text `caption`. Where a method gives embeddings of
-    their own for search within a modality, they are `image_unimodal` and `text_unimodal`. `scored_by` says how pairs
-    are scored; a model that scores pairs by token-level features also writes `image_tokens`, `image_mask` and the same
-    of `text`. Embeddings are not normalised.
+    `caption_image_id`; for a folder also `image_name`, for lines of text `caption`. If a method has
+    separate embeddings for search within a modality, they are `image_unimodal` and `text_unimodal`. `scored_by` names
+    the scorer of pairs; a model that scores pairs by token-level features also writes `image_tokens`, `image_mask`,
+    `text_tokens` and `text_mask`. Embeddings are not normalised.
 
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
         data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
-        split: which of its splits.
+        split: split to embed.
         images: folder of images, searched with its subfolders.
-        texts: file with one caption a line.
-        batch_size: images or captions at a time.
-        num_workers: processes that decode.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        texts: file with one caption per line.
+        batch_size: images or captions per batch.
+        num_workers: processes that decode images.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         precision: of the towers.
-        cache: folder that keeps shards which come from a URL.
+        cache: folder for copies of shards that come from a URL.
         features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
     """
     target = file_to_write(out, ".npz")
     if (data is None) == (images is None and texts is None):
-        raise UserError("give --data SHARDS, or --images FOLDER and --texts FILE, or one of these two")
+        raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
     module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
     if data is not None:
@@ -75,7 +75,7 @@ def embed(
         arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
-        embedder = of_module(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
+        embedder = module_embedder(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
         if images is not None:
             arrays |= embed_folder(embedder, Path(images).expanduser())
         if texts is not None:
@@ -89,28 +89,28 @@ def embed(
 
 
 def embed_folder(embedder: Embedder, folder: Path) -> dict[str, np.ndarray]:
-    """The images below a folder, in the order of their names; what can't be decoded is told and left out."""
+    """Embed the images below a folder, in the order of their names; those that cannot be decoded are reported."""
     if not folder.is_dir():
-        raise UserError(f"--images: there is no folder {folder}")
+        raise UserError(f"--images: the folder {folder} does not exist")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_TYPES)
     if not paths:
-        raise UserError(f"--images: {folder} holds no image ({', '.join(IMAGE_TYPES)})")
+        raise UserError(f"--images: {folder} contains no images ({', '.join(IMAGE_TYPES)})")
     found = embedder.images(paths)
     for number, reason in found.failed.items():
-        tqdm.write(f"left out {paths[number]}: {reason}")
+        tqdm.write(f"skipped {paths[number]}: {reason}")
     names = np.array([str(paths[number].relative_to(folder)) for number in found.index])
     return {**found.encoded.arrays("image"), "image_id": np.array(found.index), "image_name": names}
 
 
 def embed_lines(embedder: Embedder, file: Path) -> dict[str, np.ndarray]:
-    """The captions of a file, one a line; empty lines are left out."""
+    """Embed the captions of a file, one per line; empty lines are skipped."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--texts: {file} can't be read: {error}") from None
+        raise UserError(f"--texts: could not read {file}: {error}") from None
     numbers = [number for number, line in enumerate(lines) if line]
     if not numbers:
-        raise UserError(f"--texts: {file} holds no caption")
+        raise UserError(f"--texts: {file} contains no captions")
     captions = [lines[number] for number in numbers]
     arrays = embedder.texts(captions, "captions").arrays("text")
     return {**arrays, "caption_id": np.array(numbers), "caption": np.array(captions)}

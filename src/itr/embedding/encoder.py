@@ -1,4 +1,4 @@
-"""Embeddings of any texts and image files, by a checkpoint or by a named encoder: what every protocol asks for."""
+"""Embedding of any texts and image files with a checkpoint or a named encoder, for all protocols."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_PIXELS = 10**9
 
 
 class ReadImage(NamedTuple):
-    """An image file as a worker hands it over: transformed pixels, or why there are none; and a hash of its bytes."""
+    """An image file from a worker: transformed pixels or the reason for their absence, and a hash of its bytes."""
 
     number: int
     pixels: Tensor | None
@@ -40,7 +40,7 @@ class ReadImage(NamedTuple):
 
 
 class ImageFiles(Dataset[ReadImage]):
-    """Image files, transformed as an encoder takes them."""
+    """Image files, transformed for an encoder."""
 
     def __init__(self, paths: Sequence[Path], transform: Callable[[Tensor], Tensor]) -> None:
         self.paths, self.transform = paths, transform
@@ -52,7 +52,7 @@ class ImageFiles(Dataset[ReadImage]):
         digest = ""
         try:
             if self.paths[index].is_fifo():
-                raise OSError(f"{self.paths[index]} is no file, but a pipe")
+                raise OSError(f"{self.paths[index]} is not a file, but a pipe")
             data = self.paths[index].read_bytes()
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             return ReadImage(index, self.transform(decode(data, MAX_PIXELS)), "", digest)
@@ -65,9 +65,9 @@ class Images:
     """Embedded image files.
 
     Attributes:
-        encoded: those that could be decoded, in the order of their paths [N].
-        index: which paths they are [N].
-        failed: why each other one could not be decoded, by its index.
+        encoded: embeddings of the images that could be decoded, in the order of their paths [N].
+        index: their positions in the list of paths [N].
+        failed: why each other image could not be decoded, by its position.
         digests: a hash of the bytes of each path.
     """
 
@@ -79,17 +79,17 @@ class Images:
 
 @dataclass
 class Embedder:
-    """Embeds texts and image files in batches, each once, whatever model does it.
+    """Embeds texts and image files in batches, each once, with any model.
 
     Attributes:
-        device: where the model is.
-        encode_text: captions to embeddings; None for an encoder of images alone.
-        encode_image: transformed pixels [I, 3, H, H], uint8, to embeddings; None for an encoder of texts alone.
-        transform: what an image goes through before.
-        model: what identifies the model, for the files that hold its figures.
+        device: the device of the model.
+        encode_text: texts to embeddings; None for an encoder of images only.
+        encode_image: transformed pixels [I, 3, H, H], uint8, to embeddings; None for an encoder of texts only.
+        transform: preprocessing of an image.
+        model: identifies the model in files of results.
         scorer: how its images and captions are scored; token-level features are kept if it needs them.
         precision: of the towers.
-        batch_size: texts or images at a time.
+        batch_size: texts or images per batch.
         num_workers: processes that read and decode images.
     """
 
@@ -104,9 +104,9 @@ class Embedder:
     num_workers: int = 2
 
     def texts(self, texts: Sequence[str], what: str = "texts") -> Encoded:
-        """The embeddings of texts, in their order, in float32 on the CPU; one that stands there twice is encoded once.
+        """The embeddings of texts, in their order, in float32 on the CPU; repeated texts are encoded once.
 
-        Batches hold texts of about the same length, the longest first.
+        Batches contain texts of similar length, the longest first.
         """
         assert self.encode_text is not None, "this model embeds no texts"
         row = {text: row for row, text in enumerate(sorted(set(texts), key=lambda text: (-len(text), text)))}
@@ -119,7 +119,7 @@ class Embedder:
         """The embeddings of image files, in their order, in float32 on the CPU.
 
         Raises:
-            UserError: not one of them can be decoded.
+            UserError: none of them could be decoded.
         """
         assert self.encode_image is not None, "this model embeds no images"
         assert self.transform is not None, "images need preprocessing"
@@ -135,7 +135,7 @@ class Embedder:
         failed = {image.number: image.reason for image in images if image.reason}
         if not parts:
             number, reason = next(iter(failed.items()))
-            raise UserError(f"not one of {len(paths)} images can be decoded; {paths[number]}: {reason}")
+            raise UserError(f"none of the {len(paths)} images could be decoded; {paths[number]}: {reason}")
         index = [image.number for image in images if not image.reason]
         return Images(Encoded.concatenate(parts), index, failed, [image.digest for image in images])
 
@@ -147,16 +147,16 @@ class Embedder:
         return kept.map(lambda rows: rows.float().cpu() if rows.is_floating_point() else rows.cpu())
 
 
-def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
-    """What embeds by a model of ours; `settings` are further attributes of `Embedder`.
+def module_embedder(module: RetrievalModule, device: str = "auto", **settings: Any) -> Embedder:
+    """An embedder that uses a model of itr; `settings` are further attributes of `Embedder`.
 
     Raises:
-        UserError: the model takes features of images, which image files do not have.
+        UserError: the model needs image features instead of pixels.
     """
     if module.backbone.image_field is not None:
         raise UserError(
             f"this model takes the field {module.backbone.image_field!r} instead of pixels, so it cannot embed image "
-            "files; give shards by --data, and their features by --features"
+            "files; give shards with --data, and their features with --features"
         )
     where = torch.device(choose_device(device))
     module.to(where).eval()
@@ -164,8 +164,8 @@ def of_module(module: RetrievalModule, device: str = "auto", **settings: Any) ->
     return Embedder(where, module.encode_text, module.encode_image, transform, scorer=scorer_of(module), **settings)
 
 
-def of_teacher(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
-    """What embeds by an encoder of one modality, named as in `itr.teachers.load.load_teacher`."""
+def teacher_embedder(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
+    """An embedder that uses an encoder of one modality, named as in `itr.teachers.load.load_teacher`."""
     where = choose_device(device)
     teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
 
@@ -181,45 +181,45 @@ def of_teacher(modality: Literal["image", "text"], name: str, device: str = "aut
 def open_embedder(
     modality: Literal["image", "text"], ckpt_path: str | None, name: str | None, device: str, **settings: Any
 ) -> Embedder:
-    """What embeds by a checkpoint, or by a named encoder where that is given.
+    """An embedder that uses a checkpoint, or the named encoder if that is given.
 
     Raises:
-        UserError: both or neither is given, or it can't be had.
+        UserError: both or neither is given, or it could not be loaded.
     """
     if settings.get("batch_size", 1) < 1:
         raise UserError(f"--batch_size is {settings['batch_size']}; it must be 1 or more")
     if (ckpt_path is None) == (name is None):
         raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
     if name is not None:
-        return of_teacher(modality, name, device, **settings)
+        return teacher_embedder(modality, name, device, **settings)
     assert ckpt_path is not None
     module = open_checkpoint(ckpt_path)
-    return of_module(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
+    return module_embedder(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
 
 
 class View(NamedTuple):
-    """Embeddings [N, D] to search with: `uni` are a method's own for search within a modality, `cross` the pooled."""
+    """Embeddings [N, D] to search with: `uni` are made for search within a modality, `cross` are the pooled ones."""
 
     space: Literal["uni", "cross"]
     rows: Tensor
 
 
 def views(encoded: Encoded, protocol: str, space: Space) -> dict[str, View]:
-    """Which embeddings a protocol compares, by the prefix that its figures get.
+    """The embeddings that a protocol compares, by the prefix of its metrics.
 
-    PROTOCOL is the prefix of the space that was asked for, `auto` being `uni` where there is one and `cross` otherwise;
+    PROTOCOL is the prefix of the requested space, where `auto` means `uni` if the model has it and `cross` otherwise;
     `both` gives `uni` under PROTOCOL and `cross` under PROTOCOL_cross.
 
     Raises:
-        UserError: the model has no embeddings of their own for search within a modality, and they were asked for.
+        UserError: `uni` is requested, but the model has no separate embeddings for search within a modality.
     """
     pooled = View("cross", encoded.pooled)
     if space == "cross" or (space == "auto" and encoded.unimodal is None):
         return {protocol: pooled}
     if encoded.unimodal is None:
         raise UserError(
-            f"--space is {space}, and this model has no embeddings of their own for search within a modality, as CUSA "
-            "makes them; give --space cross"
+            f"--space is {space}, but this model has no separate embeddings for search within a modality, as those of "
+            "CUSA; give --space cross"
         )
     own = View("uni", encoded.unimodal)
     return {protocol: own} if space != "both" else {protocol: own, f"{protocol}_cross": pooled}

@@ -1,4 +1,4 @@
-"""Files of embeddings, written by itr or by others, checked before they are scored."""
+"""Files of embeddings, written by itr or by other programs, and their checks before scoring."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from itr.evaluation.scoring import COSINE, CosineScorer, Scorer
 from itr.types import Encoded
 
 KEYS = ("image", "text", "image_id", "caption_id", "caption_image_id")
-PARTS = ("id", "name", "tokens", "mask", "unimodal")  # of the keys image_... and text_... that are no further vectors
+PARTS = (
+    "id",
+    "name",
+    "tokens",
+    "mask",
+    "unimodal",
+)  # image_... and text_... that are not further embeddings
 SCORED_BY = "scored_by"
 
 
 @dataclass
 class StoredEmbeddings:
-    """What a file of embeddings holds.
+    """The contents of a file of embeddings.
 
     Attributes:
         arrays: its arrays by key, see `load_embeddings`.
-        scored_by: the name of the scorer that its pairs need; of a file that says nothing, the cosine.
+        scored_by: the name of the scorer that its pairs need; cosine if the file names none.
         where: the file, for messages.
     """
 
@@ -36,10 +42,10 @@ class StoredEmbeddings:
     where: str
 
     def gallery(self, scorer: Scorer | None = None) -> Gallery:
-        """The gallery, scored as the file says.
+        """The gallery, scored as the file requires.
 
         Args:
-            scorer: of the model at hand; None where there is none.
+            scorer: the scorer of the model; None without a model.
 
         Raises:
             UserError: the embeddings need another scorer, or what the scorer needs is missing; or as `load_embeddings`.
@@ -47,8 +53,8 @@ class StoredEmbeddings:
         scorer = scorer or CosineScorer()
         if scorer.name != self.scored_by:
             raise UserError(
-                f"the embeddings in {self.where} are scored by {self.scored_by}, not by {scorer.name}: figures by "
-                "another score would be wrong. Give the checkpoint that made them by --ckpt_path, or embed again"
+                f"the embeddings in {self.where} are scored by {self.scored_by}, not by {scorer.name}: metrics "
+                "with another scorer would be wrong. Give their checkpoint with --ckpt_path, or embed again"
             )
         if scorer.needs_tokens and not {"image_tokens", "image_mask", "text_tokens", "text_mask"} <= set(self.arrays):
             raise UserError(
@@ -62,17 +68,17 @@ def load_embeddings(path: Path, scorer: Scorer | None = None) -> Gallery:
     """The gallery of an `.npz` or `.safetensors` with `image` [N, D], `text` [M, D] and the ids of their rows.
 
     `image_id` [N] and `caption_id` [M] are integers, `caption_image_id` [M] the image of each caption. `scored_by` is
-    the name of the scorer; without it pairs are scored by cosine. A safetensors file has it in its metadata.
+    the name of the scorer; without it, pairs are scored by cosine. A safetensors file has it in its metadata.
 
     Raises:
-        UserError: a key is missing, shapes or ids don't fit, an embedding is not finite or has no length, or the file
-            needs another scorer.
+        UserError: a key is missing, shapes or ids do not fit, an embedding is not finite or is zero, or the file needs
+            another scorer.
     """
     return read_embeddings(path).gallery(scorer)
 
 
 def gallery_of(arrays: Mapping[str, Tensor], where: str, scorer: Scorer | None = None) -> Gallery:
-    """The gallery of arrays as `load_embeddings` takes them; `where` they come from is named in messages.
+    """The gallery of arrays with the keys of `load_embeddings`; `where` is their source, for messages.
 
     Raises:
         UserError: as `load_embeddings`.
@@ -87,7 +93,7 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str, scorer: Scorer | None =
         raise UserError(f"{where}: image has width {image.shape[1]} and text {text.shape[1]}; one space is needed")
     owner = arrays["caption_image_id"]
     if owner.shape != text_id.shape or owner.is_floating_point():
-        raise UserError(f"{where}: caption_image_id must be {len(text_id)} whole numbers, one a caption")
+        raise UserError(f"{where}: caption_image_id must be {len(text_id)} whole numbers, one for each caption")
     rows, columns = torch.argsort(image_id), torch.argsort(text_id)
     gallery = Gallery(
         _encoded(where, arrays, "image", rows),
@@ -111,7 +117,7 @@ def pooled_only(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
 
 
 def _encoded(where: str, arrays: Mapping[str, Tensor], side: str, order: Tensor) -> Encoded:
-    """One side with all its vectors, in the order of its ids."""
+    """One modality with all its embeddings, in the order of its ids."""
     found = pooled_only(arrays[side][order], _further(where, arrays, f"{side}_unimodal", order, "[{}, width]"))
     prefix = f"{side}_"
     for key in arrays:
@@ -124,7 +130,7 @@ def _encoded(where: str, arrays: Mapping[str, Tensor], side: str, order: Tensor)
         return found
     mask = arrays.get(f"{side}_mask")
     if mask is None or mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
-        raise UserError(f"{where}: {side}_mask must be bool with shape {list(tokens.shape[:2])}, by {side}_tokens")
+        raise UserError(f"{where}: {side}_mask must be bool with shape {list(tokens.shape[:2])}, as {side}_tokens has")
     return found.replace(tokens=tokens, mask=mask[order])
 
 
@@ -140,7 +146,7 @@ def _further(where: str, arrays: Mapping[str, Tensor], name: str, order: Tensor,
 
 
 def read_embeddings(path: Path) -> StoredEmbeddings:
-    """What an `.npz` or `.safetensors` file of embeddings holds, not yet checked.
+    """The contents of an `.npz` or `.safetensors` file of embeddings, not yet checked.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -152,12 +158,12 @@ def read_embeddings(path: Path) -> StoredEmbeddings:
             from safetensors import safe_open
 
             with safe_open(path, "pt") as stored:
-                arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is no dictionary
+                arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is not a dictionary
                 return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
         with np.load(path, allow_pickle=False) as kept:
             arrays = {key: torch.from_numpy(kept[key]) for key in kept if kept[key].dtype.kind in "fiub"}
             return StoredEmbeddings(arrays, str(kept[SCORED_BY]) if SCORED_BY in kept else COSINE, str(path))
-    except Exception as error:  # safetensors and zipfile have error types of their own
+    except Exception as error:  # safetensors and zipfile have their own error types
         raise UserError(f"could not read {path} as .npz or .safetensors: {error}") from None
 
 
@@ -172,15 +178,15 @@ def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) ->
     unique, counts = ids.unique(return_counts=True)
     if len(unique) < len(ids):
         twice = unique[counts > 1]
-        raise UserError(f"{where}: {ids_name} {int(twice[0])} stands twice ({len(twice)} such ids); ids must be unique")
+        raise UserError(f"{where}: {ids_name} {int(twice[0])} appears twice ({len(twice)} such ids); make ids unique")
     return rows, ids
 
 
 def check_gallery(gallery: Gallery, where: str) -> None:
-    """Refuse a gallery in which an embedding has no direction, as a faulty model gives.
+    """Refuse a gallery with embeddings that have no direction, such as those of a faulty model.
 
     Raises:
-        UserError: some are not finite, or have length 0.
+        UserError: some are not finite, or are zero.
     """
     for name, encoded, ids in (
         ("image", gallery.image, gallery.image_id),
@@ -194,14 +200,14 @@ def _named_row(where: str, name: str, ids: Tensor, row: int) -> str:
 
 
 def check_embeddings(rows: Tensor, name: Callable[[int], str]) -> None:
-    """Refuse embeddings [N, D] without a direction; `name` says what row n is.
+    """Refuse embeddings [N, D] without a direction; `name` describes row n, for messages.
 
     Raises:
-        UserError: some are not finite, or have length 0.
+        UserError: some are not finite, or are zero.
     """
     for bad, why in ((~rows.isfinite().all(dim=1), "is not finite"), ((rows == 0).all(dim=1), "is zero")):
         if bad.any():
             raise UserError(
-                f"{name(int(bad.nonzero()[0]))} {why} ({int(bad.sum())} such rows); a figure would be wrong: look at "
-                "the weights, or embed with --precision 32"
+                f"{name(int(bad.nonzero()[0]))} {why} ({int(bad.sum())} such rows), so metrics would be wrong: "
+                "check the weights, or embed with --precision 32"
             )

@@ -1,4 +1,4 @@
-"""The embeddings that a model gives to shards."""
+"""Embedding of shards with a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from itr.module import RetrievalModule
 def embed_shards(
     module: RetrievalModule, data: ShardData, device: torch.device, precision: str
 ) -> dict[str, np.ndarray]:
-    """Every image and caption of a split once."""
+    """The embeddings of every image and caption of a split, as arrays by key."""
     quieten()
     devices = [device.index] if device.index is not None else 1
     where: dict[str, Any] = {"accelerator": device.type, "devices": devices, "precision": precision}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itr.data.shards.positives import locate
+from itr.data.shards.positives import find_rows
 from itr.distributed import gather_uneven, largest
 from itr.evaluation.score import Score
 from itr.evaluation.scoring import CosineScorer, Scorer
@@ -44,7 +44,7 @@ class Gallery:
         Raises:
             ValueError: if the image of a caption is not among the images.
         """
-        rows, known = locate(self.text_image_id, self.image_id)
+        rows, known = find_rows(self.text_image_id, self.image_id)
         if not known.all():
             raise ValueError(f"{int((~known).sum())} captions belong to images that are not in the gallery")
         return rows

@@ -20,14 +20,14 @@ class BusyError(Exception):
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock that one process has at a time.
+    """Hold a lock that only one process can hold at a time.
 
-    A file that a killed process leaves is not a lock: the lock belongs to the open file, not to its name. Where the
-    file system has no locks, as some network file systems, the block runs without one, after a warning.
+    A lock file that a killed process leaves does not block: the lock belongs to the open file, not to its name. On a
+    file system without locks, such as some network file systems, the block runs without one, after a warning.
 
     Args:
-        path: the file of the lock, in a folder that exists.
-        wait: wait for the process that holds it.
+        path: the lock file, in an existing folder.
+        wait: whether to wait for the process that holds it.
 
     Raises:
         BusyError: another process holds it, and `wait` is false.

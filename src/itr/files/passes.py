@@ -1,6 +1,6 @@
 """Resumable passes: work in numbered chunks that several processes share and that may be killed at any time.
 
-A pass writes to parts, which become the results when every chunk is done. Two headers say where it stands:
+A pass writes to parts, which become the results when every chunk is done. Two headers record its state:
 
     begun    the parts belong to a pass with these settings; written after the parts exist
     header   the results are complete; written last
@@ -26,23 +26,23 @@ from itr.files.writing import whole_file
 class Pass(ABC):
     """The life cycle of a pass: begun or continued, shared, finished by the last process, removed by `overwrite`.
 
-    A subclass says how chunks are stored: by its own `write`, and by the methods below whose names begin with an
+    A subclass defines how chunks are stored: by a method `write`, and by the methods below whose names begin with an
     underscore, which run under the lock.
 
     Args:
         header: header of the complete results.
         begun: header of an unfinished pass.
-        results: the files that the pass makes; the first one names it in messages.
-        facts: what the results depend on; a pass continues only under equal facts.
+        results: the files that the pass writes; messages name the first one.
+        facts: what the results depend on; a pass is continued only if these are equal.
         num_chunks: number of chunks.
         overwrite: remove earlier results and parts.
 
     Attributes:
         complete: whether the results exist already.
-        done: which chunks are stored [num_chunks], bool, as of the start.
+        done: which chunks were stored at the start [num_chunks], bool.
 
     Raises:
-        UserError: there are results or parts with other facts, or a damaged header.
+        UserError: results or parts with other facts exist, or a header is damaged.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class Pass(ABC):
                 self._remove_parts()
             self.complete = self._matches(header, "already exists")
             if self.complete:
-                self._remove_parts()  # left by a process that was killed in its last moment
+                self._remove_parts()  # left by a process that was killed just before it ended
                 self.done = np.ones(num_chunks, dtype=bool)
             else:
                 self._begin_or_continue()
 
     def todo(self, numbers: Iterable[int]) -> list[int]:
-        """Those of some chunks that are not done."""
+        """Those of the chunks `numbers` that are not done."""
         return [number for number in numbers if not self.done[number]]
 
     def flush(self) -> None:  # noqa: B027  # a pass that stores each chunk at once has nothing to do
-        """Bring to disk what was written, then record that it is there."""
+        """Sync what was written to disk, then record it as done."""
 
     def finish(self) -> bool:
-        """Turn the parts into results if every process is done; whether the results are complete now."""
+        """Turn the parts into results if every process is done; returns whether the results are complete."""
         self.flush()
         with self._locked():
             if self.finished_header.is_file():
@@ -104,18 +104,18 @@ class Pass(ABC):
 
     @abstractmethod
     def _read_done(self) -> np.ndarray:
-        """Which chunks are in the parts, of any process [num_chunks], bool."""
+        """Which chunks are in the parts of all processes [num_chunks], bool."""
 
     @abstractmethod
     def _make_results(self) -> dict[str, Any]:
-        """Turn the parts into results, also where a killed process has begun to; what else the header says."""
+        """Turn the parts into results, even if a killed process has begun this; returns more fields of the header."""
 
     def _open(self) -> None:  # noqa: B027  # not every pass keeps its parts open
         """Open the parts to write the chunks that are missing."""
 
     def _begin_or_continue(self) -> None:
         if not self._matches(self.begun_header, "was begun"):
-            _remove(self._parts())  # they say nothing without their header
+            _remove(self._parts())  # without their header they are useless
             self._begin()
             _write_header(self.begun_header, self.facts)
         self.done = self._read_done()
@@ -123,7 +123,7 @@ class Pass(ABC):
             self._open()
 
     def _matches(self, path: Path, state: str) -> bool:
-        """Whether a header is there; UserError if it is of something else."""
+        """Whether a header exists; UserError if its facts differ."""
         if not path.is_file():
             return False
         found = _read_header(path)

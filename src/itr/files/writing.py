@@ -1,4 +1,4 @@
-"""Files that commands write: the check that they can be written, before any work; and complete files or none."""
+"""Files that commands write: checked for being writable before any work, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def file_to_write(out: str | Path, *suffixes: str) -> Path:
 
     Args:
         out: its name.
-        suffixes: what it may end in, the usual one first; with none, any ending will do.
+        suffixes: allowed suffixes, the usual one first; without any, all are allowed.
 
     Raises:
-        UserError: it has another ending, is a folder, or cannot be written.
+        UserError: it has another suffix, is a folder, or cannot be written.
     """
     target = Path(out).expanduser()
     if suffixes and target.suffix.lower() not in suffixes:
@@ -38,7 +38,7 @@ def file_to_write(out: str | Path, *suffixes: str) -> Path:
 def whole_file(
     target: Path, ending: str = TEMPORARY, sync: bool = False, keep_as: Path | None = None
 ) -> Iterator[IO[bytes]]:
-    """A file that takes the name `target` only once it is complete; see `whole_path`.
+    """A file that gets the name `target` only once it is complete; see `whole_path`.
 
     Raises:
         OSError: it could not be written; an earlier file is unchanged.
@@ -57,9 +57,9 @@ def whole_path(
 
     Args:
         target: the file to write.
-        ending: what the temporary file's name has after that of `target`; `own_ending()` where several processes may
-            write the same file without a lock.
-        sync: bring the file to disk before it gets its name, and the name before returning, so that a power failure
+        ending: appended to the name of `target` for the temporary file; `own_ending()` if several processes may write
+            the same file without a lock.
+        sync: sync the file to disk before it is renamed, and its folder before returning, so that a power failure
             leaves either the earlier file or this one.
         keep_as: name for the earlier file; None to remove it.
 
@@ -83,12 +83,12 @@ def whole_path(
 
 
 def own_ending() -> str:
-    """An ending that no other process of this machine uses."""
+    """An ending that no other process on this machine uses."""
     return f".{os.getpid()}{TEMPORARY}"
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until what was written to a file, or the names in a folder, are on the disk."""
+    """Wait until the contents of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,7 +97,7 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _link(path: Path, target: Path, ending: str) -> None:
-    """Give a file a second name; a file system without links makes a copy."""
+    """Give a file a second name; on a file system without hard links, copy it."""
     part = target.with_name(target.name + ending)
     part.unlink(missing_ok=True)
     try:
@@ -105,17 +105,17 @@ def _link(path: Path, target: Path, ending: str) -> None:
     except OSError:
         shutil.copyfile(path, part)
     os.replace(part, target)
-    part.unlink(missing_ok=True)  # both names belonged to one file: renaming did nothing
+    part.unlink(missing_ok=True)  # if both names belonged to one file, renaming did nothing
 
 
 def check_writable(folder: Path, option: str) -> None:
     """Refuse a folder in which no file can be created, such as one on a read-only file system or below a file.
 
-    Nothing is left behind: where the folder does not exist yet, the nearest one above it is tried.
+    Nothing is left behind: if the folder does not exist yet, the nearest existing one above it is tried.
 
     Args:
-        folder: where to write.
-        option: the one that chooses it.
+        folder: the folder to write to.
+        option: the option that sets it, for messages.
 
     Raises:
         UserError: no file can be created in it.

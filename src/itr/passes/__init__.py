@@ -1,1 +1,1 @@
-"""Long passes over all shards that can be resumed: teacher features and dense captions."""
+"""Long, resumable passes over all shards: teacher features and dense captions."""

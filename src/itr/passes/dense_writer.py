@@ -18,11 +18,11 @@ from itr.files.writing import whole_file
 class DenseWriter(Pass):
     """A pass that writes the dense captions of one split.
 
-    Each process appends a line per chunk to its own file; half a line counts as none. At the end they are put in the
-    order of their images.
+    Each process appends a line per chunk to its own file; an incomplete line is ignored. At the end the captions are
+    sorted by image.
 
     Args:
-        folder: where the split's shards are.
+        folder: the folder of the split's shards.
         facts: `model`, `settings` and `data`.
         num_chunks: number of chunks.
         process: number of this process.
@@ -69,6 +69,6 @@ class DenseWriter(Pass):
             for line in path.read_bytes().split(b"\n"):
                 try:
                     chunk, pairs = json.loads(line)
-                except ValueError:  # half a line
+                except ValueError:  # an incomplete line
                     continue
                 yield int(chunk), pairs

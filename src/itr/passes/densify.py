@@ -48,26 +48,26 @@ def densify(
 ) -> None:
     """Write a dense caption of each image with a vision-language model of transformers, once.
 
-    The captions are stored beside the shards, where training finds them. To continue after an interruption, give the
-    same command again; the captions depend neither on interruptions nor on the number of processes.
+    The captions are stored beside the shards, where training finds them. To continue after an interruption, run
+    the same command again; the captions depend neither on interruptions nor on the number of processes.
 
     Args:
         data: folder of the shards.
         model: folder or name of an image-text-to-text model of transformers, such as llava-hf/llava-1.5-13b-hf.
-        splits: splits to write for, with commas between them; training needs no other than its own.
-        prompt: what the model is asked.
-        temperature: of sampling, as D2S-VSE has it; 0 takes the likeliest word each time.
-        top_p: words are drawn from the likeliest that have this share of the probability.
-        max_new_tokens: longest answer.
-        batch_size: images at a time.
+        splits: splits to describe, separated by commas; training needs only its own.
+        prompt: the question to the model.
+        temperature: of sampling, by default as in D2S-VSE; 0 always takes the most likely token.
+        top_p: tokens are sampled from the most likely ones that together have this probability.
+        max_new_tokens: limit on the length of a caption, in tokens.
+        batch_size: images per batch.
         num_workers: processes that read and decode.
         precision: of the model; auto is bf16 on a GPU.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         seed: of sampling.
         process: number of this process among several that share the work, from 0; torchrun sets it.
         of: how many share the work; torchrun sets it.
         max_skipped: images that may fail to decode; training skips them too.
-        max_pixels: an image with more is not decoded.
+        max_pixels: images with more pixels are not decoded.
         overwrite: remove earlier dense captions.
     """
     folder, share = Path(data).expanduser(), Share.given(process, of)
@@ -97,7 +97,7 @@ class ImageReader(ChunkReader):
                 images.append(decode(sample.image, self.max_pixels))
                 ids.append(sample.image_id)
             except BadImageError as error:
-                messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+                messages.append(f"image {sample.name} ({sample.where}) could not be decoded: {error}")
         return Chunk(number, ids, images, [], messages)
 
 
@@ -105,7 +105,7 @@ class Describer:
     """A vision-language model with its processor.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it could not be loaded.
     """
 
     def __init__(self, name: str, device: str, precision: str, settings: dict[str, Any]) -> None:
@@ -117,10 +117,10 @@ class Describer:
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-        except Exception as error:  # the hub, its clients and the readers of weights raise a dozen unrelated types
+        except Exception as error:  # the hub, its clients and the readers of weights raise many unrelated types
             raise UserError(
-                f"model {name} can't be had ({first_line(error)}). Give the folder of a downloaded model, or run once "
-                "with a network"
+                f"could not load model {name} ({first_line(error)}). Give the folder of a downloaded model, or run "
+                "once with network access"
             ) from error
         self.model.to(device).eval()
         self.device, self.dtype, self.settings = torch.device(device), dtype, settings
@@ -135,7 +135,7 @@ class Describer:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor], seed: int) -> list[str]:
-        """One text an image [3, H, W], uint8."""
+        """One caption for each image [3, H, W], uint8."""
         torch.manual_seed(seed)
         settings = self.settings
         inputs = self.processor(
@@ -152,9 +152,9 @@ class Describer:
 def describe(
     open_model: Callable[[], Describer], reader: ImageReader, chunks: Iterable[Chunk], writer: DenseWriter, split: str
 ) -> bool:
-    """Describe the images of `reader` and write the captions; whether those of all processes are complete now.
+    """Describe the images of `reader` and write the captions; returns whether all processes are done now.
 
-    The model is opened only where there is something to describe.
+    The model is opened only if there are images to describe.
     """
     path = writer.results[0]
 
@@ -172,7 +172,7 @@ def describe(
 
 
 def _described(model: Describer, chunks: Iterable[Chunk], split: str) -> Iterator[tuple[Chunk, dict[int, str]]]:
-    """Chunks with the captions of their images by image_id; an image gets none where the model says nothing."""
+    """Chunks with the captions of their images by image_id; without an image if the model returned no text for it."""
     for chunk in chunks:
         seed = stable_id(model.settings["seed"], split, chunk.number) % 2**32
         texts = model(chunk.inputs, seed) if chunk.ids else []

@@ -1,4 +1,4 @@
-"""`itr features`: run a frozen teacher over the images or captions of shards once, and keep its features."""
+"""`itr features`: run a frozen teacher once over the images or captions of shards, and store its features."""
 
 from __future__ import annotations
 
@@ -47,40 +47,41 @@ def make_features(
 ) -> None:
     """Encode the images or captions of shards with a frozen teacher, once.
 
-    To continue after an interruption, give the same command again.
+    To continue after an interruption, run the same command again.
 
     Args:
         data: folder or URL of the shards, or a list of tars such as 'https://host/{00000..00041}.tar' or 'tars/*.tar',
-            which is one split whatever --splits calls it.
+            which is one split under the name that --splits gives.
         modality: what to encode: images (image), captions (text), or the dense caption of each image (dense).
-        out: folder to write to; all modalities and all splits go into the same.
+        out: folder to write to; all modalities and splits can share it.
         model: text: folder or name of sentence-transformers or transformers; images: of transformers, a name of timm,
             open_clip:MODEL/TAG, or unicom:FILE for an official weights file of UNICOM; dense: the checkpoint of D2S's
             first stage.
-        splits: splits to encode, with commas between them.
-        batch_size: images or captions encoded at a time.
+        splits: splits to encode, separated by commas.
+        batch_size: images or captions per batch.
         num_workers: processes that read and decode.
-        output: one pooled embedding per image, or all its tokens end to end (CUSA's authors: UNICOM's 37,632 numbers).
-        precision: of the teacher's arithmetic; features are kept in half precision anyway.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        output: one pooled embedding per image, or all its tokens, concatenated, as the authors of CUSA do (37,632
+            numbers of UNICOM).
+        precision: of the teacher; features are stored in half precision in any case.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         process: number of this process among several that share the work, from 0; torchrun sets it.
         of: how many share the work; torchrun sets it.
         max_skipped: images that may fail to decode; training skips them too.
-        max_pixels: an image with more is not decoded.
+        max_pixels: images with more pixels are not decoded.
         overwrite: remove earlier features.
-        from_npy: instead of running a model, convert a {split}_unicom.npy of CUSA's authors; or, for shards of
+        from_npy: instead of running a model, convert a {split}_unicom.npy of the authors of CUSA; or, for shards of
             `itr prepare mag`, an array [nodes, width] in the order of the nodes (TextFeature/*.npy, ImageFeature/*.npy)
             or MM-Graph's tensor of text and image side by side (clip_feat.pt).
-        trust_pickle: yes, this dictionary comes from somebody you trust (it is read with a whitelist nevertheless).
-        cache: folder that keeps shards which come from a URL.
+        trust_pickle: confirms that you trust the source of this dictionary (it is read with a whitelist nevertheless).
+        cache: folder for copies of shards that come from a URL.
     """
     target, names = Path(out).expanduser(), split_names(splits)
     if names_tars(data) and len(names) != 1:
-        raise UserError(f"--data {data} lists tars, which are one split; give one name for it by --splits")
+        raise UserError(f"--data {data} lists tars, which are one split; give it one name with --splits")
     share = Share.given(process, of)
     share.check(batch_size, overwrite)
     if model is not None and from_npy is not None:
-        raise UserError("--from_npy has the features already; give it without --model")
+        raise UserError("--from_npy already contains the features; remove --model")
     if model is None and from_npy is None:
         raise UserError("--model is missing; `itr features --help` lists the models")
     found = {name: find_split(data, name, cache) for name in names}
@@ -115,7 +116,7 @@ def open_teacher(model: str, modality: Modality, output: TeacherOutput, precisio
 
 
 def encode(teacher: Teacher, reader: ChunkReader, chunks: Iterable[Chunk], writer: FeatureWriter) -> bool:
-    """Encode the chunks of `reader` and write their features; whether those of all processes are complete now."""
+    """Encode the chunks of `reader` and write their features; returns whether all processes are done now."""
     paths, header = writer.paths, writer.header
 
     def write(chunk: Chunk, rows: Tensor) -> None:
@@ -132,9 +133,9 @@ def encode(teacher: Teacher, reader: ChunkReader, chunks: Iterable[Chunk], write
 
 
 def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Tensor]]:
-    """Chunks with their features on the teacher's device, each one yielded when the next is under way.
+    """Chunks with their features on the teacher's device, each yielded once the next one has been started.
 
-    So a GPU works while the features of the previous chunk are copied and written.
+    So the GPU works while the features of the previous chunk are copied and written.
     """
     before: tuple[Chunk, Tensor] | None = None
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The teacher of dense captions: the text side of a checkpoint of D2S-VSE's first stage."""
+"""The teacher of dense captions: the text tower of a checkpoint of D2S-VSE's first stage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from itr.types import Tokens
 
 
 def first_stage_teacher(path: str, device: str = "cpu", precision: Precision = "32") -> Teacher:
-    """What embeds dense captions as the frozen teacher of D2S does.
+    """The text tower of a checkpoint, which embeds dense captions as the frozen teacher of D2S does.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: the checkpoint could not be opened.
     """
     try:
         backbone = open_checkpoint(path).backbone

@@ -1,4 +1,4 @@
-"""Images or texts of shards in fixed chunks, each read once, for a teacher to encode."""
+"""Reading the images or texts of shards once, in fixed chunks, for a teacher to encode."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from itr.types import Tokens
 
 @dataclass
 class Chunk:
-    """What the teacher encodes at a time.
+    """The items that the teacher encodes in one batch.
 
     Attributes:
-        number: which chunk of the split.
+        number: its number within the split.
         ids: image_id or caption_id of each row [n].
         inputs: images [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
-        bad: rows whose image can't be decoded.
-        messages: what to say of them.
+        bad: rows whose image could not be decoded.
+        messages: a message for each of them.
     """
 
     number: int
@@ -41,22 +41,22 @@ class Chunk:
     messages: list[str]
 
     def pin_memory(self) -> Chunk:
-        """The same in page-locked memory, for copies to a GPU that nobody waits for."""
+        """The same chunk in page-locked memory, for asynchronous copies to a GPU."""
         return self if isinstance(self.inputs, list) else replace(self, inputs=self.inputs.pin_memory())
 
 
 class ChunkReader(IterableDataset[Chunk | UserError]):
-    """Reads chunks of shards in order; each worker takes a stretch of them.
+    """Reads chunks of shards in order; each worker reads a contiguous range of them.
 
     Args:
         split: the shards.
         modality: whether items are images, captions, or the dense caption of each image.
-        size: items of a chunk.
+        size: items per chunk.
         todo: numbers of the chunks to read, ascending.
         transform: preprocessing of an image; None for texts.
-        max_pixels: an image with more is not decoded.
+        max_pixels: images with more pixels are not decoded.
         texts: dense captions beside the shards.
-        tokenizer: of texts; None leaves them as they are.
+        tokenizer: of texts; None to return them unchanged.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         info = get_worker_info()
         mine = plan.worker_share(len(self.todo), info.id if info else 0, info.num_workers if info else 1)
         try:
-            for first, last in runs(self.todo[mine.first : mine.last]):
+            for first, last in consecutive_ranges(self.todo[mine.first : mine.last]):
                 items = self._items(first * self.size, min(last * self.size, sum(self.counts)))
                 for number in range(first, last):
                     yield self._chunk(number, list(islice(items, self.size)))
@@ -101,11 +101,11 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         if self.modality == "text":
             ids = [sample.caption_ids[place] for sample, place in items]
-            return Chunk(number, ids, self._shown([sample.captions[place] for sample, place in items]), [], [])
+            return Chunk(number, ids, self._tokenized([sample.captions[place] for sample, place in items]), [], [])
         image_ids = [sample.image_id for sample, _ in items]
         if self.transform is None:
             dense = [dense_captions(sample, self.texts)[0] for sample, _ in items]
-            return Chunk(number, image_ids, self._shown(dense), [], [])
+            return Chunk(number, image_ids, self._tokenized(dense), [], [])
         images, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
@@ -113,18 +113,18 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
             except BadImageError as error:
                 images.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
                 bad.append(row)
-                messages.append(f"image {sample.name} ({sample.where}) can't be decoded: {error}")
+                messages.append(f"image {sample.name} ({sample.where}) could not be decoded: {error}")
         return Chunk(number, image_ids, torch.stack(images), bad, messages)
 
-    def _shown(self, texts: list[str]) -> Tokens | list[str]:
+    def _tokenized(self, texts: list[str]) -> Tokens | list[str]:
         return texts if self.tokenizer is None else self.tokenizer(texts)
 
 
 def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iterator[Chunk]:
-    """What a reader reads, by workers, telling what it skips.
+    """The chunks of a reader, read by worker processes; reports each skipped image.
 
     Raises:
-        UserError: a shard is bad, or more images than `max_skipped` can't be decoded.
+        UserError: a shard is faulty, or more than `max_skipped` images could not be decoded.
     """
     skipped, workers = 0, min(num_workers, len(reader.todo))
     pinned = torch.cuda.is_available()
@@ -134,13 +134,13 @@ def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iter
         for message in chunk.messages:
             skipped += 1
             if skipped > max_skipped:
-                raise UserError(f"{message}. That makes {skipped}: mend the shards or raise --max_skipped")
+                raise UserError(f"{message}. Images skipped: {skipped}; repair the shards or increase --max_skipped")
             tqdm.write(f"skipped {message}")
         yield chunk
 
 
-def runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """The stretches [first, last) of consecutive numbers."""
+def consecutive_ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """The ranges [first, last) of consecutive numbers."""
     start = 0
     for at in range(1, len(numbers) + 1):
         if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:

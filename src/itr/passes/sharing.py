@@ -1,4 +1,4 @@
-"""What `itr features` and `itr densify` have in common: shared chunks, the loop over them, and closing lines."""
+"""Common parts of `itr features` and `itr densify`: sharing chunks, the loop over them, and the final message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Share:
         of: how many there are.
 
     Raises:
-        UserError: there is no such process.
+        UserError: the number is not between 0 and `of` - 1.
     """
 
     process: int
@@ -39,7 +39,7 @@ class Share:
 
     @classmethod
     def given(cls, process: int | None, of: int | None) -> Share:
-        """By the options `--process` and `--of`, or where they are missing by what torchrun sets."""
+        """From the options `--process` and `--of`; without them, from the variables that torchrun sets."""
         number = int(os.environ.get("RANK", 0)) if process is None else process
         return cls(number, int(os.environ.get("WORLD_SIZE", 1)) if of is None else of)
 
@@ -48,7 +48,7 @@ class Share:
         return range(self.process * num_chunks // self.of, (self.process + 1) * num_chunks // self.of)
 
     def check(self, batch_size: int, overwrite: bool) -> None:
-        """Refuse options that do not go with a pass of so many processes; UserError."""
+        """Check the options of a pass that these processes share; UserError if they do not fit."""
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
         if overwrite and self.of > 1:
@@ -67,13 +67,13 @@ def store_chunks(
     write: Callable[[Chunk, T], None],
     what: str,
 ) -> bool:
-    """Write the result of each chunk as it comes; whether the results of all processes are complete now.
+    """Write the result of each chunk as it arrives; returns whether all processes are done now.
 
     Args:
-        job: the pass that they belong to.
-        reader: what reads the chunks.
+        job: the pass that the results belong to.
+        reader: reads the chunks.
         results: a result for each chunk of the reader.
-        write: writes one with `job`.
+        write: writes one result with `job`.
         what: label of the progress bar.
     """
     with job, tqdm(total=sum(map(reader.num_items, reader.todo)), desc=what, unit="") as bar:
@@ -84,7 +84,7 @@ def store_chunks(
 
 
 def print_outcome(complete: bool, share: Share, data: str, option: str) -> None:
-    """Say how to train with the results, or that other processes are not done.
+    """Print how to train with the results, or that other processes are not done.
 
     Args:
         complete: whether the results are complete.
@@ -95,4 +95,4 @@ def print_outcome(complete: bool, share: Share, data: str, option: str) -> None:
     if complete:
         print(f"train with them: itr fit ... --data.root {data} {option}")
     else:
-        print(f"process {share.process} of {share.of} is done; the last one to end completes the files")
+        print(f"process {share.process} of {share.of} is done; the last process to finish completes the files")

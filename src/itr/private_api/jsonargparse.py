@@ -1,4 +1,4 @@
-"""Private names of jsonargparse, and of argparse below it."""
+"""Private names of jsonargparse, and of argparse, which it extends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
-    """Names of all options of a parser, with dots and without dashes.
+    """Names of all options of a parser, dotted and without leading dashes.
 
     Missing: a public list of what a parser accepts.
     """
@@ -21,7 +21,7 @@ def option_names(parser: ArgumentParser) -> list[str]:
 
 
 def subcommands(parser: ArgumentParser) -> tuple[str, dict[str, ArgumentParser]]:
-    """The key under which a parser stores its subcommand, and the parsers by subcommand; empty without any.
+    """The key under which a parser stores its subcommand, and the parsers by subcommand; empty if it has none.
 
     Missing: public access to the subcommands that `add_subcommands` has added.
     """

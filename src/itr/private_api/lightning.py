@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 INSTANTIATOR_KEY = "_instantiator"
 """Key of a checkpoint's hyper-parameters that names the function which builds the module from them.
 
-Missing: a public name for the key, or a hook by which a module class says how it is built from its hyper-parameters.
+Missing: a public name for the key, or a hook with which a module class defines how it is built from them.
 """
 
 
 class TakesSavedSettings:
     """Mixin for a LightningCLI that takes the model settings of a checkpoint itself.
 
-    Missing: a public hook that decides which settings of `--ckpt_path` enter the config. Lightning loads the whole
+    Missing: a public hook that chooses which settings of `--ckpt_path` enter the config. Lightning loads the whole
     checkpoint for them, weights and optimizer included.
     """
 
@@ -39,8 +39,8 @@ class TakesSavedSettings:
 def no_signal_handlers(trainer: pl.Trainer) -> None:
     """Keep Lightning from handling signals.
 
-    Missing: a Trainer option that leaves signals alone. Its handlers talk to other processes and write checkpoints
-    wherever the signal happens to arrive, and each step waits for a broadcast of what rank 0 has received.
+    Missing: a Trainer option that disables them. Its handlers communicate with other processes and write checkpoints
+    at whatever point the signal arrives, and every step waits for a broadcast of what rank 0 has received.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -49,14 +49,14 @@ def no_signal_handlers(trainer: pl.Trainer) -> None:
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     """The contents of a full checkpoint of the run, not yet written. Every process must call this.
 
-    Missing: a public way to get the dictionary; `Trainer.save_checkpoint` writes it too, and one file at a time.
+    Missing: a public way to get the dictionary; `Trainer.save_checkpoint` also writes it, to a single file.
     """
-    contents: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights alone
+    contents: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(False)  # not only the weights
     return contents
 
 
 def is_accumulating(trainer: pl.Trainer) -> bool:
-    """Whether gradients of the last batch wait for more batches before the optimizer step.
+    """Whether the gradients are still being accumulated, so that no optimizer step follows the last batch.
 
     Missing: a public property of the Trainer or of its epoch loop.
     """
@@ -64,7 +64,7 @@ def is_accumulating(trainer: pl.Trainer) -> bool:
 
 
 def is_epoch_over(trainer: pl.Trainer) -> bool:
-    """Whether the batch that is being trained on is the last of its epoch.
+    """Whether the current batch is the last of its epoch.
 
     Missing: `Trainer.is_last_batch` does not count `limit_train_batches`.
     """
@@ -72,7 +72,7 @@ def is_epoch_over(trainer: pl.Trainer) -> bool:
 
 
 def script_launcher(trainer: pl.Trainer) -> ScriptLauncher | None:
-    """What starts the other processes of this machine for the trainer; None if nothing does.
+    """The launcher that starts the other processes on this machine for the trainer; None without one.
 
     Its attributes `procs`, the list of processes, `launch` and `cluster_environment` are used too.
 
@@ -93,17 +93,17 @@ def ddp_timeout(strategy: DDPStrategy) -> timedelta | None:
 
 
 def ddp_backend(strategy: DDPStrategy) -> str:
-    """The backend of the process group that the strategy will make, such as `gloo`.
+    """The backend of the process group that the strategy will create, such as `gloo`.
 
-    Missing: `process_group_backend` is the option as it was given, None by default.
+    Missing: `process_group_backend` is only the option, None by default.
     """
     return strategy._get_process_group_backend()
 
 
 def set_csv_writer(logger: CSVLogger, make: Callable[[], Any]) -> Any:
-    """The writer of a CSVLogger, which `make` builds at the first call.
+    """The writer of a CSVLogger, built with `make` at the first call.
 
-    Missing: an argument for the class of the writer; `save` and `finalize` look at the private attribute.
+    Missing: an argument for the class of the writer; `save` and `finalize` use the private attribute.
     """
     if logger._experiment is None:
         logger._experiment = make()

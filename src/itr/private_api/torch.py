@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """The buffers of a module without those of its children, as the dictionary that the module itself reads.
+    """The buffers of a module without those of its children: the dictionary that the module itself uses.
 
-    Missing: a public way to replace buffers for a while; `named_buffers` gives a copy.
+    Missing: a public way to replace buffers temporarily; `named_buffers` returns a copy.
     """
     return module._buffers
 
 
 def forget_compiled(module: nn.Module) -> None:
-    """Run a module as it is written again, after `module.compile()`.
+    """Undo `module.compile()`, so that the module runs in eager mode again.
 
     Missing: a public method that undoes `nn.Module.compile`.
     """
@@ -28,8 +28,8 @@ def forget_compiled(module: nn.Module) -> None:
 class StartsWorkersWithin:
     """Mixin for a DataLoader that starts its worker processes inside a context.
 
-    Missing: a public hook around the start of workers. `__iter__` starts them too, but also resets workers that
-    persist, which waits for their answer.
+    Missing: a public hook around the start of workers. `__iter__` starts them too, but also resets
+    persistent workers, which waits for their response.
     """
 
     def starting_workers(self) -> AbstractContextManager[Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 NAME_KEY = "_name_or_path"
-"""Key of a config's `to_dict` that holds the name or the path it came from.
+"""Key of a config's `to_dict` with the name or path from which it was loaded.
 
-Missing: a form of a config without the machine and the version that it was loaded on.
+Missing: a form of a config that does not depend on the machine and the version that loaded it.
 """
 
 
 def attention_of(config: Any) -> str | None:
-    """The implementation of attention that a model of this config runs, such as `sdpa`; None if it has no choice.
+    """The attention implementation that a model with this config uses, such as `sdpa`; None if there is only one.
 
-    Missing: a public property to match `set_attn_implementation`.
+    Missing: a public property that matches `set_attn_implementation`.
     """
     name: str | None = getattr(config, "_attn_implementation", None)
     return name

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.data.shards.positives import locate
+from itr.data.shards.positives import find_rows
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.ranks import Matches, precision_over_all, rank, tiles
@@ -65,7 +65,7 @@ def standard(gallery: Gallery) -> Gallery:
 
 
 def _rows(ids: Tensor, wanted: Tensor, what: str, hint: str) -> Tensor:
-    at, known = locate(wanted, ids)
+    at, known = find_rows(wanted, ids)
     missing = wanted[~known]
     if len(missing):
         raise UserError(
@@ -132,7 +132,7 @@ def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Te
     candidates = gallery.text_id if way == "i2t" else gallery.image_id
     flat = [(row, match) for row, query in enumerate(sorted(truth)) for match in truth[query]]
     rows, matches = torch.tensor(flat).T.contiguous()
-    columns, known = locate(matches, candidates)  # a match among COCO's captions beyond the 25,000 can't be found
+    columns, known = find_rows(matches, candidates)  # a match among COCO's captions beyond the 25,000 can't be found
     pair = rows[known], columns[known]
     return torch.stack(pair if way == "i2t" else pair[::-1])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itr.checkpoints import open_checkpoint
 from itr.data.shards.locations import find_split
-from itr.data.shards.positives import locate
+from itr.data.shards.positives import find_rows
 from itr.data.shards.schema import split_identity
 from itr.errors import UserError
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
@@ -168,7 +168,7 @@ def cxc_correlation(
 
 
 def _places(known: Tensor, ids: Tensor, name: str) -> Tensor:
-    at, found = locate(ids, known)
+    at, found = find_rows(ids, known)
     missing = ids[~found]
     if len(missing):
         raise UserError(f"{name}: {len(missing)} judged images or captions have no embedding, such as {missing[0]}")

@@ -64,11 +64,11 @@ def lengthen(tar: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (truncate, "can't be read: unexpected end of data"),
-    "missing": (Path.unlink, "there is no .*000002.tar"),
+    "truncated": (truncate, "could not read .*: unexpected end of data"),
+    "missing": (Path.unlink, "000002.tar does not exist"),
     "empty": (lambda tar: tar.write_bytes(b""), "it is empty"),
-    "no tar": (lambda tar: tar.write_bytes(b"PK\3\4 a zip"), "it is no tar"),
-    "a page": (lambda tar: tar.write_bytes(b"<html>404"), "is a page of text"),
+    "no tar": (lambda tar: tar.write_bytes(b"PK\3\4 a zip"), "it is not a tar"),
+    "a page": (lambda tar: tar.write_bytes(b"<html>404"), "is a web page"),
     "a flipped bit": (flip, "contains fewer samples than the 9 that were counted"),
     "fewer": (shorten, "contains fewer samples than the 9 that were counted"),
     "more": (lengthen, "contains more samples than the 9 that were counted"),
@@ -173,7 +173,7 @@ def test_the_run_stops_when_no_shard_is_left(shards, backbone, workers):
 
 @pytest.mark.parametrize(
     ("of_image", "data", "message"),
-    [(False, None, "has no caption"), (True, None, "has no image"), (False, b"{", "no valid JSON")],
+    [(False, None, "has no caption"), (True, None, "has no image"), (False, b"{", "not valid JSON")],
 )
 def test_an_incomplete_sample_is_skipped_in_training_and_refused_in_evaluation(
     shards, backbone, caplog, of_image, data, message
@@ -200,7 +200,7 @@ def test_a_run_reports_the_number_of_bad_shards(shards, tmp_path, capsys):
     options += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"]
     options += [f"--trainer.default_root_dir={tmp_path / 'run'}"]
     assert main(["fit", *options]) == 1
-    assert "000003.tar of the manifest is missing" in capsys.readouterr().err
+    assert "000003.tar of the manifest does not exist" in capsys.readouterr().err
     assert main(["fit", *options, "--data.max_bad_shards=1"]) == 1
     assert "more than data.max_bad_shards = 1" in capsys.readouterr().err
     assert main(["fit", *options, "--data.max_bad_shards=2"]) == 0

@@ -127,7 +127,7 @@ def test_a_full_disk_is_reported_and_more_space_is_enough_to_continue(root, tmp_
         pytest.skip("needs permission to mount a small file system (tmpfs)")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr.count("itr: error") == 1
-    assert f"can't write to {disk / 'out'}: No space left on device. Finished shards are kept" in result.stderr
+    assert f"could not write to {disk / 'out'}: No space left on device. Finished shards are kept" in result.stderr
     first, _, second = result.stdout.partition("status 1")
     assert "written" not in first
     assert ".tmp" not in second
@@ -147,8 +147,8 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(root, tmp_path, workers)
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr == (
-        f"itr: error: can't write to {tmp_path / 'out'}: File too large. Finished shards are kept: "
-        "put it right and give the same command again, it goes on from there\n"
+        f"itr: error: could not write to {tmp_path / 'out'}: File too large. Finished shards are kept: "
+        "solve the problem and run the same command again to continue\n"
     )
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -151,7 +151,7 @@ def test_captions_are_kept_or_cleaned_by_rule(tmp_path, capsys):
     for part in (
         "skipped 1 images without a caption",
         "4 captions held control characters",
-        "1 captions held broken Unicode",
+        "1 captions held invalid Unicode",
     ):
         assert part in output
 
@@ -218,7 +218,7 @@ def test_a_truncated_image_is_reported_and_the_other_shards_are_kept(raw, tmp_pa
     with pytest.raises(UserError, match=r"1 of 5 images of val.*\n  val/0003.jpg: could not be decoded .*truncated"):
         prepare(raw, out, resize=24, num_workers=workers)
     assert not (out / "manifest.json").exists()
-    with pytest.raises(UserError, match="is not finished; give the `itr prepare` command again"):
+    with pytest.raises(UserError, match="is not finished; run the same `itr prepare` command again"):
         find_split(out, "train")
     prepare(raw, tmp_path / "skipped", resize=24, num_workers=workers, bad_images="skip")
     assert [sample.image_id for sample in samples(tmp_path / "skipped", "val")] == [0, 1, 2, 4]
@@ -280,7 +280,7 @@ def test_an_interrupted_move_is_finished(raw, tmp_path, capsys):
     with pytest.raises(UserError, match="is not finished"):
         find_split(out, "train")
     prepare(raw, out, shard_size=4)
-    assert "now it is" in capsys.readouterr().out
+    assert "it has now been moved" in capsys.readouterr().out
     assert file_hashes(out) == expected
 
 
@@ -288,7 +288,7 @@ def test_unknown_tars_are_neither_used_nor_deleted(raw, tmp_path):
     unknown = tmp_path / "out" / "train" / "mine.tar"
     unknown.parent.mkdir(parents=True)
     unknown.write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"holds 1 tars that no manifest names, such as .*mine.tar; choose another"):
+    with pytest.raises(UserError, match=r"holds 1 tars that no manifest lists, such as .*mine.tar; choose another"):
         prepare(raw, tmp_path / "out")
     assert list(file_hashes(tmp_path / "out")) == ["train/mine.tar"]
 
@@ -306,7 +306,7 @@ def test_two_processes_cannot_write_to_one_folder(raw, tmp_path):
         ({"quality": 101}, "quality=101"),
         ({"shard_size": 0}, "shard_size=0"),
         ({"num_workers": 0}, "num_workers=0"),
-        ({"out": "/proc/shards"}, "can't write to /proc/shards"),
+        ({"out": "/proc/shards"}, "could not write to /proc/shards"),
     ],
 )
 def test_invalid_settings_are_reported(raw, tmp_path, options, message):

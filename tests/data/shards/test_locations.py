@@ -1,4 +1,4 @@
-"""Other tars: folders, lists, patterns, counts, ids, and what is refused."""
+"""Tars without a manifest: folders, lists, patterns, counts, ids, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
-from itr.data.shards.locations import find_split, locate, read_positives
+from itr.data.shards.locations import find_split, normalize_root, read_positives
 from itr.data.shards.patterns import expand_braces, names_tars
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
@@ -59,16 +59,16 @@ def test_braces_expand_as_in_bash(text, written):
         ("{" + "9" * 5000 + "..0}.tar", "could not expand .*: Exceeds the limit"),
         ("{0..2.tar", "could not expand .*: Unbalanced braces; write"),
         ("0..2}.tar", "Unbalanced braces"),
-        ("{{0..2},b}.tar", "braces within braces"),
+        ("{{0..2},b}.tar", "nested braces"),
     ],
 )
-def test_braces_that_cannot_expand_are_refused_before_any_name_is_made(text, message):
+def test_braces_that_cannot_expand_are_refused_before_expanding(text, message):
     with pytest.raises(UserError, match=message):
         expand_braces(text)
 
 
 @pytest.mark.parametrize("name", ["{0..1}.tar", "a,b.tar", "{a,b}.tar", "a{b.tar", "{{0..1},2}.tar", "a*.tar"])
-def test_the_path_of_a_file_is_that_file(tmp_path, name):
+def test_the_path_of_a_file_means_that_file(tmp_path, name):
     for other in (name, "0.tar", "1.tar", "a.tar", "b.tar", "ab.tar"):
         write_tar(tmp_path / other, {"x.jpg": make_image(0), "x.txt": other.encode()})
     for root, split in ((tmp_path, name), (tmp_path / name, "train"), (tmp_path, str(tmp_path / name))):
@@ -76,7 +76,7 @@ def test_the_path_of_a_file_is_that_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("folder", ["{0..1}", "a,b", "{a,b}", "a{b"])
-def test_the_path_of_a_folder_is_that_folder(tmp_path, folder):
+def test_the_path_of_a_folder_means_that_folder(tmp_path, folder):
     for number in range(3):
         write_tar(tmp_path / folder / "train" / f"{number}.tar", {"x.jpg": make_image(0), "x.txt": b"x"})
     for split in ("train", "train/{0..2}.tar", "train/0.tar,train/1.tar,train/2.tar", "train/*.tar"):
@@ -84,7 +84,7 @@ def test_the_path_of_a_folder_is_that_folder(tmp_path, folder):
     assert not names_tars(str(tmp_path / folder))
 
 
-def test_what_lists_tars():
+def test_names_tars_recognises_lists():
     for text in ("a.tar", "a/*.tar", "{0..3}.tar", "https://host/a.tar?token=b.c", "a.tar,b.tar", "*"):
         assert names_tars(text)
     for text in ("train", "shards", "s3://bucket/shards", "/a/b.c", ""):
@@ -92,7 +92,7 @@ def test_what_lists_tars():
 
 
 @pytest.mark.parametrize("stats", [True, False])
-def test_the_tars_of_img2dataset_stream_as_they_are(tmp_path, stats):
+def test_tars_of_img2dataset_are_read_without_conversion(tmp_path, stats):
     folder = downloaded(tmp_path / "cc", stats=stats)
     split = find_split(folder, "{00000..00002}.tar")
     assert [(shard.path, shard.images, shard.captions) for shard in split.shards] == [
@@ -107,7 +107,7 @@ def test_the_tars_of_img2dataset_stream_as_they_are(tmp_path, stats):
     assert data_identity(find_split(moved.parent, "train")) == data_identity(split)
 
 
-def test_lists_of_tars_by_pattern_and_place(tmp_path, monkeypatch):
+def test_lists_of_tars_by_pattern_and_folder(tmp_path, monkeypatch):
     folder = downloaded(tmp_path / "cc", 4)
     monkeypatch.chdir(tmp_path)
     all_four = [s.image_id for s in samples(folder, "*.tar")]
@@ -118,10 +118,10 @@ def test_lists_of_tars_by_pattern_and_place(tmp_path, monkeypatch):
     ):  # fmt: skip
         assert [s.image_id for s in samples(root, split)] == all_four, (root, split)
     assert len(samples("cc/00003.tar,cc/00001.tar")) == 10
-    assert locate("~/shards") == str(Path.home() / "shards")
+    assert normalize_root("~/shards") == str(Path.home() / "shards")
 
 
-def test_the_manifest_of_a_folder_is_not_changed_by_finding_it(scenes, tmp_path):
+def test_finding_a_split_does_not_change_its_manifest(scenes, tmp_path):
     text = (scenes / "manifest.json").read_text()
     manifest = Manifest.read(scenes)
     find_split(scenes, "train")
@@ -130,18 +130,18 @@ def test_the_manifest_of_a_folder_is_not_changed_by_finding_it(scenes, tmp_path)
     assert "place" not in text
 
 
-def test_two_folders_with_the_same_names_and_keys_have_ids_of_their_own(tmp_path, scenes):
+def test_two_folders_with_the_same_names_and_keys_have_different_ids(tmp_path, scenes):
     for name in ("cc3m", "cc12m"):
         downloaded(tmp_path / name, 2)
     found = samples(tmp_path, "{cc3m,cc12m}/*.tar")
     assert len({s.image_id for s in found}) == len({i for s in found for i in s.caption_ids}) == len(found) == 20
-    both = samples(scenes, "{train,val}/*.tar")  # these count their ids from 0, each
+    both = samples(scenes, "{train,val}/*.tar")  # the ids of each of them count from 0
     assert len({s.image_id for s in both}) == len(both) == 57
     assert len({i for s in both for i in s.caption_ids}) == sum(len(s.captions) for s in both)
     assert [s.image_id for s in samples(scenes, "train/*.tar")] == list(range(44))
 
 
-def test_what_is_counted_is_remembered(tmp_path):
+def test_counts_are_cached(tmp_path):
     folder = downloaded(tmp_path / "cc", 1, stats=False)
     tar = folder / "00000.tar"
     before = set(cache_folder().glob("*"))
@@ -149,31 +149,31 @@ def test_what_is_counted_is_remembered(tmp_path):
     (record,) = set(cache_folder().glob("*")) - before
     assert json.loads(record.read_text()) == {"tar": str(tar), "images": 5, "captions": 5}
     record.write_text(json.dumps({"images": 7, "captions": 8}))
-    assert find_split(folder, "*.tar").captions == 8  # it was not read again
+    assert find_split(folder, "*.tar").captions == 8  # the tar was not read again
     record.write_text("{")
     assert find_split(folder, "*.tar").captions == 5
     write_tar(tar, {"a.jpg": make_image(0), "a.json": b'{"captions": ["one", "two", " "]}'})
     assert (find_split(folder, "*.tar").images, find_split(folder, "*.tar").captions) == (1, 2)
 
 
-def test_a_cache_folder_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch, caplog):
+def test_an_unwritable_cache_folder_only_costs_time(tmp_path, monkeypatch, caplog):
     folder = downloaded(tmp_path / "cc", 1, stats=False)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert find_split(folder, "*.tar").images == 5
 
 
-@pytest.mark.parametrize(("told", "word"), [(6, "fewer"), (4, "more")])
-def test_counts_that_do_not_hold_are_told(tmp_path, told, word):
+@pytest.mark.parametrize(("stated", "word"), [(6, "fewer"), (4, "more")])
+def test_wrong_counts_are_reported(tmp_path, stated, word):
     from itr.data.loading.items import read_items
 
     folder = downloaded(tmp_path, 1)
     stats = folder / "00000_stats.json"
-    stats.write_text(stats.read_text().replace('"successes": 5', f'"successes": {told}'))
+    stats.write_text(stats.read_text().replace('"successes": 5', f'"successes": {stated}'))
     split = find_split(folder, "*.tar")
-    assert split.images == told
+    assert split.images == stated
     with pytest.raises(UserError, match=rf"00000.tar contains {word} samples than"):
-        list(read_items(split.shards, [told], [0], 1, told, lambda sample: [sample]))
+        list(read_items(split.shards, [stated], [0], 1, stated, lambda sample: [sample]))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_counts_that_do_not_hold_are_told(tmp_path, told, word):
         ("cc", "{00007..00009}.tar", r"no shards match .*\{00007\.\.00009\}\.tar"),
         ("cd", "*.tar", r"no shards match .*cd/\*\.tar \(.* holds cc\)"),
         ("cc", "train", r"no shards match .*cc/train/\*\.tar .*holds 00000"),
-        ("cc", "{0..9999999}.tar", "stands for more than 1,000,000 tars"),
-        ("cc", "{0000{0..1},00002}.tar", "braces within braces"),
+        ("cc", "{0..9999999}.tar", "expands to more than 1,000,000 tars"),
+        ("cc", "{0000{0..1},00002}.tar", "nested braces"),
         ("empty", "*.tar", r"\(.*empty is empty\)"),
         ("cc", "00000_stats.json.tar", "no shards match"),
         ("hollow", "*.tar", "hold no images"),
     ],
 )
-def test_a_list_that_matches_nothing_is_told_with_what_lies_near(tmp_path, root, split, message):
+def test_a_list_without_matches_is_reported_with_similar_names(tmp_path, root, split, message):
     downloaded(tmp_path / "cc", 2)
     if root == "empty":
         (tmp_path / "empty").mkdir()
@@ -205,7 +205,7 @@ def test_a_list_that_matches_nothing_is_told_with_what_lies_near(tmp_path, root,
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("pipe:touch {mark}", "run a program, which itr never does"),
+        ("pipe:touch {mark}", "would run a program, which itr never does"),
         ("pipe:cat a.tar; touch {mark} #.tar", "run a program"),
         ("cat a.tar; touch {mark} |", "run a program"),
         ("simplecache::s3://bucket/a.tar", "chains protocols"),
@@ -215,7 +215,7 @@ def test_a_list_that_matches_nothing_is_told_with_what_lies_near(tmp_path, root,
     ],
 )
 @pytest.mark.parametrize("place", ["root", "split"])
-def test_what_runs_programs_is_refused(tmp_path, location, message, place):
+def test_locations_that_run_programs_are_refused(tmp_path, location, message, place):
     mark = tmp_path / "mark"
     location = location.format(mark=mark)
     if place == "split" and not names_tars(location) and "://" not in location:
@@ -232,7 +232,7 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def test_pickles_in_tars_are_passed_over_and_keys_are_no_paths(tmp_path, monkeypatch):
+def test_pickles_in_tars_are_skipped_and_keys_are_not_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bomb = pickle.dumps(Bomb())
     kinds = ("pyd", "pkl", "pickle", "pth", "pt", "npy", "npz", "cbor", "sh")
@@ -256,7 +256,7 @@ def test_pickles_in_tars_are_passed_over_and_keys_are_no_paths(tmp_path, monkeyp
 @pytest.mark.parametrize(
     "path", ["../outside/0.tar", "/etc/0.tar", "https://host/0.tar", "train/../../0.tar", "~/0.tar"]
 )
-def test_a_manifest_names_only_what_is_below_it(scenes, tmp_path, path):
+def test_a_manifest_may_only_list_files_below_its_folder(scenes, tmp_path, path):
     text = (scenes / "manifest.json").read_text().replace("train/000000.tar", path)
     (tmp_path / "manifest.json").write_text(text)
     for read in (lambda: find_split(tmp_path, "train"), lambda: verify(str(tmp_path)), lambda: show(str(tmp_path))):
@@ -264,7 +264,7 @@ def test_a_manifest_names_only_what_is_below_it(scenes, tmp_path, path):
             read()
 
 
-def test_a_split_of_a_manifest_lies_below_it(scenes, tmp_path):
+def test_a_manifest_may_only_list_splits_below_its_folder(scenes, tmp_path):
     text = (scenes / "manifest.json").read_text().replace('"test":', '"../test":')
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"names '../test', which is not below its folder"):
@@ -272,14 +272,16 @@ def test_a_split_of_a_manifest_lies_below_it(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("size", [512, 1000, 5 * 512, 20 * 512])
-def test_a_tar_without_its_end_is_told_where_it_is_counted(tmp_path, size):
+def test_a_truncated_tar_is_reported_when_it_is_counted(tmp_path, size):
     tar = downloaded(tmp_path, 1, stats=False) / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"00000.tar can't be read: .*(cut off|unexpected end|has no|bad|empty)|has no"):
+    with pytest.raises(
+        UserError, match=r"could not read \S+ \S+00000.tar: .*(truncated|unexpected end|has no|bad|empty)|has no"
+    ):
         find_split(tmp_path, "*.tar")
 
 
-def test_samples_that_damage_hides_are_not_left_out_of_the_count_in_silence(tmp_path):
+def test_samples_hidden_by_damage_are_not_silently_missing_from_the_count(tmp_path):
     tar = downloaded(tmp_path, 1, 3, stats=False) / "00000.tar"
     whole = tar.read_bytes()
     with tarfile.open(tar) as opened:
@@ -291,11 +293,11 @@ def test_samples_that_damage_hides_are_not_left_out_of_the_count_in_silence(tmp_
     for damaged, message in (
         (flipped, "a header in it is damaged"),
         (whole[: second + 100], "a header in it is damaged"),
-        (zeroed, "more follows the mark at its end"),
+        (zeroed, "data follows the mark at its end"),
         (squeezed, "CRC check failed"),
     ):
         tar.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"00000.tar can't be read: {message}"):
+        with pytest.raises(UserError, match=rf"could not read shard \S+00000.tar: {message}"):
             find_split(tmp_path, "*.tar")
     with pytest.raises(UserError, match="CRC check failed"):
         list(read_tar(tar))
@@ -303,23 +305,23 @@ def test_samples_that_damage_hides_are_not_left_out_of_the_count_in_silence(tmp_
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "it is empty"), (b"<html><body>404", "is a page of text"), (b"PK\3\4 a zip", "it is no tar")],
+    [(b"", "it is empty"), (b"<html><body>404", "is a web page"), (b"PK\3\4 a zip", "it is not a tar")],
 )
-def test_what_is_no_tar_is_told(tmp_path, content, message):
+def test_files_that_are_not_tars_are_reported(tmp_path, content, message):
     (tmp_path / "0.tar").write_bytes(content)
-    with pytest.raises(UserError, match=rf"0\.tar .*{message}"):
+    with pytest.raises(UserError, match=rf"0\.tar.* {message}"):
         find_split(tmp_path, "0.tar")
-    with pytest.raises(UserError, match=rf"0\.tar .*{message}"):
+    with pytest.raises(UserError, match=rf"0\.tar.* {message}"):
         list(read_tar(tmp_path / "0.tar"))
 
 
-def test_what_is_no_file_is_told_by_name(tmp_path):
+def test_paths_that_are_not_files_are_reported_by_name(tmp_path):
     tar = tmp_path / "0.tar"
     for make, message in (
-        (lambda: tar.symlink_to("nowhere"), r"there is no \S+0.tar"),  # as of data that was not fetched yet
-        (lambda: tar.symlink_to("0.tar"), "0.tar can't be read: Too many levels of symbolic links"),
-        (lambda: os.mkfifo(tar), "0.tar is no file, but a pipe"),
-        (tar.mkdir, "0.tar can't be read: Is a directory"),
+        (lambda: tar.symlink_to("nowhere"), r"\S+0.tar does not exist"),  # as for data that has not been fetched yet
+        (lambda: tar.symlink_to("0.tar"), r"could not read \S+0.tar: Too many levels of symbolic links"),
+        (lambda: os.mkfifo(tar), "0.tar is not a file, but a pipe"),
+        (tar.mkdir, r"could not read \S+0.tar: Is a directory"),
     ):
         make()
         with pytest.raises(UserError, match=message):
@@ -343,7 +345,7 @@ def test_skipping_reads_no_images_and_loses_none(tmp_path):
     assert count_tar(place) == (5, 5)
 
 
-def test_training_does_not_validate_on_its_own_tars(tmp_path):
+def test_training_does_not_validate_on_its_training_tars(tmp_path):
     downloaded(tmp_path, 2)
     data = ShardData(f"{tmp_path}/*.tar")
     assert data._find("train").images == data._find("test").images == 10
@@ -362,7 +364,7 @@ def test_positives_belong_to_folders(scenes):
     assert read_positives(scenes, "none") is None
 
 
-def test_damage_anywhere_is_told_or_harmless(tmp_path):
+def test_damage_anywhere_is_reported_or_harmless(tmp_path):
     place = find_split(downloaded(tmp_path, 1, 3), "*.tar").shards[0].place
     tar = Path(place.location)
     whole = tar.read_bytes()
@@ -374,10 +376,10 @@ def test_damage_anywhere_is_told_or_harmless(tmp_path):
             count_tar(place)
     messages = []
     for _ in range(300):
-        spoiled = bytearray(whole)
+        damaged_bytes = bytearray(whole)
         for _ in range(3):
-            spoiled[rng.randrange(end)] ^= 1 << rng.randrange(8)
-        tar.write_bytes(spoiled)
+            damaged_bytes[rng.randrange(end)] ^= 1 << rng.randrange(8)
+        tar.write_bytes(damaged_bytes)
         try:
             assert len(list(read_tar(place))) <= 3
         except UserError as error:
@@ -401,24 +403,24 @@ def test_the_same_keys_in_two_tars_are_two_images(tmp_path):
     assert len({sample.image_id for sample in found}) == len({i for s in found for i in s.caption_ids}) == 4
 
 
-@pytest.mark.parametrize("told", [None, 2])
+@pytest.mark.parametrize("stated", [None, 2])
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (["a.jpg", "b.jpg", "a.txt", "b.txt"], "0.tar:a has no caption"),  # apart from each other
+        (["a.jpg", "b.jpg", "a.txt", "b.txt"], "0.tar:a has no caption"),  # not adjacent
         (["a.x.jpg", "a.x.txt", "b.y.jpg", "b.y.txt"], "0.tar:a has no (caption|image)"),  # keys with dots
         (["a.1.jpg", "a.1.txt", "a.2.jpg", "a.2.txt"], "0.tar:a has no (caption|image)"),
         (["a.jpg", "a.txt", "a.jpg", "a.txt"], "holds a.jpg twice"),
     ],
 )
-def test_members_that_make_no_samples_are_refused_by_name(tmp_path, members, message, told):
+def test_members_that_do_not_form_samples_are_refused_by_name(tmp_path, members, message, stated):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in members:
             data = make_image(1) if name.endswith("jpg") else b"text"
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    if told:  # so that it shows only when it is read
+    if stated:  # so that the fault appears only when the tar is read
         (tmp_path / "0_stats.json").write_text('{"successes": 2}')
     with pytest.raises(UserError, match=message):
         list(read_tar(find_split(tmp_path, "0.tar").shards[0].place))

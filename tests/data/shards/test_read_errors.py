@@ -1,4 +1,4 @@
-"""Reads of a local file that really fail: a library before the C library makes read() return an error."""
+"""Reads of a local file that really fail: a preloaded library makes read() return an error."""
 
 from __future__ import annotations
 
@@ -68,11 +68,12 @@ def read_failing(library: Path, tar: Path, times: int, number: int, first: int =
         pytest.param(errno.EAGAIN, 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_read_that_fails_for_a_moment_loses_and_repeats_nothing(library, tar, number, times):
-    found, told = read_failing(library, tar, times, number)
+def test_a_temporary_read_error_loses_and_repeats_nothing(library, tar, number, times):
+    found, messages = read_failing(library, tar, times, number)
     wanted = [f"{s.captions[0]} {hashlib.sha256(s.image).hexdigest()}" for s in read_tar(tar)]
     assert found.splitlines() == wanted
-    assert told.splitlines() == [f"{tar}: {os.strerror(number)}; trying again"] * (times - 1)  # once is not told
+    retry = f"{tar}: {os.strerror(number)}; trying again"
+    assert messages.splitlines() == [retry] * (times - 1)  # the first fault is not reported
 
 
 @pytest.mark.parametrize(
@@ -82,15 +83,17 @@ def test_a_read_that_fails_for_a_moment_loses_and_repeats_nothing(library, tar, 
         pytest.param(errno.EINVAL, 0, ": Invalid argument", marks=pytest.mark.slow),
     ],
 )
-def test_a_read_that_goes_on_failing_is_one_named_error(library, tar, number, first, words):
-    found, told = read_failing(library, tar, 10**6, number, first)
-    assert bool(found) == bool(first)  # what came before it was read
+def test_a_permanent_read_error_is_one_named_error(library, tar, number, first, words):
+    found, messages = read_failing(library, tar, 10**6, number, first)
+    assert bool(found) == bool(first)  # the samples before it were read
     assert len(found.splitlines()) < 8
-    assert told.splitlines()[-1].startswith(f"named: {tar} can't be read{' ' if first else ''}{words}; check the disk")
-    assert len(told.splitlines()) == (len(WAITS) if first else 1)
+    assert messages.splitlines()[-1].startswith(
+        f"named: could not read {tar}{' ' if first else ''}{words}; check the disk"
+    )
+    assert len(messages.splitlines()) == (len(WAITS) if first else 1)
 
 
-def test_a_file_that_changes_under_the_reader_is_told(tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_reported(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(bytes(100_000))
     with open_stream(str(path)) as stream:
@@ -101,8 +104,8 @@ def test_a_file_that_changes_under_the_reader_is_told(tmp_path):
             stream.read()
 
 
-def test_a_file_that_cannot_be_opened_is_told_at_once(tmp_path):
-    with pytest.raises(UnreadableError, match=r"there is no .*a.tar; check the path"):
+def test_a_file_that_cannot_be_opened_is_reported_at_once(tmp_path):
+    with pytest.raises(UnreadableError, match=r"a.tar does not exist; check the path"):
         list(read_tar(tmp_path / "a.tar"))
-    with pytest.raises(UnreadableError, match="can't be read: Is a directory"):
+    with pytest.raises(UnreadableError, match=r"could not read \S+: Is a directory"):
         list(read_tar(tmp_path))

@@ -1,4 +1,4 @@
-"""Shards behind URLs: whole runs, faults of the network, copies on disk."""
+"""Shards at URLs: whole runs, network faults, copies on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from web import Web
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """As many tries as ever, without the long waits."""
+    """The usual number of tries, without the long waits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "WAITS", (0.01, 0.02, 0.05, 0.1))
         yield
@@ -42,7 +42,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """Shards larger than what is read at a time."""
+    """Shards larger than what is read at once."""
     return downloaded(tmp_path_factory.mktemp("large"), 2, 8, stats=False, size=512)
 
 
@@ -59,7 +59,7 @@ def same(first: list[Sample], second: list[Sample]) -> bool:
 def test_a_folder_with_a_manifest_is_read_by_its_url(scenes, ranges):
     with Web(scenes, ranges=ranges) as web:
         assert same(samples(web.url + "/"), samples(scenes))
-        assert web.count(".tar", "HEAD") == 0  # the manifest says all
+        assert web.count(".tar", "HEAD") == 0  # the manifest has all counts
         assert data_identity(find_split(web.url, "train")) == data_identity(find_split(scenes, "train"))
         for ours, theirs in zip(read_positives(web.url, "test"), read_positives(scenes, "test"), strict=True):
             assert np.array_equal(ours, theirs)
@@ -70,7 +70,7 @@ def test_a_folder_with_a_manifest_is_read_by_its_url(scenes, ranges):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("stats", [True, False])
-def test_tars_of_others_are_read_by_their_urls(tmp_path, ranges, stats):
+def test_third_party_tars_are_read_by_their_urls(tmp_path, ranges, stats):
     here = samples(downloaded(tmp_path, stats=stats), "*.tar")
     with Web(tmp_path, ranges=ranges) as web:
         for root, split in (
@@ -80,11 +80,11 @@ def test_tars_of_others_are_read_by_their_urls(tmp_path, ranges, stats):
             assert same(samples(root, split), here), (root, split)
         assert data_identity(find_split(web.url, "*.tar")) == data_identity(find_split(tmp_path, "*.tar"))
         read = web.count(".tar")
-        assert read == 5 * 3 + (0 if stats else 3)  # once for each list, and once to count where nothing told it
+        assert read == 5 * 3 + (0 if stats else 3)  # once for each list, and once to count without stats
         assert web.count("_stats.json") == 3
 
 
-def test_a_store_as_in_the_cloud(scenes, tmp_path):
+def test_an_object_store(scenes, tmp_path):
     store = fsspec.filesystem("memory")
     store.put(str(scenes), "/bucket/shards", recursive=True)
     store.put(str(downloaded(tmp_path)), "/bucket/cc", recursive=True)
@@ -97,23 +97,23 @@ def test_a_store_as_in_the_cloud(scenes, tmp_path):
         assert len(list((tmp_path / "copies").glob("*.tar"))) == 3
         with pytest.raises(UserError, match=r"no shards match memory://bucket/cc/\*\.tra \(.*cc holds 00000\.parquet"):
             find_split("memory://bucket/cc/*.tra,a.tar", "x")
-        with pytest.raises(UserError, match=r"there is no memory://bucket/cc/7\.tar; check the address"):
+        with pytest.raises(UserError, match=r"memory://bucket/cc/7\.tar does not exist; check the address"):
             find_split("memory://bucket/cc", "7.tar")
     finally:
         store.rm("/bucket", recursive=True)
 
 
 @pytest.mark.parametrize("faults", [{"fail_every": 3}, {"cut": 400_000}, {"cut": 400_000, "fail_every": 4}])
-def test_faults_that_pass_lose_and_repeat_nothing(large, faults):
+def test_temporary_faults_lose_and_repeat_nothing(large, faults):
     with Web(large, **faults) as web:
         assert same(samples(web.url, "0000{0..1}.tar"), samples(large, "*.tar"))
         if "cut" in faults:
             starts = [int(span.removeprefix("bytes=").rstrip("-")) for _, _, span in web.seen if span]
             assert starts
-            assert min(starts) > 0  # it went on where it stood
+            assert min(starts) > 0  # reading continued at the same position
 
 
-def test_a_server_without_ranges_is_read_anew_up_to_where_it_stood(large):
+def test_a_server_without_ranges_is_read_again_up_to_the_same_position(large):
     with Web(large, ranges=False, fail_every=3) as web:
         stream = streams.open_stream(f"{web.url}/00000.tar")
         whole = (large / "00000.tar").read_bytes()
@@ -123,7 +123,7 @@ def test_a_server_without_ranges_is_read_anew_up_to_where_it_stood(large):
         stream.close()
 
 
-def test_a_shard_that_changes_under_the_reader_is_told(tmp_path):
+def test_a_shard_that_changes_while_it_is_read_is_reported(tmp_path):
     tar = downloaded(tmp_path, 1, 8, size=512) / "00000.tar"
     with Web(tmp_path) as web, streams.open_stream(f"{web.url}/00000.tar") as stream:
         stream.read(10)
@@ -133,53 +133,61 @@ def test_a_shard_that_changes_under_the_reader_is_told(tmp_path):
             stream.read()
 
 
-def test_a_part_that_begins_elsewhere_than_asked_is_told(large):
+def test_a_response_with_the_wrong_range_is_reported(large):
     with (
         Web(large, cut=200_000, shift=512) as web,
         streams.open_stream(f"{web.url}/00000.tar") as stream,
         pytest.raises(
-            UserError, match=r"the server gave bytes 200512-\d+/\d+ where it was asked for all from byte 200000"
+            UserError, match=r"the server returned bytes 200512-\d+/\d+, but all bytes from 200000 on were requested"
         ),
     ):
         stream.read()
 
 
-def test_faults_that_stay_are_told(large, tmp_path):
+def test_permanent_faults_are_reported(large, tmp_path):
     with Web(large, fail_every=1) as web:
-        with pytest.raises(UserError, match=r"00000.tar can't be read after 5 tries: HTTP 503; check the address"):
+        with pytest.raises(
+            UserError, match=r"could not read http://\S+/00000.tar after 5 tries: HTTP 503; check the address"
+        ):
             find_split(web.url, "00000.tar")
-        with pytest.raises(UserError, match=r"manifest.json can't be read after 5 tries: HTTP 503"):
+        with pytest.raises(UserError, match=r"could not read http://\S+/manifest.json after 5 tries: HTTP 503"):
             find_split(web.url, "train")
-    with Web(large, forbidden=True) as web, pytest.raises(UserError, match=r"00000.tar may not be read \(HTTP 403\)"):
+    with (
+        Web(large, forbidden=True) as web,
+        pytest.raises(UserError, match=r"access to http://\S+/00000.tar was denied \(HTTP 403\)"),
+    ):
         find_split(web.url, "00000.tar")
     with Web(large, page=True) as web:
-        with pytest.raises(UserError, match=r"00000.tar is a page of text .*Please log in.*, not a tar"):
+        with pytest.raises(UserError, match=r"00000.tar is a web page .*Please log in.*, not a tar"):
             find_split(web.url, "00000.tar")
         with pytest.raises(UserError, match=r"manifest.json is not a manifest of shards"):
             find_split(web.url, "train")
     with Web(large) as web:
-        with pytest.raises(UserError, match=r"there is no http://\S+/7.tar \(HTTP 404\); check the address"):
+        with pytest.raises(UserError, match=r"http://\S+/7.tar does not exist \(HTTP 404\); check the address"):
             find_split(web.url, "00000.tar,7.tar")
-        with pytest.raises(UserError, match=r"there is no http://\S+/train/\*.tar"):
+        with pytest.raises(UserError, match=r"http://\S+/train/\*.tar does not exist"):
             find_split(web.url, "train")
         cut = tmp_path / "00000.tar"
         cut.write_bytes((large / "00000.tar").read_bytes()[:300_000])
-    with Web(tmp_path) as web, pytest.raises(UserError, match=r"00000.tar can't be read: unexpected end of data"):
+    with (
+        Web(tmp_path) as web,
+        pytest.raises(UserError, match=r"could not read shard http://\S+/00000.tar: unexpected end of data"),
+    ):
         find_split(web.url, "00000.tar")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(UserError, match=r"manifest.json can't be read after 5 tries: .*[Cc]onnect"):
+    with pytest.raises(UserError, match=r"could not read http://\S+/manifest.json after 5 tries: .*[Cc]onnect"):
         find_split(url, "train")
 
 
 def test_secrets_of_a_url_stay_out_of_messages():
     url = "https://user:secret@example.org/a.tar?signature=secret"
-    assert remote.shown(url) == "https://example.org/a.tar"
-    assert remote.shown("/a/b?c.tar") == "/a/b?c.tar"
+    assert remote.redacted(url) == "https://example.org/a.tar"
+    assert remote.redacted("/a/b?c.tar") == "/a/b?c.tar"
 
 
-def test_copies_are_fetched_once_and_whole(large, tmp_path):
+def test_copies_are_fetched_once_and_completely(large, tmp_path):
     copies = tmp_path / "copies"
     here = samples(large, "*.tar")
     with Web(large, cut=400_000) as web:
@@ -192,13 +200,13 @@ def test_copies_are_fetched_once_and_whole(large, tmp_path):
         assert same(again, here)
         assert len(web.seen) == fetched
         (first,) = copies.glob("00000-*.tar")
-        first.rename(f"{first}.part")  # as a run leaves it that was killed
+        first.rename(f"{first}.part")  # as left by a run that was killed
         os.truncate(f"{first}.part", 1000)
         assert same([s for shard in split.shards for s in read_tar(shard.place)], here)
         assert not list(copies.glob("*.part"))
 
 
-def test_a_copy_is_of_one_version(tmp_path):
+def test_each_version_has_its_own_copy(tmp_path):
     folder, copies = downloaded(tmp_path / "cc", 1), str(tmp_path / "copies")
     with Web(folder) as web:
         first = samples(web.url, "00000.tar", copies)
@@ -207,7 +215,7 @@ def test_a_copy_is_of_one_version(tmp_path):
         assert len(samples(web.url, "00000.tar", copies)) == 4 != len(first)
 
 
-def test_processes_of_a_machine_share_copies_and_counts(large, tmp_path):
+def test_processes_on_one_machine_share_copies_and_counts(large, tmp_path):
     program = (
         "import sys; from itr.data.shards.locations import find_split; from itr.data.shards.tars import read_tar\n"
         "split = find_split(sys.argv[1], '0000{0..1}.tar', sys.argv[2])\n"
@@ -218,21 +226,21 @@ def test_processes_of_a_machine_share_copies_and_counts(large, tmp_path):
         command = [sys.executable, "-c", program, web.url, str(tmp_path / "copies")]
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
         assert [process.communicate(timeout=ENOUGH)[0] for process in running] == ["16\n"] * 3
-        assert web.count(".tar") == 2  # the copies are what is counted
+        assert web.count(".tar") == 2  # the samples are counted in the copies
 
 
-def test_a_folder_for_copies_that_cannot_be_written_is_told(large, tmp_path):
+def test_an_unwritable_folder_for_copies_is_reported(large, tmp_path):
     (tmp_path / "file").write_text("")
-    with Web(large) as web, pytest.raises(UserError, match=r"data.cache: \S+file/copies can't be written"):
+    with Web(large) as web, pytest.raises(UserError, match=r"data.cache: could not write to \S+file/copies"):
         samples(web.url, "00000.tar", str(tmp_path / "file" / "copies"))
 
 
-def test_the_next_run_begins_without_reading(large, caplog):
+def test_the_next_run_starts_without_reading(large, caplog):
     with Web(large) as web:
         with caplog.at_level("WARNING"):
             logging.getLogger("itr").propagate = True
             count_shards([Place(f"{web.url}/00000.tar")])
-        assert "1 tars (0.00 GB) came without counts: they are read once now" in caplog.text
+        assert "1 tars (0.00 GB) have no counts: they are read once now" in caplog.text
         web.seen.clear()
         assert count_shards([Place(f"{web.url}/00000.tar")])[0].images == 8
         assert [kind for kind, _, _ in web.seen] == ["HEAD"]
@@ -269,7 +277,7 @@ def test_runs_over_the_network_end_at_the_same_weights(scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_tars_of_others_are_trained_on_by_their_urls(tmp_path):
+def test_third_party_tars_are_trained_on_by_their_urls(tmp_path):
     downloaded(tmp_path / "cc", 3, size=32)
     with Web(tmp_path) as web:
         lists = [f"--data.train_split={web.url}/cc/{{00000..00001}}.tar", "--data.val_split=cc/00002.tar"]
@@ -289,7 +297,7 @@ def test_features_of_tars_by_url_fit_the_same_tars_on_disk(tmp_path, capsys):
     model = save_image_teacher(tmp_path / "teacher")
     with Web(tmp_path) as web:
         make_features(f"{web.url}/cc/*.tar", "image", str(tmp_path / "f"), model, num_workers=0, device="cpu")
-        with pytest.raises(UserError, match="one name for it by --splits"):
+        with pytest.raises(UserError, match="give it one name with --splits"):
             make_features(f"{web.url}/cc/*.tar", "image", str(tmp_path / "f"), model, splits="train,val")
     tars = "cc/{00000..00001}.tar"
     split = find_split(tmp_path, tars)

@@ -1,4 +1,4 @@
-"""Headers of tars as tarfile reads them, in whatever way they are written."""
+"""Headers of tars in all formats are read as by tarfile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, kind: int, size: int = 700) -> Path:
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
-def test_names_of_any_length_and_formats_of_any_kind(tmp_path, kind, ending):
+def test_names_of_any_length_in_any_format(tmp_path, kind, ending):
     path = write(tmp_path / "0.tar", kind)
     if ending == "tar.gz":
         import gzip
@@ -52,12 +52,12 @@ def outcome(kind: type[tarfile.TarInfo], block: bytes) -> tuple[object, ...]:
     return found.name, found.size, found.type, found.isreg(), found.issparse()
 
 
-def test_headers_are_understood_or_refused_as_by_tarfile():
+def test_headers_are_read_or_refused_as_by_tarfile():
     rng = np.random.default_rng(0)
     info = tarfile.TarInfo("folder/name.jpg")
     info.size = 123456
     blocks = [info.tobuf(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)]
-    info.size = 2**40  # in a notation of its own
+    info.size = 2**40  # which GNU tar writes in binary
     blocks.append(info.tobuf(tarfile.GNU_FORMAT))
     for block in blocks:
         assert outcome(_Header, block) == outcome(tarfile.TarInfo, block)
@@ -70,15 +70,15 @@ def test_headers_are_understood_or_refused_as_by_tarfile():
         assert outcome(_Header, bytes(length)) == outcome(tarfile.TarInfo, bytes(length))
 
 
-def test_checksums_that_are_right_are_enough_for_fields_that_nobody_reads():
+def test_unused_fields_of_a_header_with_a_correct_checksum_may_be_malformed():
     block = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
-    block[108:116] = b"root\0\0\0\0"  # who it belongs to, in letters
+    block[108:116] = b"root\0\0\0\0"  # the owner, in letters
     block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 256)
     assert _Header.frombuf(bytes(block), "utf-8", "strict").name == "a.jpg"
 
 
-def test_an_image_that_is_cut_off_is_told(tmp_path):
+def test_a_truncated_image_is_reported(tmp_path):
     whole = write(tmp_path / "0.tar", tarfile.GNU_FORMAT, size=5000).read_bytes()
     (tmp_path / "1.tar").write_bytes(whole[:3000])
-    with pytest.raises(UnreadableError, match=r"1.tar can't be read: unexpected end of data"):
+    with pytest.raises(UnreadableError, match=r"could not read shard \S+1.tar: unexpected end of data"):
         list(read_tar(tmp_path / "1.tar"))

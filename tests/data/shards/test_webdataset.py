@@ -1,4 +1,4 @@
-"""Shards of itr open in webdataset and those of webdataset in itr; and why itr reads tars itself."""
+"""webdataset reads shards of itr, and itr those of webdataset; and why itr reads tars itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from itr.data.shards.writer import Record, write_split
 from itr.errors import UserError
 from itr.images.transforms import decode
 
-# webdataset leaves the tars that it has read for Python to close.
+# webdataset does not close the tars that it has read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
@@ -48,7 +48,7 @@ def test_webdataset_decodes_the_shards_of_itr(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["txt", "json"])
-def test_itr_reads_what_webdataset_writes(tmp_path: Path, kind: str) -> None:
+def test_itr_reads_shards_of_webdataset(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
     grey = rng.random((5, 4, 4, 1)).repeat(3, axis=3)
     pixels = np.kron(grey, np.ones((1, 8, 8, 1))).astype(np.float32)  # in blocks and without colour, as JPEG keeps it
@@ -74,7 +74,7 @@ def test_members_that_are_not_adjacent_are_refused_where_webdataset_loses_sample
     tar = write_tar(tmp_path / "0.tar", members)
     assert fields(tar) == [("a", ["jpg"]), ("b", ["jpg"]), ("a", ["txt"]), ("b", ["txt"])]
     complete = webdataset(tar).select(lambda sample: {"jpg", "txt"} <= sample.keys())
-    assert list(complete) == []  # and no word of the two samples
+    assert list(complete) == []  # and no message about the two samples
     with pytest.raises(UserError, match="a"):
         list(read_tar(tar))
 
@@ -87,7 +87,7 @@ def test_keys_with_dots_are_refused_where_webdataset_merges_samples(tmp_path: Pa
         list(read_tar(tar))
 
 
-def test_pickles_are_passed_over_where_webdataset_loads_them(tmp_path: Path) -> None:
+def test_pickles_are_skipped_where_webdataset_loads_them(tmp_path: Path) -> None:
     members = {"a.jpg": make_image(0), "a.pyd": pickle.dumps({"width": 3}), "a.txt": b"one"}
     tar = write_tar(tmp_path / "0.tar", members)
     (sample,) = webdataset(tar).decode()
@@ -97,7 +97,7 @@ def test_pickles_are_passed_over_where_webdataset_loads_them(tmp_path: Path) -> 
     assert "pyd" not in json.dumps(own.meta)
 
 
-def test_a_tar_goes_on_at_a_sample_without_reading_the_images_before_it(tmp_path: Path) -> None:
+def test_reading_can_start_at_a_sample_without_the_images_before_it(tmp_path: Path) -> None:
     members = {}
     for number in range(4):
         members |= {f"{number}.jpg": make_image(number), f"{number}.txt": str(number).encode()}

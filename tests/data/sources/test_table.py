@@ -81,7 +81,7 @@ def test_tables_in_other_encodings_are_read_or_reported(root, tmp_path, capsys):
     for name, encoding, caption in (("utf16", "utf-16", "caf\xe9 0"), ("latin", "latin-1", "caf\ufffd 0")):
         (root / "train.csv").write_bytes(rows.encode(encoding))
         prepare_table(str(root), str(tmp_path / name))
-        assert ("held broken Unicode" in capsys.readouterr().out) == (name == "latin")
+        assert ("held invalid Unicode" in capsys.readouterr().out) == (name == "latin")
         assert read(tmp_path / name, "train")["images/a.jpg"][0] == [caption]
 
 

@@ -1,4 +1,4 @@
-"""Writing features by several processes that may be killed: chunk by chunk into files of their final size."""
+"""Writing features chunk by chunk into files of their final size, by several processes that may be killed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FLUSH_EVERY = 64  # chunks that a killed process may have to do again
 class FeatureWriter(Pass):
     """A pass that writes the features of one split and modality.
 
-    Row r belongs to item r of the shards laid end to end; at the end rows are put in the order of their ids. Chunks are
-    fixed ranges of rows, so the bytes depend neither on the number of processes nor on interruptions. A file of one
-    byte per chunk says which are done; the byte is written after the rows are on disk.
+    Row r belongs to item r, counted over all shards; at the end the rows are sorted by id. Chunks are fixed ranges of
+    rows, so the bytes depend neither on the number of processes nor on interruptions. A file with one byte per chunk
+    records which are done; the byte is written after the rows are on disk.
 
     Args:
         paths: where to write.
         header: what to write.
-        chunk: rows of a chunk.
+        chunk: rows per chunk.
         overwrite: remove earlier features.
     """
 
@@ -42,14 +42,14 @@ class FeatureWriter(Pass):
         super().__init__(paths.header, begun, results, asdict(header), -(-header.rows // chunk), overwrite)
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """First and last row (excluded) of a chunk."""
+        """First row of a chunk, and the row after its last one."""
         return number * self.chunk, min((number + 1) * self.chunk, self.header.rows)
 
     def write(self, number: int, ids: list[int], rows: Tensor, unknown: list[int]) -> None:
         """Write a chunk.
 
         Args:
-            number: which.
+            number: which chunk.
             ids: image_id or caption_id of each row [n].
             rows: features [n, D].
             unknown: rows without a feature, which become NaN.
@@ -60,7 +60,7 @@ class FeatureWriter(Pass):
         half = rows.half().numpy()
         if not np.isfinite(half).all():
             raise UserError(
-                f"{self.header.teacher} gives {float(rows.abs().max()):.3g}, which is too large for {DTYPE}; "
+                f"{self.header.teacher} returns {float(rows.abs().max()):.3g}, which is too large for {DTYPE}; "
                 "try --precision 32, or another --output or --model"
             )
         half[unknown] = np.nan
@@ -73,7 +73,7 @@ class FeatureWriter(Pass):
             self.flush()
 
     def flush(self) -> None:
-        """Bring to disk what was written, then record that it is there."""
+        """Sync the written rows to disk, then record their chunks as done."""
         if self.pending:
             for rows in (self._rows, self._ids):
                 rows.file.sync()
@@ -99,7 +99,7 @@ class FeatureWriter(Pass):
         self._rows, self._ids, self._done = Rows(self.part_rows), Rows(self.part_ids), PartFile(self.part_done)
 
     def _make_results(self) -> dict[str, Any]:
-        # Every step can be done again after a crash: a part goes away only when its successor is complete.
+        # Every step can be repeated after a crash: a part is removed only when its successor is complete.
         ids = np.load(self.part_ids if self.part_ids.exists() else self.paths.ids, allow_pickle=False)
         order = np.argsort(ids, kind="stable")
         twice = ids[order][1:][np.diff(ids[order]) == 0]
@@ -109,7 +109,7 @@ class FeatureWriter(Pass):
         if (np.diff(ids) > 0).all():
             for part, path in ((self.part_rows, self.paths.rows), (self.part_ids, self.paths.ids)):
                 if part.exists():
-                    part.replace(path)  # on disk since `flush`, which came before the byte that says so
+                    part.replace(path)  # on disk since `flush`, which synced it before it recorded the chunk
         else:
             self._sort(ids, order)
         return {}
@@ -134,7 +134,7 @@ class FeatureWriter(Pass):
 
 
 class Rows:
-    """The rows of a .npy file, to be written.
+    """Writes rows of a .npy file.
 
     Args:
         path: the file, of its final size.
@@ -146,5 +146,5 @@ class Rows:
         self._offset, self._stride = int(array.offset), int(array.strides[0])
 
     def write(self, first: int, rows: np.ndarray) -> None:
-        """Write rows of the file's type from row `first` on."""
+        """Write rows of the file's dtype from row `first` on."""
         self.file.write(np.ascontiguousarray(rows).data, self._offset + first * self._stride)

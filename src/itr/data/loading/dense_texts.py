@@ -1,7 +1,7 @@
 """Dense captions that `itr densify` writes beside the shards, read by image.
 
-SHARDS/<split>/dense.jsonl   {"image_id", "text"}, a line an image, in ascending order of image_id
-SHARDS/<split>/dense.json    header: model, settings and the identity of the data
+SHARDS/<split>/dense.jsonl   {"image_id", "text"}, one line per image, in ascending order of image_id
+SHARDS/<split>/dense.json    header: model, settings and identity of the data
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FORMAT = "itr-dense/1"
 
 
 class DenseTexts:
-    """The dense captions of a split, on disk; it can be pickled, and costs 16 bytes of memory an image.
+    """The dense captions of a split, on disk; it can be pickled, and takes 16 bytes of memory per image.
 
     Args:
-        path: the lines.
+        path: the file of lines.
         ids: image_id of each line, ascending [N], int64.
         offsets: where each line begins [N], int64.
     """
@@ -31,15 +31,15 @@ class DenseTexts:
 
     @classmethod
     def open(cls, folder: str | Path, split: str, identity: str) -> DenseTexts | None:
-        """The dense captions of a split, None where nobody made any.
+        """The dense captions of a split; None if there are none.
 
         Args:
-            folder: the shard folder; shards from elsewhere have none beside them.
+            folder: the shard folder; other shards have no dense captions beside them.
             split: name of the split.
             identity: `data_identity` of its shards.
 
         Raises:
-            UserError: they were made of other shards, or the file is damaged.
+            UserError: they were made from other shards, or the file is damaged.
         """
         path = Path(folder).expanduser() / split / "dense.jsonl"
         if not path.with_suffix(".json").is_file():
@@ -50,13 +50,13 @@ class DenseTexts:
             known = header["format"] == FORMAT and len(ids) == header["rows"] and bool((np.diff(ids) > 0).all())
             same = header["data"] == identity
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} can't be read ({error}); remove it and run `itr densify` again") from None
+            raise UserError(f"could not read {path} ({error}); remove it and run `itr densify` again") from None
         if not known or not same:
-            raise UserError(f"{path} was made of other shards; remove it and run `itr densify` again")
+            raise UserError(f"{path} was made from other shards; remove it and run `itr densify` again")
         return cls(path, ids, offsets)
 
     def text(self, image_id: int) -> str | None:
-        """The dense caption of an image, None where it has none."""
+        """The dense caption of an image; None if it has none."""
         row = int(np.searchsorted(self.ids, image_id))
         if row == len(self.ids) or self.ids[row] != image_id:
             return None
@@ -72,7 +72,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         for line in stream:
             row = json.loads(line)
             if not (is_whole(row["image_id"]) and isinstance(row["text"], str)):
-                raise ValueError(f"line {len(ids) + 1} has not image_id and text")
+                raise ValueError(f"line {len(ids) + 1} lacks image_id or text")
             ids.append(row["image_id"])
             offsets.append(at)
             at += len(line)

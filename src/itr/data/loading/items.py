@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from itr.data.loading import plan
-from itr.data.shards.remote import shown
+from itr.data.shards.remote import redacted
 from itr.data.shards.schema import Sample, Shard
 from itr.data.shards.tars import read_tar
 from itr.errors import UnreadableError, UserError
@@ -81,12 +81,12 @@ def _items_of_shard(
         yield item
     if read < span.take:
         raise UnreadableError(
-            f"shard {shown(shard.place.location)} contains fewer samples than the {count} that were counted; "
+            f"shard {redacted(shard.place.location)} contains fewer samples than the {count} that were counted; "
             "prepare or download it again"
         )
     if span.skip + span.take == count and next(items, None) is not None:
         raise UnreadableError(
-            f"shard {shown(shard.place.location)} contains more samples than the {count} that were counted; "
+            f"shard {redacted(shard.place.location)} contains more samples than the {count} that were counted; "
             "prepare or download it again"
         )
 

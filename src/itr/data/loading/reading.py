@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itr.data.loading.dense_texts import DenseTexts
-from itr.data.shards.remote import shown
+from itr.data.shards.remote import redacted
 from itr.data.shards.schema import Split
 from itr.errors import UserError
 
@@ -53,6 +53,6 @@ def check_disjoint(training: Split, validation: Split, name: str) -> None:
     for shard in validation.shards:
         if shard.place.location in known or shard.sha256 in known:
             raise UserError(
-                f"shard {shown(shard.place.location)} of data.val_split = {name!r} is also used for training, so the "
-                "best checkpoint could be one that overfits; give --data.val_split its own shards, or null"
+                f"shard {redacted(shard.place.location)} of data.val_split = {name!r} is also used for training, so "
+                "the best checkpoint could be one that overfits; give --data.val_split its own shards, or null"
             )

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from itr.data.preparing.shard_maker import MadeShard, ShardMaker, ShardPlan
-from itr.data.shards.staging import writing
+from itr.data.shards.staging import reporting_disk_errors
 from itr.errors import UserError
 
 STOP_FLAG = -1
@@ -33,7 +33,7 @@ def make_shards(maker: ShardMaker, plans: list[ShardPlan], num_workers: int, bar
         UserError: writing failed, a worker was killed or the user interrupted; finished shards are kept.
     """
     try:
-        with writing(maker.folder.parent):
+        with reporting_disk_errors(maker.folder.parent):
             if min(num_workers, len(plans)) <= 1:
                 return [_make_in_process(maker, plan, bar) for plan in plans]
             return _make_in_workers(maker, plans, num_workers, bar)

@@ -96,7 +96,7 @@ def write_shards(raw: RawData, writing: Writing) -> Manifest:
             staging.clear(keep=set())
             print(f"{_counts(existing)}\n{staging.folder} is already up to date")
             return existing
-        staging.refuse_strangers(list(found))
+        staging.refuse_unlisted_tars(list(found))
         made = _make(maker, plans, staging, writing.workers)
         _report_bad(raw, plans, made, skip)
         for plan, result in zip(plans, made, strict=True):

@@ -1,1 +1,1 @@
-"""What shards are: their schema, where they are, how they are written and read as bytes."""
+"""Shards: their schema and location, and how they are written and read as bytes."""

@@ -1,8 +1,8 @@
-"""What becomes of a caption on its way into a shard.
+"""How captions are cleaned before they are written to a shard.
 
-White space, Windows line ends among it, is squeezed to single blanks. NUL and other control characters are removed.
-Half a character outside the basic plane (a lone surrogate, which no UTF-8 can hold) becomes U+FFFD. All else stays:
-emoji with their joiners, right-to-left text with its marks.
+Each run of white space, Windows line ends included, becomes one space. NUL and other control characters are removed.
+A lone surrogate, which UTF-8 cannot encode, becomes U+FFFD. Everything else is kept: emoji with their joiners,
+right-to-left text with its marks.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# Those that are white space are not here: they have become blanks.
+# Control characters that are white space are missing here: they have already become spaces.
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def join_surrogates(text: str) -> str:
-    """Pairs of surrogates become the character they stand for, lone ones U+FFFD."""
+    """Replace each pair of surrogates by the character it encodes, and each lone one by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class CaptionCleaner:
-    """Cleans captions and counts what it changed, for one notice a source."""
+    """Cleans captions and counts its changes, for one notice per source."""
 
     def __init__(self) -> None:
         self.changes: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
 
     def clean(self, texts: Sequence[str], where: str) -> list[str]:
-        """The texts by the rule of this module; those that are empty then are left out."""
+        """The captions cleaned as this module describes, without those that are then empty."""
         cleaned = (self._one(text, where) for text in texts)
         return [text for text in cleaned if text]
 
@@ -43,7 +43,7 @@ class CaptionCleaner:
         if SURROGATE.search(text):
             joined = join_surrogates(text)
             if "\ufffd" in joined:
-                self._count("held broken Unicode, which became U+FFFD", where)
+                self._count("held invalid Unicode, which became U+FFFD", where)
             text = joined
         return text
 
@@ -52,5 +52,5 @@ class CaptionCleaner:
         self.examples.setdefault(change, where)
 
     def notices(self) -> list[str]:
-        """A line for each kind of change."""
+        """One line for each kind of change."""
         return [f"{n} captions {what} (the first: {self.examples[what]})" for what, n in self.changes.items()]

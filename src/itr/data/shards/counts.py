@@ -1,7 +1,7 @@
-"""Images and captions of tars that came without a manifest: found out once, and remembered.
+"""Numbers of images and captions in tars without a manifest: counted once, then cached.
 
-What img2dataset leaves beside a tar (`00000_stats.json`) says it; else the tar is read to its end. Either is kept in
-the user's cache folder, by address, size and version, so that the next run begins at once.
+They come from the `00000_stats.json` that img2dataset writes beside a tar; without one, the whole tar is read. The
+counts are cached in the user's cache folder by address, size and version, so that the next run starts at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from itr.data.shards.remote import facts, is_url, persist, read_bytes, shown
+from itr.data.shards.remote import is_url, read_bytes, redacted, size_and_version, with_retries
 from itr.data.shards.schema import Place, Shard, is_whole, stable_id
 from itr.data.shards.tars import count_tar
 from itr.errors import UnreadableError
@@ -34,17 +34,17 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where counts are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    """The folder of cached counts: below XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "itr" / "counts"
 
 
 @dataclass
 class Tar:
-    """A tar whose content is to be known.
+    """A tar whose images and captions are to be counted.
 
     Attributes:
         place: where it is, with its version.
-        size: in bytes; 0 where nobody tells.
+        size: in bytes; 0 if unknown.
         counts: images and captions, once known.
     """
 
@@ -54,7 +54,7 @@ class Tar:
 
     @property
     def record(self) -> Path:
-        """The file that keeps the counts."""
+        """The file that caches the counts."""
         return cache_folder() / f"{stable_id('1', self.place.location, self.size, self.place.version):016x}.json"
 
 
@@ -62,14 +62,14 @@ def count_shards(places: Sequence[Place]) -> list[Shard]:
     """The shards at these places with their counts.
 
     Raises:
-        UserError: a tar can't be read.
+        UserError: a tar could not be read.
     """
     tars = _in_threads(_look_up, places, "looking up tars")
     unknown = [tar for tar in tars if tar.counts is None]
     far = [tar for tar in unknown if is_url(tar.place.location)]
     if far:
         size = sum(tar.size for tar in far) / 1e9
-        log.warning("%d tars (%.2f GB) came without counts: they are read once now, to count", len(far), size)
+        log.warning("%d tars (%.2f GB) have no counts: they are read once now to count", len(far), size)
     _in_threads(_count, unknown, "counting what tars hold")
     return [_shard(tar) for tar in tars]
 
@@ -92,19 +92,20 @@ def _shard(tar: Tar) -> Shard:
 
 
 def _look_up(place: Place) -> Tar:
-    """A tar as far as it is known without being read."""
-    size, version = facts(place.location) if is_url(place.location) else _local_facts(place.location)
+    """What is known of a tar without reading it."""
+    look = size_and_version if is_url(place.location) else _local_size_and_version
+    size, version = look(place.location)
     tar = Tar(replace(place, version=version), size)
     tar.counts = _remembered(tar.record)
-    if tar.counts is None and (told := _told(place.location)):
-        _remember(tar, told)
+    if tar.counts is None and (stated := _stated_counts(place.location)):
+        _remember(tar, stated)
     return tar
 
 
-def _local_facts(path: str) -> tuple[int, str]:
-    found = persist(path, partial(os.stat, path))
+def _local_size_and_version(path: str) -> tuple[int, str]:
+    found = with_retries(path, partial(os.stat, path))
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise UnreadableError(f"{path} is no file, but a pipe or a device; mend the list of tars")
+        raise UnreadableError(f"{path} is not a file, but a pipe or a device; correct the list of tars")
     return found.st_size, str(found.st_mtime_ns)
 
 
@@ -116,8 +117,8 @@ def _remembered(record: Path) -> tuple[int, int] | None:
         return None
 
 
-def _told(location: str) -> tuple[int, int] | None:
-    """What img2dataset says of a tar: it writes one caption an image."""
+def _stated_counts(location: str) -> tuple[int, int] | None:
+    """The counts that img2dataset states for a tar: it writes one caption per image."""
     base, dot, query = location.partition(".tar?") if is_url(location) else (location, "", "")
     beside = base.removesuffix(".tar") + "_stats.json" + (f"?{query}" if dot else "")
     try:
@@ -129,7 +130,7 @@ def _told(location: str) -> tuple[int, int] | None:
 
 
 def _count(tar: Tar) -> None:
-    """Read the tar, while other processes of this machine that need its counts wait."""
+    """Read the tar, while other processes on this machine that need its counts wait."""
     record = tar.record
     with ExitStack() as stack:
         try:
@@ -138,7 +139,7 @@ def _count(tar: Tar) -> None:
         except OSError:
             log.warning("%s is not writable, so tars are counted in every run", record.parent)
         else:
-            # Before the release: whoever waits for the lock notices that its file is gone, and takes a new one.
+            # Before the release: a process that waits for the lock sees that its file is gone, and creates a new one.
             stack.callback(record.with_suffix(".lock").unlink, missing_ok=True)
             tar.counts = _remembered(record)
         if tar.counts is None:
@@ -147,7 +148,7 @@ def _count(tar: Tar) -> None:
 
 def _remember(tar: Tar, counts: tuple[int, int]) -> None:
     tar.counts = counts
-    text = {"tar": shown(tar.place.location), "images": counts[0], "captions": counts[1]}
+    text = {"tar": redacted(tar.place.location), "images": counts[0], "captions": counts[1]}
     with suppress(OSError):
         tar.record.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(tar.record, own_ending()) as file:

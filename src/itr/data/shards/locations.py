@@ -1,4 +1,4 @@
-"""Where the shards of a run are: in a folder that `itr prepare` wrote, or other tars by path, pattern or URL."""
+"""Finding the shards of a run: a folder that `itr prepare` wrote, or any tars by path, pattern or URL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import NoReturn
 import numpy as np
 
 from itr.data.shards.counts import count_shards
-from itr.data.shards.patterns import expand_braces, match, names_tars, split_list
-from itr.data.shards.remote import AbsentError, check_kind, find, is_url, read_bytes, shown
+from itr.data.shards.patterns import expand_braces, find_tars, names_tars, split_list
+from itr.data.shards.remote import AbsentError, check_kind, find_urls, is_url, read_bytes, redacted
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
 from itr.errors import UserError, refusing
 
@@ -23,16 +23,17 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     """The shards of a split, each with its place.
 
     Args:
-        root: a folder or its URL, with a manifest or with tars in `root/split`; or a list of tars, which is one split
-            whatever it is called.
-        split: a name, or a list of tars of its own, relative to `root` where that is a folder.
+        root: a folder or its URL, with a manifest or with tars in `root/split`; or a list of tars, which is a single
+            split under any name.
+        split: a name, or a list of tars, relative to `root` if that is a folder.
         cache: folder for copies of shards that come from a URL.
-        strict: whether every shard of the manifest must be there.
+        strict: whether every shard of the manifest must exist.
 
     Raises:
-        UserError: nothing is there, with what lies near; or a kind of location that itr does not read.
+        UserError: no shards were found (the message lists what is there instead), or itr does not read this kind of
+            location.
     """
-    root = locate(root)
+    root = normalize_root(root)
     patterns = _patterns(root, split)
     if names_tars(root):
         base, patterns = "", patterns or split_list(root)
@@ -43,12 +44,12 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     else:
         found = _in_folder(root, split, cache or "", strict)
     if not found.images:
-        raise UserError(f"the tars of split {split!r} of {shown(root)} hold no images")
+        raise UserError(f"the tars of split {split!r} of {redacted(root)} hold no images")
     return found
 
 
 def resolve(root: str, split: str, name: str) -> tuple[str, str]:
-    """Where a split is, and what it is called: one that is a list of tars of its own is called `name`.
+    """The root and the name of a split; a split that is given as a list of tars gets the name `name`.
 
     Raises:
         UserError: it runs a program, or is a URL that itr does not read.
@@ -61,7 +62,7 @@ def resolve(root: str, split: str, name: str) -> tuple[str, str]:
 
 
 def _patterns(root: str, split: str) -> list[str]:
-    """The tars that a split lists itself, relative to `root` where that is a folder; none for a name."""
+    """The tars that a split lists, relative to `root` if that is a folder; empty if the split is a name."""
     base = "" if names_tars(root) else root
     path = "" if is_url(base) or is_url(split) else _below(base, split)
     patterns = [split] if os.path.isfile(path) else split_list(split)
@@ -73,8 +74,8 @@ def _patterns(root: str, split: str) -> list[str]:
     return [pattern if names_tars(pattern) else f"{pattern.rstrip('/')}/*.tar" for pattern in patterns]
 
 
-def locate(root: str | Path) -> str:
-    """A folder, URL or list of tars as text: `file://` and `~` become paths.
+def normalize_root(root: str | Path) -> str:
+    """A folder, URL or list of tars as text, with `file://` and `~` replaced by paths.
 
     Raises:
         UserError: it runs a program, or is a URL that itr does not read.
@@ -87,8 +88,8 @@ def locate(root: str | Path) -> str:
 
 
 def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The true matches of a split as `write_positives` keeps them, or None where there are none."""
-    root = locate(root)
+    """The true matches of a split, as `write_positives` stores them; None if it has none."""
+    root = normalize_root(root)
     if names_tars(root) or names_tars(split) or is_url(split):
         return None
     try:
@@ -96,42 +97,42 @@ def read_positives(root: str | Path, split: str) -> tuple[np.ndarray, np.ndarray
         data = read_bytes(where) if is_url(where) else Path(where).read_bytes()
     except (AbsentError, FileNotFoundError, NotADirectoryError):
         return None
-    with refusing(f"{shown(where)} is no list of true matches; prepare the shards again"):
+    with refusing(f"{redacted(where)} is not a list of true matches; prepare the shards again"):
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             pairs = arrays["image_id"], arrays["caption_id"]
         if any(ids.ndim != 1 or ids.dtype.kind not in "iu" for ids in pairs) or len(pairs[0]) != len(pairs[1]):
-            raise ValueError("it needs image_id and caption_id, as many whole numbers each")
+            raise ValueError("it needs image_id and caption_id, whole numbers of the same length")
         return pairs
 
 
 def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
-    """By the manifest, or what lies in `root/split`."""
+    """The split that the manifest describes; without a manifest, the tars in `root/split`."""
     if not is_url(root) and not Path(root).is_dir():
-        raise UserError(f"there is no shard folder {root}; `itr prepare --help` tells how to make one")
+        raise UserError(f"the shard folder {root} does not exist; `itr prepare --help` shows how to make one")
     where = _below(root, MANIFEST)
     try:
-        manifest = Manifest.parse(read_bytes(where) if is_url(root) else Path(where).read_bytes(), shown(where))
+        manifest = Manifest.parse(read_bytes(where) if is_url(root) else Path(where).read_bytes(), redacted(where))
     except (AbsentError, FileNotFoundError):
         if not is_url(root) and (Path(root) / STAGING).is_dir():
-            message = f"{root} is not finished; give the `itr prepare` command again, it goes on where it was"
+            message = f"{root} is not finished; run the same `itr prepare` command again to continue"
             raise UserError(message) from None
         pattern = _below(root, f"{split}/*.tar")
-        return _shards(match(pattern) or _refuse(pattern, root), root, cache)
+        return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{shown(root)} has no split {split!r} (it has: {known})")
+        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known})")
     found = manifest.splits[split]
     for shard in found.shards:
         shard.place = Place(_below(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)
         if strict and not is_url(root) and not os.path.isfile(shard.place.location):
-            raise UserError(f"shard {shard.place.location} of the manifest is missing; prepare the shards again")
+            raise UserError(f"shard {shard.place.location} of the manifest does not exist; prepare the shards again")
     return found
 
 
 def _shards(locations: list[str], root: str, cache: str) -> Split:
-    """The shards at these locations, each once."""
+    """The shards at these locations, without duplicates."""
     locations = list(dict.fromkeys(locations))
-    folders = _told_apart([location.partition("?")[0].rpartition("/")[0] for location in locations])
+    folders = _distinct_parts([location.partition("?")[0].rpartition("/")[0] for location in locations])
     places = [Place(location, folder, cache=cache) for location, folder in zip(locations, folders, strict=True)]
     shards = count_shards(places)
     for shard in shards:
@@ -139,8 +140,8 @@ def _shards(locations: list[str], root: str, cache: str) -> Split:
     return Split(shards)
 
 
-def _told_apart(folders: list[str]) -> list[str]:
-    """What is left of each folder when the part is cut off that all have in common; nothing where all are one."""
+def _distinct_parts(folders: list[str]) -> list[str]:
+    """Each folder without the leading part that all share; empty if all are the same folder."""
     if len(set(folders)) < 2:
         return [""] * len(folders)
     parts = [folder.split("/") for folder in folders]
@@ -149,7 +150,7 @@ def _told_apart(folders: list[str]) -> list[str]:
 
 
 def _expanded(pattern: str, root: str) -> list[str]:
-    """The tars of one pattern, in order; one that is the path of a file is that file.
+    """The tars of one pattern, in order; a pattern that is the path of a file means that file.
 
     Raises:
         UserError: some of them do not exist.
@@ -159,33 +160,33 @@ def _expanded(pattern: str, root: str) -> list[str]:
     if os.path.isfile(where):
         return [where]
     names = [_below(root, name) for name in expand_braces(pattern)]
-    found = [match(name) for name in names]
+    found = [find_tars(name) for name in names]
     missing = [name for name, tars in zip(names, found, strict=True) if not tars]
     if len(missing) == len(names):
         _refuse(where, root)
     if missing:
-        counted = f"{len(missing)} of the {len(names)} tars of {shown(where)} are missing"
-        raise UserError(f"{counted}, the first is {shown(missing[0])}{_near(where)}; fetch them or correct the list")
+        counted = f"{len(missing)} of the {len(names)} tars of {redacted(where)} are missing"
+        raise UserError(f"{counted}, the first is {redacted(missing[0])}{_near(where)}; fetch them or correct the list")
     return list(itertools.chain.from_iterable(found))
 
 
 def _refuse(pattern: str, root: str) -> NoReturn:
     near = _near(pattern)
-    hint = "`itr prepare --help` tells how to make them"
+    hint = "`itr prepare --help` shows how to make them"
     if is_url(pattern):
-        hint = "mend the list" if near else "a server that doesn't list its files needs their names: {00000..00041}.tar"
+        hint = "correct the list" if near else "the server does not list its files; name them: {00000..00041}.tar"
     elif root:
         hint = f"lists of tars are relative to {root}, and {hint}"
-    raise UserError(f"no shards match {shown(pattern)}{near}; {hint}")
+    raise UserError(f"no shards match {redacted(pattern)}{near}; {hint}")
 
 
 def _near(pattern: str) -> str:
-    """What lies where a pattern matches nothing."""
+    """What the folder of a pattern without matches contains, for messages."""
     plain = pattern.partition("*")[0].partition("{")[0].rpartition("/")[0]
     try:
         if is_url(pattern):
-            listed = find(f"{plain}/*")
-            return _sample(shown(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
+            listed = find_urls(f"{plain}/*")
+            return _sample(redacted(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
         folder = Path(plain or ("/" if pattern.startswith("/") else "."))
         while not folder.is_dir():
             pattern, folder = str(folder), folder.parent
@@ -212,4 +213,4 @@ def _from_home(path: str) -> str:
     try:
         return str(Path(path).expanduser())
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path!r} is no folder: {error} Write it out") from None
+        raise UserError(f"could not expand {path!r}: {error} Write out the folder") from None

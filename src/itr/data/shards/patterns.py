@@ -1,9 +1,9 @@
-"""Lists of tars as text: `tars/{00000..00041}.tar`, `tars/*.tar`, `https://host/a.tar`, or several between commas.
+"""Lists of tars as text: `tars/{00000..00041}.tar`, `tars/*.tar`, `https://host/a.tar`, or several, with commas.
 
-Braces expand as in bash, by the package that webdataset uses: `{00000..00041}` counts, `{0..9..3}` counts
-by threes, `{a..c}` and `{a,b}` list. `*` stands for the names that exist. A backslash has no meaning.
+Braces expand as in bash, with the package that webdataset uses: `{00000..00041}` counts, `{0..9..3}` counts by threes,
+`{a..c}` and `{a,b}` list. `*` matches existing names. A backslash has no special meaning.
 
-NOTE: webdataset's own `expand_urls` also splits at `::`, replaces `{NAME}` by an environment variable, and expands any
+NOTE: webdataset's `expand_urls` also splits at `::`, replaces `{NAME}` by an environment variable, and expands any
 number of names in memory before it returns; importing it imports torch.
 """
 
@@ -17,14 +17,14 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from itr.data.shards.remote import find, is_url, shown
+from itr.data.shards.remote import find_urls, is_url, redacted
 from itr.errors import UserError
 
 MOST = 10**6  # tars of one pattern
 
 
 def split_list(text: str) -> list[str]:
-    """The patterns of a list: it is divided at its commas, except those between braces.
+    """The patterns of a list, which is split at commas outside braces.
 
     The path of an existing file is one pattern, whatever characters it contains.
     """
@@ -41,35 +41,35 @@ def names_tars(text: str) -> bool:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """The names that a pattern stands for, the last braces running fastest.
+    """The names that a pattern expands to; the last braces vary fastest.
 
     Raises:
-        UserError: its braces are nested or unbalanced, or stand for more than a million names.
+        UserError: its braces are nested or unbalanced, or expand to more than a million names.
     """
     if re.search(r"\{[^}]*\{", pattern):
-        raise UserError(f"{shown(pattern)} has braces within braces; write a list with commas instead")
+        raise UserError(f"{redacted(pattern)} has nested braces; write a list with commas instead")
     try:
         if math.prod(map(_count, re.findall(r"\{([^{}]*)\}", pattern))) > MOST:
-            raise UserError(f"{shown(pattern)} stands for more than {MOST:,} tars; write fewer")
+            raise UserError(f"{redacted(pattern)} expands to more than {MOST:,} tars; list fewer")
         names: Iterator[str] = braceexpand(pattern, escape=False)
     except ValueError as error:
         reason = str(error).partition(":")[0]
-        raise UserError(f"could not expand {shown(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
+        raise UserError(f"could not expand {redacted(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
     return names
 
 
 def _count(inner: str) -> int:
-    """How many names the braces around a text stand for, known before any is made."""
+    """How many names a pair of braces around `inner` expands to, computed without expanding it."""
     span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?", inner)
     if span is None:
         return inner.count(",") + 1
     return abs(int(span[2]) - int(span[1])) // (int(span[3] or 1) or 1) + 1
 
 
-def match(name: str) -> list[str]:
-    """The existing tars of a name in which only `*` has a meaning; a URL without `*` is taken to exist."""
+def find_tars(name: str) -> list[str]:
+    """The existing tars that match a name in which only `*` is special; a URL without `*` is assumed to exist."""
     if is_url(name):
-        return find(name) if "*" in name else [name]
+        return find_urls(name) if "*" in name else [name]
     if os.path.isfile(name):  # unlike Path.is_file, it accepts a name that is too long for the file system
         return [name]
     if "*" not in name:
@@ -79,4 +79,4 @@ def match(name: str) -> list[str]:
     try:
         return sorted(str(found) for found in Path(folder + slash).glob(re.sub(r"([\[?])", r"[\1]", rest)))
     except (ValueError, NotImplementedError, OSError) as error:
-        raise UserError(f"could not look for {name}: {error}; in a name, * stands for the names that exist") from None
+        raise UserError(f"could not search for {name}: {error}; in a name, * matches existing names") from None

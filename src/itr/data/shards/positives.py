@@ -1,4 +1,4 @@
-"""Which captions hold for which images, when that is known beyond the captions' own images."""
+"""Which captions match which images, where more matches are known than each caption's own image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Positives:
-    """True matches as pairs of ids: caption `caption_id[p]` holds for image `image_id[p]` [P], int64."""
+    """True matches as pairs of ids: caption `caption_id[p]` matches image `image_id[p]` [P], int64."""
 
     image_id: Tensor
     caption_id: Tensor
@@ -24,16 +24,16 @@ class Positives:
         return cls(torch.from_numpy(image_id), torch.from_numpy(caption_id))
 
     def mask(self, image_id: Tensor, caption_id: Tensor) -> Tensor:
-        """True where caption c holds for image i, for ids in ascending order [I], [C] -> [I, C]; others are ignored."""
-        rows, known_row = locate(self.image_id, image_id)
-        columns, known_column = locate(self.caption_id, caption_id)
+        """True where caption c matches image i: ascending ids [I], [C] -> bool [I, C]; other ids are ignored."""
+        rows, known_row = find_rows(self.image_id, image_id)
+        columns, known_column = find_rows(self.caption_id, caption_id)
         mask = torch.zeros(len(image_id), len(caption_id), dtype=torch.bool)
         known = known_row & known_column
         mask[rows[known], columns[known]] = True
         return mask
 
 
-def locate(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `wanted` [P] are among ids in ascending order [N]: rows [P], and True where there is such an id [P]."""
+def find_rows(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of `wanted` [P] among ascending ids [N]: rows [P], and whether each id was found, bool [P]."""
     at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
     return at, ids[at] == wanted

@@ -1,4 +1,4 @@
-"""Files behind URLs, by way of fsspec: which kinds are read, what is there, and what to do when the network fails."""
+"""Files at URLs, read with fsspec: which protocols are allowed, which files exist, and retries after network faults."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fsspec.core import url_to_fs
 
 from itr.errors import UnreadableError, UserError
 
-# What a URL may begin with, and the package that reads it. Others of fsspec open archives, run programs or follow
-# what a file of a stranger says, and `a::b` chains them: none is accepted.
+# Allowed protocols, each with the package that reads it. Other protocols of fsspec open archives, run programs or
+# follow references in an untrusted file, and `a::b` chains protocols: all of these are refused.
 PACKAGES = {
     "http": "aiohttp", "https": "aiohttp", "memory": "fsspec", "hf": "huggingface_hub", "s3": "s3fs", "s3a": "s3fs",
     "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "oci": "ocifs", "oss": "ossfs",
     "hdfs": "pyarrow", "webhdfs": "requests", "ftp": "fsspec", "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
 VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "blob_id", "created")
-WAITS = (0.1, 0.5, 2.0, 8.0)  # seconds before each further try
+WAITS = (0.1, 0.5, 2.0, 8.0)  # seconds before each retry
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, TypeError, ImportError)
 BUSY = (408, 425, 429)  # HTTP: try again
-# What a file system on a network, or a disk that is slow to wake, may say for a moment. Not every system has them all.
+# Temporary errors of a network file system, or of a disk that is slow to wake. Not every system defines all of them.
 PASSING = {
     getattr(errno, name)
     for name in (
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class AbsentError(UnreadableError):
-    """What a URL names is not there, or not for us: some stores say the one for the other."""
+    """A location does not exist or is forbidden; some stores report one as the other."""
 
 
 def is_url(location: str) -> bool:
@@ -47,32 +47,32 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-def shown(location: str) -> str:
-    """A location for messages: without the password or signature that a URL may carry."""
+def redacted(location: str) -> str:
+    """A location for messages, without any password or signature of a URL."""
     return re.sub(r"(?<=://)[^/@]*@", "", location).partition("?")[0] if is_url(location) else location
 
 
 def check_kind(location: str) -> None:
-    """Refuse what is neither a path nor a URL of a kind that only reads.
+    """Refuse anything but a path or a URL with an allowed protocol.
 
     Raises:
         UserError: `pipe:` and the like, chains, and protocols that are not in `PACKAGES`.
     """
     if re.match(r"(pipe|exec|file\+exec):|.*\|\s*$", location):
-        raise UserError(f"{location!r} is to run a program, which itr never does; give the tar's path or its URL")
+        raise UserError(f"{location!r} would run a program, which itr never does; give the path or the URL of the tar")
     if not is_url(location):
         return
     protocol = location.partition("://")[0]
     if "::" in location:
-        raise UserError(f"{shown(location)} chains protocols; give a plain URL, and --data.cache DIR to keep copies")
+        raise UserError(f"{redacted(location)} chains protocols; give a plain URL, and --data.cache DIR to keep copies")
     if protocol not in PACKAGES:
-        raise UserError(f"{shown(location)}: itr does not read {protocol}://, but {', '.join(PACKAGES)}")
+        raise UserError(f"{redacted(location)}: itr does not read {protocol}://; it reads {', '.join(PACKAGES)}")
 
 
 def connect(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it.
 
-    It is asked for anew each time: fsspec keeps one a thread and process, and what lives in a worker must be its own.
+    It is looked up each time: fsspec caches one per thread and process, and a worker must use its own.
     """
     check_kind(url)
     protocol = url.partition("://")[0]
@@ -81,21 +81,21 @@ def connect(url: str) -> tuple[Any, str]:
         if protocol in ("http", "https"):
             import aiohttp
 
-            # A shard is read as fast as training goes, so only silence counts, not the time of the whole.
+            # A shard is read at the pace of training, so the limit is on silence, not on the total time.
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
         return url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError:
         package = PACKAGES[protocol]
-        raise UserError(f"{shown(url)} needs the package {package}: pip install {package}") from None
+        raise UserError(f"{redacted(url)} needs the package {package}: pip install {package}") from None
 
 
-def persist(location: str, action: Callable[[], T]) -> T:
-    """Do something with a URL or a file that may fail for a moment, up to five times.
+def with_retries(location: str, action: Callable[[], T]) -> T:
+    """Run an action on a URL or a file, and retry after temporary faults, up to five tries in all.
 
     Raises:
-        AbsentError: it is not there or forbidden.
-        UnreadableError: it can't be read, for a lasting reason or for too long.
+        AbsentError: it does not exist or is forbidden.
+        UnreadableError: it could not be read: the fault is permanent, or the last try failed too.
     """
     tries = 0
     while True:
@@ -103,18 +103,18 @@ def persist(location: str, action: Callable[[], T]) -> T:
             return action()
         except UserError:
             raise
-        except Exception as error:  # every store has errors of its own
+        except Exception as error:  # every store has its own error types
             cause = _cause(error)
             if tries == len(WAITS) or not (_may_pass if is_url(location) else _may_pass_here)(cause):
                 raise _explained(location, cause, tries) from None
-            if tries:  # once is nothing to speak of
-                log.warning("%s: %s; trying again", shown(location), _words(cause))
+            if tries:  # a single fault is not worth a message
+                log.warning("%s: %s; trying again", redacted(location), _words(cause))
             time.sleep(WAITS[tries])
             tries += 1
 
 
 def _cause(error: Exception) -> Exception:
-    """What lies behind an error: fsspec says 'not found' for whatever an HTTP server refuses."""
+    """The network error behind an error: fsspec reports 'not found' for anything that an HTTP server refuses."""
     cause = error.__cause__
     network = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
     return cause if isinstance(cause, Exception) and network else error
@@ -132,16 +132,16 @@ def _may_pass_here(error: Exception) -> bool:
 
 
 def _explained(location: str, error: Exception, tries: int) -> UnreadableError:
-    status, name = getattr(error, "status", None), shown(location)
+    status, name = getattr(error, "status", None), redacted(location)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         thing = "address" if is_url(location) else "path"
-        return AbsentError(f"there is no {name}{f' (HTTP {status})' if status else ''}; check the {thing}")
+        return AbsentError(f"{name} does not exist{f' (HTTP {status})' if status else ''}; check the {thing}")
     if isinstance(error, PermissionError) or status in (401, 403):
         code = f" (HTTP {status})" if status else ""
-        return AbsentError(f"{name} may not be read{code}; check the address and the rights of your account")
+        return AbsentError(f"access to {name} was denied{code}; check the address and the permissions of your account")
     again = f" after {tries + 1} tries" if tries else ""
     where = "address and the network" if is_url(location) else "disk or the file system it is on"
-    return UnreadableError(f"{name} can't be read{again}: {_words(error)}; check the {where}")
+    return UnreadableError(f"could not read {name}{again}: {_words(error)}; check the {where}")
 
 
 def _words(error: Exception) -> str:
@@ -150,9 +150,9 @@ def _words(error: Exception) -> str:
     return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
 
 
-def facts(url: str) -> tuple[int, str]:
-    """Size in bytes (0 where the store doesn't tell) and version (what changes with the content) of a file."""
-    found: dict[str, Any] = persist(url, lambda: _info(url))
+def size_and_version(url: str) -> tuple[int, str]:
+    """Size of a file in bytes (0 if unknown), and its version, which changes with its content."""
+    found: dict[str, Any] = with_retries(url, lambda: _info(url))
     return int(found.get("size") or 0), " ".join(str(found[name]) for name in VERSIONS if found.get(name))
 
 
@@ -168,14 +168,14 @@ def read_bytes(url: str) -> bytes:
         system, path = connect(url)
         return bytes(system.cat_file(path))
 
-    return persist(url, read)
+    return with_retries(url, read)
 
 
-def find(pattern: str) -> list[str]:
-    """The URLs that a pattern with `*` stands for, sorted.
+def find_urls(pattern: str) -> list[str]:
+    """The URLs that match a pattern with `*`, sorted.
 
     Raises:
-        AbsentError: there is no such folder, or the server doesn't list it.
+        AbsentError: the folder does not exist, or the server does not list it.
     """
     folder, _, last = pattern.rpartition("/")
 
@@ -185,4 +185,4 @@ def find(pattern: str) -> list[str]:
         return sorted(system.unstrip_protocol(name) for name in names)
 
     wanted = re.compile(".*".join(map(re.escape, last.split("*"))))
-    return [url for url in persist(pattern, search) if wanted.fullmatch(url.rstrip("/").rpartition("/")[2])]
+    return [url for url in with_retries(pattern, search) if wanted.fullmatch(url.rstrip("/").rpartition("/")[2])]

@@ -1,9 +1,9 @@
-"""What a shard folder holds: samples in tars, and a manifest that describes them.
+"""The contents of a shard folder: samples in tars, and a manifest that describes them.
 
 SHARDS/manifest.json
-SHARDS/<split>/000000.tar       <key>.jpg  the image's bytes as they came
+SHARDS/<split>/000000.tar       <key>.jpg  the bytes of the original image file
                                 <key>.json {"image_id", "captions", "caption_ids", "name", ...}
-SHARDS/<split>/positives.npz    optional: every pair that is a true match (image_id [P], caption_id [P])
+SHARDS/<split>/positives.npz    optional: all pairs that are true matches (image_id [P], caption_id [P])
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from itr.files.writing import whole_file
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
-STAGING = ".preparing"  # folder inside the shard folder where shards are made until all are whole
+STAGING = ".preparing"  # folder inside the shard folder that holds shards until all are complete
 FORMAT = "itr-shards/1"
-LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes that file systems take
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes that file systems allow
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tar lies.
+    """The location of a tar.
 
     Attributes:
         location: path or URL.
-        folder: what tells its folder from the others of its split; empty where there is one. Samples of two folders
-            may have the same keys, so it is part of their ids.
+        folder: distinguishes its folder from the others of its split; empty if there is only one. Samples of two
+            folders may have the same keys, so it is part of their ids.
         version: changes with the content of a URL.
         cache: folder that keeps a copy of a URL; empty for none.
     """
@@ -47,7 +47,7 @@ class Place:
 class Shard:
     """One tar: its path relative to the shard folder, counts, size in bytes and checksum.
 
-    Its `place` is no part of the manifest: `itr.data.shards.locations.find_split` sets it.
+    Its `place` is not part of the manifest: `itr.data.shards.locations.find_split` sets it.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Manifest:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` (whole or not at all)."""
+        """Write `manifest.json`, complete or not at all."""
         splits = {
             name: {"images": split.images, "captions": split.captions, "shards": [asdict(s) for s in split.shards]}
             for name, split in self.splits.items()
@@ -103,7 +103,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
-        """Read what a `manifest.json` holds; `where` it lies is for messages."""
+        """Parse the text of a `manifest.json`; `where` is its location, for messages."""
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
@@ -120,25 +120,25 @@ class Manifest:
 
 
 def _shard(raw: dict[str, Any]) -> Shard:
-    """A shard of a manifest, which may be a stranger's."""
+    """A shard of a manifest, which may be an untrusted file."""
     shard = Shard(**raw)
     numbers = shard.images, shard.captions, shard.bytes
     if not (isinstance(shard.path, str) and isinstance(shard.sha256, str) and all(map(is_whole, numbers))):
-        raise TypeError(f"a shard says {str(raw)[:120]}")
+        raise TypeError(f"a shard has the fields {str(raw)[:120]}")
     _name(shard.path)
     return shard
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a split or shard would lie elsewhere than below the folder of its manifest."""
+    """Whether the name of a split or shard leads out of the folder of its manifest."""
     return name[:1] in "/~" or "://" in name or ".." in PurePosixPath(name).parts
 
 
 def _name(text: str) -> str:
-    """The name of a split or shard, if a file system can have it; else a ValueError."""
+    """The name of a split or shard; ValueError if it is too long for a file system."""
     parts = text.encode().split(b"/")
     if "\0" in text or max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
-        raise ValueError(f"a name begins with {text[:40]!r}, and no folder can hold the whole of it")
+        raise ValueError(f"the name that begins with {text[:40]!r} is too long for a file system")
     return text
 
 
@@ -150,11 +150,11 @@ class Sample:
         where: shard and key, for messages.
         name: the image's name in its source.
         image: the encoded image.
-        image_id: identity, unique in the split.
-        captions: texts.
-        caption_ids: identities, unique in the split.
+        image_id: unique in the split.
+        captions: one or more captions.
+        caption_ids: one for each caption, unique in the split.
         meta: the whole JSON member, for fields that a method needs.
-        fault: what is wrong with a sample that can't be used; empty for a whole one.
+        fault: why the sample cannot be used; empty if it can.
     """
 
     where: str
@@ -168,29 +168,29 @@ class Sample:
 
     @classmethod
     def faulty(cls, raw: dict[str, Any], fault: str) -> Sample:
-        """What stands for a sample that lacks something, under an identity of its own."""
+        """A placeholder for an incomplete sample, with its own id."""
         image_id = stable_id("faulty", raw["__folder__"], raw["__shard__"], raw["__key__"])
         return cls(f"{raw['__url__']}:{raw['__key__']}", raw["__key__"], b"", image_id, [""], [image_id], {}, fault)
 
 
 def parse_sample(raw: dict[str, Any]) -> Sample:
-    """A sample from the members that lie under one key of a tar.
+    """A sample from the members that share one key of a tar.
 
-    Shards that `itr prepare` wrote carry ids; those of other tools (`.jpg` with `.txt` or a `.json` that holds
-    `caption`) get them from a hash of shard and key, so that they are the same in every run. Where a split has shards
-    in several folders, all ids are hashed with the folder, since each may count from 0.
+    Shards that `itr prepare` wrote contain ids. For shards of other tools (`.jpg` with `.txt`, or with a `.json` that
+    holds `caption`) they are hashes of shard and key, so that they are the same in every run. If a split has shards in
+    several folders, all ids are hashed with the folder, since each folder may count from 0.
     """
     where = f"{raw['__url__']}:{raw['__key__']}"
     try:
         meta = json.loads(raw["json"]) if "json" in raw else {}
         if not isinstance(meta, dict):
-            raise ValueError(f"{str(meta)[:40]!r} has no names")
+            raise ValueError(f"{str(meta)[:40]!r} is not an object")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}.json is no valid JSON ({error}); prepare the shards again") from None
+        raise UserError(f"{where}.json is not valid JSON ({error}); prepare the shards again") from None
     captions = _captions(meta, raw)
     if not captions and not {"captions", "caption"} & meta.keys() and "txt" not in raw:
         raise UserError(f"{where} has no caption; each sample needs 'captions' in its .json, or a .txt")
-    captions = captions or [""]  # large collections have some whose text is empty; whoever reads them decides
+    captions = captions or [""]  # large collections contain some empty captions; the caller handles them
     image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
     if image is None:
         raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
@@ -216,7 +216,7 @@ def _captions(meta: dict[str, Any], raw: dict[str, Any]) -> list[str]:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a number that ids and counts can be: whole, not negative, of 63 bits."""
+    """Whether it is valid as an id or a count: a non-negative whole number of at most 63 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -227,14 +227,14 @@ def stable_id(*parts: object) -> int:
 
 
 def data_identity(split: Split) -> str:
-    """A hash of what the shards of a split hold, whatever they are called.
+    """A hash of the contents of the shards of a split, whatever their names.
 
-    It is made of their checksums; of size and counts for shards without one.
+    It is computed from their checksums, or from size and counts for shards without a checksum.
     """
     shards = sorted(s.sha256 or f"{s.bytes} bytes, {s.images} images, {s.captions} captions" for s in split.shards)
     return hashlib.blake2b("\n".join(shards).encode(), digest_size=16).hexdigest()
 
 
 def split_identity(split: Split, name: str) -> dict[str, Any]:
-    """Name, hash and counts of a split, for the files that hold figures of it."""
+    """Name, hash and counts of a split, for files of results."""
     return {"split": name, "shards": data_identity(split), "images": split.images, "captions": split.captions}

@@ -1,13 +1,13 @@
-"""Where shards are made until all are whole, and how they take the place of earlier ones.
+"""A staging folder for shards until all are complete, and how they replace earlier ones.
 
 OUT/.preparing/<split>/000000.tar    a finished shard, made by one `itr prepare`
-OUT/.preparing/<split>/000000.json   what is known of it; written last
-OUT/.preparing/ready.json            all shards are whole: the list of files that now move to OUT
-OUT/.plan                            a hash of entries and options, by which the same command finds all done
+OUT/.preparing/<split>/000000.json   its description; written last
+OUT/.preparing/ready.json            all shards are complete: the list of files that now move to OUT
+OUT/.plan                            a hash of entries and options, which shows the same command that all is done
 
-Until then OUT stays as it is. The move begins with the old manifest leaving and ends with the new one coming, so a
-manifest never names shards of another preparation; a move that was interrupted is finished by the next `itr prepare`.
-Only what a manifest of `itr` names is ever deleted.
+Until then OUT does not change. The move removes the old manifest first and adds the new one last, so a manifest never
+lists shards of another preparation; the next `itr prepare` finishes a move that was interrupted. Only files that a
+manifest of `itr` lists are ever deleted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PLAN = ".plan"
 
 
 class Staging:
-    """The folder for shards in the making inside a shard folder; as a context, it belongs to one process at a time.
+    """The folder for unfinished shards inside a shard folder; as a context, only one process can hold it.
 
     Attributes:
         folder: the shard folder.
-        path: the folder for shards in the making.
+        path: the folder for unfinished shards.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,13 +42,13 @@ class Staging:
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
-        with writing(self.folder):
+        with reporting_disk_errors(self.folder):
             self._take()
             if (self.path / READY).is_file():
                 self._move()
                 self._release()
                 self._take()
-                print(f"{self.folder}: an earlier preparation was whole but not yet in place; now it is")
+                print(f"{self.folder}: an earlier preparation was complete but not in place; it has now been moved")
             (self.path / OLD).unlink(missing_ok=True)
         return self
 
@@ -68,35 +68,35 @@ class Staging:
         if self.path.is_dir() and not any(path.is_file() for path in self.path.glob("*/*")):
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def refuse_strangers(self, splits: Sequence[str]) -> None:
-        """Refuse a shard folder with tars that no manifest names: they would be taken for some of the new ones."""
+    def refuse_unlisted_tars(self, splits: Sequence[str]) -> None:
+        """Refuse a shard folder with tars that no manifest lists: they would be mistaken for new ones."""
         known = set(_files(self.folder / MANIFEST))
         tars = [path for split in splits for path in sorted((self.folder / split).glob("*.tar"))]
-        strangers = [path for path in tars if str(path.relative_to(self.folder)) not in known]
-        if strangers:
+        unlisted = [path for path in tars if str(path.relative_to(self.folder)) not in known]
+        if unlisted:
             raise UserError(
-                f"{self.folder} holds {len(strangers)} tars that no manifest names, such as {strangers[0]}; "
+                f"{self.folder} holds {len(unlisted)} tars that no manifest lists, such as {unlisted[0]}; "
                 "choose another --out, or delete them"
             )
 
     def clear(self, keep: set[str]) -> int:
-        """Delete what lies here but for the tars `keep` and what is known of them; how many finished ones went."""
+        """Delete staged files except the tars `keep` and their descriptions; returns the number of finished ones."""
         wanted = keep | {name.removesuffix(".tar") + ".json" for name in keep}
         there = [path for path in self.path.glob("*/*") if path.is_file()]
-        strangers = [path for path in there if str(path.relative_to(self.path)) not in wanted]
-        with writing(self.folder):
-            for path in strangers:
+        rest = [path for path in there if str(path.relative_to(self.path)) not in wanted]
+        with reporting_disk_errors(self.folder):
+            for path in rest:
                 path.unlink()
-        return sum(path.suffix == ".json" for path in strangers)
+        return sum(path.suffix == ".json" for path in rest)
 
     def publish(self, manifest: Manifest, plan: str = "") -> None:
-        """Put the shards of a manifest, and the manifest, in place of what the folder holds.
+        """Replace the contents of the shard folder by the staged shards and their manifest.
 
         Args:
-            manifest: of the shards that lie here.
-            plan: a text that tells the same preparation again, see `holds`.
+            manifest: of the staged shards.
+            plan: a text that identifies this preparation, see `holds`.
         """
-        with writing(self.folder):
+        with reporting_disk_errors(self.folder):
             shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
             extras = [f"{split}/{POSITIVES}" for split in manifest.splits]
             (self.path / PLAN).write_text(plan, encoding="utf-8")
@@ -106,14 +106,14 @@ class Staging:
             self._move()
 
     def _move(self) -> None:
-        # Renames of complete files from folder to folder, in an order that an interrupted move can be continued in.
+        # Complete files are renamed from folder to folder, in an order that allows an interrupted move to be continued.
         files = json.loads((self.path / READY).read_text(encoding="utf-8"))
         current, old = self.folder / MANIFEST, self.path / OLD
-        if current.is_file() and (self.path / MANIFEST).is_file():  # the new one has not moved: this is the old one
+        if current.is_file() and (self.path / MANIFEST).is_file():  # the new one is still staged: this is the old one
             current.replace(old)
         for name in sorted(set(_files(old)) - set(files)):
             (self.folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it holds more
+            with contextlib.suppress(OSError):  # the folder is not empty
                 (self.folder / name).parent.rmdir()
         for name in files:
             if (self.path / name).is_file():
@@ -122,7 +122,7 @@ class Staging:
         shutil.rmtree(self.path)
 
     def holds(self, plan: str) -> Manifest | None:
-        """The manifest, if the folder holds the outcome of just this plan already."""
+        """The manifest, if the folder already holds the result of exactly this plan; otherwise None."""
         path = self.folder / PLAN
         if not path.is_file() or path.read_text(encoding="utf-8") != plan or not (self.folder / MANIFEST).is_file():
             return None
@@ -132,7 +132,7 @@ class Staging:
 
 
 def _files(manifest: Path) -> list[str]:
-    """The files that a manifest stands for; none where it can't be read."""
+    """The files that a manifest lists; empty if it could not be read."""
     try:
         splits = json.loads(manifest.read_text(encoding="utf-8"))["splits"]
         shards = [str(shard["path"]) for split in splits.values() for shard in split["shards"]]
@@ -143,24 +143,24 @@ def _files(manifest: Path) -> list[str]:
 
 
 def has_size(path: Path, size: int) -> bool:
-    """Whether a file of this size is there."""
+    """Whether a file of this size exists."""
     return path.is_file() and path.stat().st_size == size
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file, complete or not at all; a killed process that still writes has another temporary file."""
+    """Write a small file, complete or not at all; every process has its own temporary file."""
     with whole_file(path, own_ending()) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Say it in one line if the disk refuses."""
+def reporting_disk_errors(folder: Path) -> Iterator[None]:
+    """Report errors of the disk in one line, as a UserError."""
     try:
         yield
     except OSError as error:
         what = f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
         raise UserError(
-            f"can't write to {folder}: {what}. Finished shards are kept: "
-            "put it right and give the same command again, it goes on from there"
+            f"could not write to {folder}: {what}. Finished shards are kept: "
+            "solve the problem and run the same command again to continue"
         ) from None

@@ -1,4 +1,4 @@
-"""The bytes of a URL or a file, through faults that pass; or a copy of a URL on disk."""
+"""Reading the bytes of a URL or a file despite temporary faults, and copying a URL to disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from itr.data.shards.remote import connect, is_url, persist, shown
+from itr.data.shards.remote import connect, is_url, redacted, with_retries
 from itr.errors import UnreadableError, UserError
 from itr.files.writing import whole_file
 
-BLOCK = 2**23  # bytes that a store other than HTTP gives at a time
+BLOCK = 2**23  # bytes per request to a store other than HTTP
 
 
-class Answer:
-    """An HTTP server's answer to one request for all of a file from byte `first`; it may know no ranges.
+class HttpResponse:
+    """The response to one HTTP request for a file from byte `first` on; the server need not support ranges.
 
-    Fsspec's own file asks for block after block, and fails where a server knows no ranges.
+    The file class of fsspec requests block after block, and fails if the server does not support ranges.
     """
 
     response: Any = None
@@ -35,7 +35,7 @@ class Answer:
             sync(self.loop, self._ask, system, url, headers)
             given = self.response.headers.get("Content-Range", "")
             if self.response.status == 206 and given and not given.startswith(f"bytes {first}-"):
-                raise ValueError(f"the server gave {given} where it was asked for all from byte {first}")
+                raise ValueError(f"the server returned {given}, but all bytes from {first} on were requested")
             self._pass_over(0 if self.response.status == 206 else first)
         except BaseException:
             self.close()
@@ -43,12 +43,12 @@ class Answer:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole file, if the server tells."""
-        told = self.response.headers
-        size = told.get("Content-Length", "")
+        """Size of the whole file in bytes; None if the server does not state it."""
+        headers = self.response.headers
+        size = headers.get("Content-Length", "")
         if self.response.status == 206:
-            size = told.get("Content-Range", "").rpartition("/")[2]
-        return int(size) if size.isdigit() and "Content-Encoding" not in told else None
+            size = headers.get("Content-Range", "").rpartition("/")[2]
+        return int(size) if size.isdigit() and "Content-Encoding" not in headers else None
 
     async def _ask(self, system: Any, url: str, headers: dict[str, str]) -> None:
         session = await system.set_session()
@@ -57,7 +57,7 @@ class Answer:
         self._ahead = await self._gather(2**18)
 
     async def _gather(self, size: int) -> bytes:
-        """Up to `size` bytes. What came before a fault counts: the next call meets the fault."""
+        """Up to `size` bytes. Bytes that came before a fault are returned; the next call raises the fault."""
         parts: list[bytes] = []
         try:
             while size and (data := await self.response.content.read(size)):
@@ -73,7 +73,7 @@ class Answer:
             left -= len(data)
 
     def read(self, size: int) -> bytes:
-        """The next bytes, `size` at most; none at the end."""
+        """The next bytes, at most `size`; empty at the end."""
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return data or bytes(sync(self.loop, self._gather, size))
 
@@ -82,13 +82,13 @@ class Answer:
         return False
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self.response is not None:
             self.loop.call_soon_threadsafe(self.response.close)
 
 
-class Stream(io.RawIOBase):
-    """The bytes of a URL from first to last. After a fault of the network it goes on where it stood."""
+class UrlStream(io.RawIOBase):
+    """The bytes of a URL in order. After a network fault, reading continues at the same position."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -102,13 +102,13 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill part of the buffer; 0 at the end."""
-        data = persist(self.url, lambda: self._read(len(buffer)))
+        data = with_retries(self.url, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._drop()
         super().close()
 
@@ -116,7 +116,7 @@ class Stream(io.RawIOBase):
         try:
             if self._file is None:
                 self._file = self._opened()
-            if self._file.seekable():  # a file in memory is one for all its readers
+            if self._file.seekable():  # all readers of a file in memory share one position
                 self._file.seek(self._position)
             data = bytes(self._file.read(size))
             if not data and self._position < (self._size or 0):
@@ -132,13 +132,13 @@ class Stream(io.RawIOBase):
             file = system.open(path, "rb", block_size=BLOCK)
             self._expect(getattr(file, "size", None))
             return file
-        answer = Answer(system, path, self._position)
+        answer = HttpResponse(system, path, self._position)
         self._expect(answer.size)
         return answer
 
     def _expect(self, size: int | None) -> None:
         if size is not None and self._size not in (None, size):
-            raise UnreadableError(f"{shown(self.url)} changed while it was read; start again")
+            raise UnreadableError(f"{redacted(self.url)} changed while it was read; start again")
         self._size = size if size is not None else self._size
 
     def _drop(self) -> None:
@@ -148,29 +148,29 @@ class Stream(io.RawIOBase):
 
 
 class LocalFile(io.FileIO):
-    """The bytes of a file. After a fault that may pass it opens the file anew and goes on where it stood."""
+    """The bytes of a file. After a temporary fault it is opened again, and reading continues at the same position."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._resume_at: int | None = None  # set after a fault
-        persist(path, partial(super().__init__, path))
-        self._state = self._look()
+        with_retries(path, partial(super().__init__, path))
+        self._state = self._size_and_time()
 
     def readinto(self, buffer: Any) -> int:
         """Fill part of the buffer; 0 at the end."""
-        return persist(self.path, partial(self._read, buffer))
+        return with_retries(self.path, partial(self._read, buffer))
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes, `size` at most, by way of `readinto`, which that of a FileIO doesn't take."""
+        """The next bytes, at most `size`, by `readinto`, which `FileIO.read` does not call."""
         return io.RawIOBase.read(self, -1 if size is None else size)
 
     def readall(self) -> bytes:
-        """The bytes to the end, likewise."""
+        """The bytes to the end, also by `readinto`."""
         return io.RawIOBase.readall(self)
 
     def _read(self, buffer: Any) -> int:
         if self._resume_at is not None:
-            self._open_anew(self._resume_at)
+            self._reopen(self._resume_at)
         try:
             count = super().readinto(buffer)
             if count is None:  # what Python makes of EAGAIN
@@ -180,21 +180,21 @@ class LocalFile(io.FileIO):
             self._resume_at = self.tell()
             raise
 
-    def _open_anew(self, position: int) -> None:
+    def _reopen(self, position: int) -> None:
         super().__init__(self.path)  # closes the file that failed
-        if self._look() != self._state:
+        if self._size_and_time() != self._state:
             raise UnreadableError(f"{self.path} changed while it was read; start again")
         self.seek(position)
         self._resume_at = None
 
-    def _look(self) -> tuple[int, int]:
+    def _size_and_time(self) -> tuple[int, int]:
         found = os.fstat(self.fileno())
         return found.st_size, found.st_mtime_ns
 
 
 def open_stream(location: str) -> io.BufferedReader:
-    """The bytes of a URL, to be read once from first to last, or those of a file."""
-    return io.BufferedReader(Stream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
+    """A stream of the bytes of a file, or of a URL, which can be read only once and in order."""
+    return io.BufferedReader(UrlStream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
 
 
 def download(url: str, target: Path) -> None:
@@ -203,4 +203,4 @@ def download(url: str, target: Path) -> None:
         with open_stream(url) as stream, whole_file(target, ".part") as file:
             shutil.copyfileobj(stream, file, 2**20)
     except OSError as error:
-        raise UserError(f"{target} can't be written: {error.strerror}; make room or choose another folder") from None
+        raise UserError(f"could not write {target}: {error.strerror}; free space or choose another folder") from None

@@ -1,14 +1,14 @@
-"""Samples of one tar, wherever it is: only images, `.json` and `.txt` are read, nothing is unpickled or unpacked.
+"""Samples of one tar, local or remote: only images, `.json` and `.txt` are read, nothing is unpickled or unpacked.
 
-A member's name is a key and a kind, divided at the first dot of its last part: `000000000.jpg`, `000000000.txt`. A key
-is a name among others in its tar and never a path: `../../x` reads like any other.
+The name of a member is split at the first dot of its last part into a key and a kind: `000000000.jpg`, `000000000.txt`.
+A key is only a name within its tar and never used as a path: `../../x` is a key like any other.
 
 Shards are written with webdataset and open in it, but itr reads them itself. webdataset's reader
-- gives a sample whose members are not adjacent as several incomplete ones, which a pipeline then drops in silence;
+- returns a sample whose members are not adjacent as several incomplete ones, which a pipeline then drops silently;
 - merges samples whose keys contain a dot: `v1.0.jpg` and `v1.1.jpg` become one sample `v1`;
-- unpickles members by default when it decodes, and runs the commands of `pipe:` locations;
-- cannot continue at a given sample, which an exact resume needs.
-itr names such a sample or tar in an error, or skips it and counts it, and continues at any sample.
+- unpickles members by default when it decodes, and runs the commands in `pipe:` locations;
+- cannot continue at a given sample, which exact resuming needs.
+itr reports such a sample or tar in an error, or skips and counts it, and can continue at any sample.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from itr.data.shards.remote import is_url, shown
+from itr.data.shards.remote import is_url, redacted
 from itr.data.shards.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
 from itr.data.shards.streams import download, open_stream
 from itr.errors import UnreadableError, UserError
 from itr.files.locks import locked
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
-LARGEST = 2**30  # bytes of a member: a compressed tar may be small and yet fill the memory
+LARGEST = 2**30  # bytes of a member: a small compressed tar could otherwise fill the memory
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
@@ -37,12 +37,12 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
 
     Args:
         place: where it is.
-        skip: how many samples to leave out.
-        strict: whether a sample that lacks something is refused; otherwise it comes with a `fault`.
+        skip: number of samples to skip.
+        strict: whether an incomplete sample is refused; otherwise it is returned with a `fault`.
 
     Raises:
-        UnreadableError: it is no tar, is cut off, or can't be fetched.
-        UserError: a sample lacks something.
+        UnreadableError: it is not a tar, is truncated, or could not be fetched.
+        UserError: a sample is incomplete.
     """
     for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True):
         try:
@@ -55,19 +55,19 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
 
 
 def count_tar(place: Place) -> tuple[int, int]:
-    """Images and captions of a tar, from its headers and texts.
+    """Numbers of images and captions of a tar, from its headers and texts.
 
     Raises:
-        UserError: as `read_tar`; also where a header is damaged, the mark is missing that ends a tar, or more than
-            zeros follow it: either way samples are lost of which nobody would know.
+        UserError: as `read_tar`; also if a header is damaged, the end mark of the tar is missing, or anything but
+            zeros follows it: samples would be lost without notice.
     """
     captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, images=False)]
     return len(captions), sum(captions)
 
 
 def _groups(place: Place, skip: int, images: bool) -> Iterator[dict[str, Any]]:
-    """The members of each sample; images are left out where only their number is asked for."""
-    name = shown(place.location)
+    """The members of each sample; without `images`, they are empty bytes, which is enough to count them."""
+    name = redacted(place.location)
     start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
     raw: dict[str, Any] = {}
     number = -1
@@ -86,27 +86,27 @@ def _groups(place: Place, skip: int, images: bool) -> Iterator[dict[str, Any]]:
                     wanted = images or kind in ("json", "txt")
                     raw[kind] = _content(tar, member) if wanted else b""
             if not images and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
-                raise EOFError("the mark at its end is missing, so it was cut off")
+                raise EOFError("the mark at its end is missing, so it was truncated")
             if number >= skip:
                 yield raw
             if _more_follows(tar) and not images:
-                raise ValueError("more follows the mark at its end, which no reader would come to")
+                raise ValueError("data follows the mark at its end, where no reader would look")
     except UserError:
         raise
     except Exception as error:  # tarfile raises many kinds
-        raise UnreadableError(f"shard {name} can't be read: {_first(error)}; fetch or prepare it again") from None
+        raise UnreadableError(f"could not read shard {name}: {_first(error)}; fetch or prepare it again") from None
 
 
 class _Header(tarfile.TarInfo):
-    """A header of which name, kind and size are read alone where it is a plain file's, in a third of the time."""
+    """A header that reads only name, kind and size of a plain file, which takes a third of the time."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Header:
-        """As `tarfile.TarInfo.frombuf`, which takes whatever is not of the plain kind, or damaged."""
+        """As `tarfile.TarInfo.frombuf`, which handles all headers that are not of a plain file, or are damaged."""
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[345]:
             return super().frombuf(buf, encoding, errors)
         total, size = _octal(buf[148:156]), _octal(buf[124:136])
-        if size is None or total != sum(buf) - sum(buf[148:156]) + 8 * 32:  # the field itself counts as blanks
+        if size is None or total != sum(buf) - sum(buf[148:156]) + 8 * 32:  # the field itself counts as spaces
             return super().frombuf(buf, encoding, errors)
         header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         header.size = size
@@ -114,7 +114,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _StrictHeader(_Header):
-    """Refuses a damaged header, which tarfile takes for the end."""
+    """Refuses a damaged header, which tarfile would mistake for the end."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _StrictHeader:
@@ -126,13 +126,13 @@ class _StrictHeader(_Header):
 
 
 def _octal(digits: bytes) -> int | None:
-    """A plain number of a header; None of another notation, or none."""
+    """A number in a header; None if it is missing or in another notation."""
     digits = digits.strip(b" \0")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a plain file, without the layers of `extractfile`."""
+    """The bytes of a plain file, without the overhead of `extractfile`."""
     stream: Any = tar.fileobj
     stream.seek(member.offset_data)
     data: bytes = stream.read(member.size)
@@ -142,22 +142,22 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def key_and_type(name: str) -> tuple[str, str]:
-    """The two parts of a member's name, divided at the first dot of its last part, as webdataset does."""
+    """Key and kind of a member: its name, split at the first dot of its last part, as webdataset does."""
     folder, slash, file = name.rpartition("/")
     key, _, kind = file.partition(".")
     return folder + slash + key, kind.lower()
 
 
 def _more_follows(tar: tarfile.TarFile) -> bool:
-    """Whether more than zeros follow the mark at the end; gzip looks at its checksum where they end."""
+    """Whether anything but zeros follows the end mark; reading to the end also makes gzip verify its checksum."""
     stream: Any = tar.fileobj
     return any(data.strip(b"\0") for data in iter(lambda: stream.read(2**20), b""))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """The files that may belong to a sample, with key and kind. Links and files with holes are passed over."""
+    """The files that may belong to a sample, with key and kind. Links and sparse files are skipped."""
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # it would remember them all
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
         key, kind = key_and_type(member.name)
         known = key and key[-1] != "/" and kind.rpartition(".")[2] in KINDS
         if known and member.isreg() and not member.issparse() and not re.match(r"__[^/]*__($|/)", member.name):
@@ -166,7 +166,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
 
 @contextmanager
 def open_shard(place: Place) -> Iterator[io.BufferedReader]:
-    """The bytes of a tar: from disk, through its copy in the cache folder, or as they come."""
+    """The bytes of a tar: from disk, from its copy in the cache folder, or streamed from its URL."""
     location = place.location
     if is_url(location) and place.cache:
         location = str(_copy(place))
@@ -175,9 +175,9 @@ def open_shard(place: Place) -> Iterator[io.BufferedReader]:
 
 
 def _copy(place: Place) -> Path:
-    """The local copy of a shard, fetched by whichever process of this machine comes first."""
+    """The local copy of a shard, fetched by the first process on this machine that needs it."""
     folder = Path(place.cache).expanduser()
-    stem = shown(place.location).rpartition("/")[2].removesuffix(".tar")
+    stem = redacted(place.location).rpartition("/")[2].removesuffix(".tar")
     copy = folder / f"{stem[:80]}-{stable_id(place.location, place.version):016x}.tar"
     if not copy.is_file():
         try:
@@ -186,14 +186,14 @@ def _copy(place: Place) -> Path:
                 if not copy.is_file():
                     download(place.location, copy)
         except OSError as error:
-            raise UserError(f"data.cache: {folder} can't be written: {error.strerror}; choose another") from None
+            raise UserError(f"data.cache: could not write to {folder}: {error.strerror}; choose another") from None
     return copy
 
 
 def _opened(stream: io.BufferedReader, name: str, header: type[tarfile.TarInfo]) -> tarfile.TarFile:
     start = stream.peek(512)[:512]
     if start.lstrip().lower().startswith(PAGES):
-        raise UnreadableError(f"{name} is a page of text ({start[:40]!r}), not a tar; check the address")
+        raise UnreadableError(f"{name} is a web page ({start[:40]!r}), not a tar; check the address")
     if not start:
         raise EOFError("it is empty")
     try:
@@ -201,7 +201,7 @@ def _opened(stream: io.BufferedReader, name: str, header: type[tarfile.TarInfo])
             return tarfile.open(fileobj=stream, mode="r:*", tarinfo=header)
         return tarfile.open(fileobj=stream, mode="r|*", bufsize=2**20, tarinfo=header)
     except tarfile.TarError:
-        raise ValueError(f"it is no tar (it begins with {start[:16]!r})") from None
+        raise ValueError(f"it is not a tar (it begins with {start[:16]!r})") from None
 
 
 def _first(error: Exception) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from itr.data.scenes import Claim, Scene, SceneSample, SceneSettings, generate, truth_matrix
 from itr.data.shards.schema import Manifest, Split
-from itr.data.shards.staging import Staging, writing
+from itr.data.shards.staging import Staging, reporting_disk_errors
 from itr.data.shards.writer import Record, write_positives, write_split
 from itr.errors import UserError
 
@@ -47,8 +47,8 @@ def prepare_scenes(
         raise UserError(str(error)) from None
     splits: dict[str, Split] = {}
     folder = Path(out).expanduser()
-    with Staging(folder) as staging, writing(folder):
-        staging.refuse_strangers(["train", "val", "test"])
+    with Staging(folder) as staging, reporting_disk_errors(folder):
+        staging.refuse_unlisted_tars(["train", "val", "test"])
         staging.clear(keep=set())
         for name, number in (("train", train), ("val", val), ("test", test)):
             if number > 0:

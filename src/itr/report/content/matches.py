@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from itr.data.shards.positives import Positives, locate
+from itr.data.shards.positives import Positives, find_rows
 from itr.evaluation.gallery import Gallery
 
 MOST_PAIRS = 50_000
@@ -44,8 +44,8 @@ class PairJudge:
         """Every known pair encoded as one number, in ascending order."""
         if positives is None:
             return torch.zeros(0, dtype=torch.int64)
-        image, image_found = locate(positives.image_id, gallery.image_id)
-        caption, caption_found = locate(positives.caption_id, gallery.text_id)
+        image, image_found = find_rows(positives.image_id, gallery.image_id)
+        caption, caption_found = find_rows(positives.caption_id, gallery.text_id)
         found = image_found & caption_found
         return torch.sort(caption[found] * self.num_images + image[found]).values
 
