@@ -14,8 +14,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from breaking import broken, edits, json_values, odd_names, twisted, twists
-from foreign import downloaded
-from foreign import make_image as small_image
 from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import BPETokenizer
 from itr.data.inspecting.verify import verify
@@ -29,6 +27,8 @@ from itr.data.sources.scenes import prepare_scenes
 from itr.errors import UserError
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 from judging import Target, check, home, material
+from third_party import downloaded
+from third_party import make_image as small_image
 
 MAX_PIXELS = 1_000_000
 SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -14,7 +14,6 @@ import torch
 
 import fuzz_checkpoints
 import judging
-from foreign import make_image, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import INSTANTIATOR, check_description
@@ -37,6 +36,7 @@ from itr.methods import CUSA
 from itr.module import RetrievalModule
 from judging import Bug, Target, check
 from raw_trees import write_json
+from third_party import make_image, write_tar
 from tiny import save_checkpoint
 
 DEEP = "[" * 100_000
