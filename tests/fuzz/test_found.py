@@ -1,4 +1,4 @@
-"""What fuzzing found, each kind by name: what strangers wrote is refused in words, and runs nothing."""
+"""Regression tests for faults found by fuzzing: untrusted input is refused with a clear message and never executed."""
 
 from __future__ import annotations
 
@@ -244,29 +244,29 @@ def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path, mon
     "place", ["backbone", "objective", "methods", "arguments", "whole", "optimizer", "temperature"]
 )
 def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypatch, place):
-    (tmp_path / "itr_stranger.py").write_text("raise SystemExit('a stranger runs')\n")
+    (tmp_path / "itr_untrusted.py").write_text("raise SystemExit('untrusted code was run')\n")
     monkeypatch.syspath_prepend(tmp_path)
     path = save_checkpoint(tmp_path, scenes)
     saved = torch.load(path, weights_only=True)
-    parts, stranger = saved["hyper_parameters"], {"class_path": "itr_stranger.Bomb", "init_args": {}}
+    parts, untrusted = saved["hyper_parameters"], {"class_path": "itr_untrusted.Bomb", "init_args": {}}
     if place == "arguments":
-        parts["backbone"]["init_args"]["vision_config"]["more"] = [stranger]
+        parts["backbone"]["init_args"]["vision_config"]["more"] = [untrusted]
     elif place == "whole":
-        parts["_class_path"] = "itr_stranger.Bomb"
-    elif place == "optimizer":  # text is taken for the path of a class wherever settings of a class are wanted
-        parts[place] = "itr_stranger.Bomb"
+        parts["_class_path"] = "itr_untrusted.Bomb"
+    elif place == "optimizer":  # a string is read as a class path wherever a class is expected
+        parts[place] = "itr_untrusted.Bomb"
     elif place == "temperature":
         parts["methods"] = [CUSA().describe()]
-        parts["methods"][0]["init_args"]["cross_temperature"] = "itr_stranger.Bomb"
+        parts["methods"][0]["init_args"]["cross_temperature"] = "itr_untrusted.Bomb"
     else:
-        parts[place] = [stranger] if place == "methods" else stranger
+        parts[place] = [untrusted] if place == "methods" else untrusted
     torch.save(saved, path)
     for read in (open_checkpoint, RetrievalModule.load_from_checkpoint):
         with pytest.raises(UserError, match=r"which is not part of itr|not an itr checkpoint"):
             read(path)
     shards = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     assert main(["test", *shards, f"--ckpt_path={path}"]) == 1
-    assert "itr_stranger" not in sys.modules
+    assert "itr_untrusted" not in sys.modules
 
 
 @pytest.mark.parametrize(("component", "argument"), [

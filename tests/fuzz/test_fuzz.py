@@ -1,8 +1,8 @@
-"""Whatever strangers wrote ends in a clean result or in an error of ours: the properties, for some minutes.
+"""Reading untrusted input ends in a clean result or in one of our errors; the properties are checked for some minutes.
 
-The slow test takes the same examples each time, so that its result tells of the change at hand alone:
-`ITR_FUZZ_SEED` gives others, `ITR_FUZZ_EXAMPLES` and `ITR_FUZZ_SECONDS` more of them. `tests/fuzz/campaign.py` runs the
-same targets for hours with examples that nobody has seen, and counts.
+The slow test uses the same examples each time, so that its result depends only on the code. `ITR_FUZZ_SEED` selects
+other examples, `ITR_FUZZ_EXAMPLES` and `ITR_FUZZ_SECONDS` allow more. `tests/fuzz/campaign.py` runs the same targets
+for hours with new examples, and counts the results.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SECONDS = float(os.environ.get("ITR_FUZZ_SECONDS", 4))
 
 @pytest.fixture(autouse=True)
 def no_constants_of_the_source(monkeypatch):
-    """Hypothesis would draw from the constants of every module of ours that happens to be loaded."""
+    """Keep hypothesis from drawing constants of our modules, which would depend on the modules that are loaded."""
     monkeypatch.setattr(providers, "_get_local_constants", Constants)
 
 
 class OverError(BaseException):
-    """The time is over. No `Exception`: hypothesis would take it for a failure."""
+    """The time is up. Not an `Exception`, which hypothesis would treat as a failure."""
 
 
 def hold(target: Target, seconds: float) -> None:
-    """Judge a number of examples, or as many as the time allows; the first bug is made small, and printed."""
+    """Judge a number of examples, or as many as the time allows; shrink and print the first bug."""
     set_hypothesis_home_dir(home())
     until: float | None = time.monotonic() + seconds
 
@@ -60,7 +60,7 @@ def hold(target: Target, seconds: float) -> None:
         try:
             target.judge(example)
         except Bug as bug:
-            until = None  # while it shrinks
+            until = None  # no time limit for shrinking
             raise AssertionError(str(bug)) from bug
 
     with contextlib.suppress(OverError):

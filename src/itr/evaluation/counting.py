@@ -34,7 +34,7 @@ class TrueScores(Metric):
     def __init__(self, image: Tensor, text: Tensor) -> None:
         super().__init__()
         self.image, self.text = image, text
-        # Unlike a sum, the maximum over processes needs no count, and it propagates NaN.
+        # The maximum over processes propagates NaN.
         self.add_state("scores", torch.full((len(image),), -torch.inf, device=image.device), dist_reduce_fx="max")
 
     def update(self, score: Callable[[slice, slice], Tensor], tiles: Tiles) -> None:

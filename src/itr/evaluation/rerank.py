@@ -29,8 +29,8 @@ class Reranked(Score):
     """The first stage's best candidates for each query, sorted by the second stage, followed by all others.
 
     Candidates on the shortlist have the score of the second stage. The others keep the order of the first stage, below
-    the worst of the shortlist, so R@K is that of the second stage for any K up to the shortlist's length. Each direction
-    has its own shortlists, so a pair may have two scores.
+    the worst of the shortlist, so R@K is that of the second stage for any K up to the shortlist's length. Each
+    direction has its own shortlists, so a pair may have two scores.
 
     NOTE: among candidates that tie at the end of a shortlist, the first in the gallery are taken. Within it, as
     everywhere, a wrong candidate that ties with the true match is ranked before it.
