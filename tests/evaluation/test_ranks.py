@@ -65,7 +65,7 @@ def test_nan_embeddings_are_ranked_last():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_equal_embeddings_tie_whatever_the_tile(dtype):
+def test_equal_embeddings_tie_in_every_tile(dtype):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(40, 33, generator=generator).to(dtype)
     text = torch.randn(120, 33, generator=generator).to(dtype)

@@ -69,17 +69,17 @@ def hold(target: Target, seconds: float) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "_"))
 @pytest.mark.slow
-def test_any_input_ends_cleanly_or_in_an_error_of_ours(target):
+def test_any_input_ends_cleanly_or_in_one_of_our_errors(target):
     hold(target, SECONDS)
 
 
 @pytest.mark.slow
-def test_what_is_whole_is_read_cleanly():
+def test_undamaged_examples_are_read_cleanly():
     ended = {target.name: target.judge(target.sound) for target in TARGETS if target.sound is not None}
     assert ended == dict.fromkeys(ended, "clean")
 
 
-def test_a_bug_is_found_made_small_and_shown(capsys):
+def test_a_bug_is_found_shrunk_and_shown(capsys):
     def act(example: int, _: object) -> None:
         assert example < 1000
 
@@ -88,7 +88,7 @@ def test_a_bug_is_found_made_small_and_shown(capsys):
     assert "example=1000" in "".join(failure.value.__notes__)
 
 
-def test_the_examples_are_the_same_whatever_has_been_imported(tmp_path, monkeypatch):
+def test_examples_do_not_depend_on_imported_modules(tmp_path, monkeypatch):
     def judged() -> list[str]:
         seen: list[str] = []
         hold(Target("a target", st.text, lambda example, _: seen.append(example)), seconds=60)
