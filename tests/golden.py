@@ -205,7 +205,7 @@ def check(path: Path) -> tuple[str, bool]:
     """A line that describes the result of one fixture, and whether it is within tolerance."""
     known = next((function for prefix, function in CHECKS.items() if path.stem.startswith(prefix)), None)
     if known is None:
-        return f"{path.stem}: unknown prefix, none of {', '.join(CHECKS)}", False
+        return f"{path.stem}: unknown prefix; it must be one of {', '.join(CHECKS)}", False
     try:
         error, within = known(path)
     except Exception as problem:  # one damaged fixture must not hide the others

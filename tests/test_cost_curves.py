@@ -40,7 +40,7 @@ def test_the_cost_of_a_step_follows_from_its_operations_and_bytes():
     assert together.network == pytest.approx(sent / 50e9)
 
 
-def test_gpu_hours_are_those_of_all_gpus_and_cores_follow_the_pictures():
+def test_gpu_hours_count_all_gpus_and_cores_follow_the_images():
     model, epoch = costs.MODELS[0], costs.Epoch("e", 10**6, 5)
     row = costs.row(model, epoch, 8, 0.4, images=1000)
     assert row["GPU-hours"] == pytest.approx(8 * row["hours"])

@@ -1,4 +1,4 @@
-"""The authors' numbers, if they are stored next to the repository, and what `tests/golden.py` prints for others."""
+"""Our results match the authors' if fixtures are next to the repository, and `tests/golden.py` reports mismatches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_wrong_number_is_out_of_tolerance(tmp_path, capsys):
     assert "triplet_wrong: 0.001  (out of tolerance)" in capsys.readouterr().out
 
 
-def test_an_unknown_prefix_is_a_failure(tmp_path, capsys):
+def test_an_unknown_prefix_fails(tmp_path, capsys):
     save_file({"in.x": torch.zeros(1)}, tmp_path / "other_thing.safetensors")
     assert golden.main([str(tmp_path)]) == 1
     assert "other_thing: unknown prefix" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the user names is imported, from the current folder too; nothing else is, and a slip gets one clear message."""
+"""Only modules that the user names are imported, also from the current folder; typos get one clear message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_it(root: str):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Iterator[Path]:
-    """The current folder, on no path; what is imported from it is forgotten afterwards."""
+    """The current folder, not on Python's path; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     before = set(sys.modules)
@@ -58,7 +58,7 @@ def here(tmp_path, monkeypatch) -> Iterator[Path]:
         ("needy_sources.MySource", r"^could not import needy_sources, .*: ModuleNotFoundError: No module named "),
     ],
 )  # fmt: skip
-def test_a_slip_in_the_name_of_a_source_is_one_message(here, name, message):
+def test_a_mistyped_source_name_gives_one_message(here, name, message):
     (here / "own_sources.py").write_text(SOURCES)
     (here / "faulty_sources.py").write_text("nothing")
     (here / "needy_sources.py").write_text("import not_there")
@@ -76,15 +76,15 @@ def test_a_slip_in_the_name_of_a_source_is_one_message(here, name, message):
         ("RawData('.', {'train': [ImageEntry('a.jpg', ['x'])]})", r"there is no folder|a\.jpg"),
     ],
 )  # fmt: skip
-def test_what_a_source_returns_is_checked(here, capsys, result, message):
+def test_the_result_of_a_source_is_checked(here, capsys, result, message):
     (here / "own_sources.py").write_text(SOURCES.replace("RESULT", result))
     assert main(["prepare", "own_sources.MySource", f"--out={here / 'out'}", "--num_workers=1"]) == 1
-    told = capsys.readouterr().err
-    assert re.search(message, told), told
+    printed = capsys.readouterr().err
+    assert re.search(message, printed), printed
     assert not (here / "out").exists() or not list((here / "out").rglob("*.tar"))
 
 
-def test_the_current_folder_is_searched_only_for_what_is_named_there(here):
+def test_the_current_folder_is_searched_only_for_named_classes(here):
     (here / "own_part.py").write_text("")
     (here / "own_folder").mkdir()
     (here / "own_folder" / "part.py").write_text("")
@@ -99,7 +99,7 @@ def test_the_current_folder_is_searched_only_for_what_is_named_there(here):
     assert sys.path == [*before, str(here)]
 
 
-def test_a_file_of_the_current_folder_replaces_no_module(here):
+def test_a_file_in_the_current_folder_does_not_replace_a_module(here):
     for name in ("torch", "colorsys", "own_part"):
         (here / f"{name}.py").write_text(
             "raise SystemExit('not this one')" if name != "own_part" else "import colorsys"
@@ -127,9 +127,9 @@ def test_a_config_imports_the_classes_of_its_model_and_no_others(here):
 
 
 @pytest.mark.parametrize("config", ["names it", "does not name it", "is missing"])
-def test_a_checkpoint_alone_imports_nothing_and_the_refusal_says_what_to_type(here, scenes, config, monkeypatch):
-    """Not even what a config beside it names: both may come from someone else."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(here)])  # as for a program that is started here
+def test_a_checkpoint_alone_imports_nothing_and_the_message_says_what_to_do(here, scenes, config, monkeypatch):
+    """Not even the modules named in a config next to it: both files may be untrusted."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(here)])  # as in a program started from this folder
     (here / "own_part.py").write_text("raise SystemExit('imported')")
     folder = here / "a run" / "checkpoints"
     folder.mkdir(parents=True)

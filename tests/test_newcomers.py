@@ -1,4 +1,4 @@
-"""A newcomer writes a source, a backbone and a method from the pages alone, in files of their own, and runs them."""
+"""A newcomer can write and run a source, a backbone and a method in their own files with the documentation alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launching import ENOUGH
 from pages import PACKAGE, commands, shown_class
 from raw import save_image
 
-PAGES = {  # by the module that the page's commands name
+PAGES = {  # by the module named in the page's commands
     "my_source": ("data/sources/README.md", 25),
     "my_backbone": ("backbones/README.md", 45),
     "my_package": ("methods/README.md", 40),
@@ -31,7 +31,7 @@ QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.batch_si
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with the files of the pages and a raw data set, as the source's page describes it."""
+    """A folder with the files from the documentation and a raw data set in the documented layout."""
     for module, (page, _) in PAGES.items():
         (tmp_path / f"{module}.py").write_text(shown_class(page))
     for split, number in (("train", 12), ("val", 4), ("test", 5)):
@@ -45,7 +45,7 @@ def desk(tmp_path: Path) -> Path:
 
 
 def itr(desk: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command `itr` in a folder; its own folder is the first of Python's path, the current one is not on it."""
+    """Run the command `itr` in a folder; Python's path starts with the command's folder, without the current folder."""
     variables = {name: value for name, value in os.environ.items() if name != "ITR_IMPORT"}
     variables |= {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(desk / "bin" / "itr"), *arguments]
@@ -59,12 +59,12 @@ def run(desk: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "most"), PAGES.values())
-def test_the_class_on_the_page_is_short(page, most):
+def test_the_class_in_the_documentation_is_short(page, most):
     lines = [line for line in shown_class(page).splitlines() if line.strip()]
     assert 10 < len(lines) <= most
 
 
-def test_the_source_on_the_page_writes_shards(desk, monkeypatch, capsys):
+def test_the_documented_source_writes_shards(desk, monkeypatch, capsys):
     monkeypatch.syspath_prepend(desk)
     monkeypatch.delitem(sys.modules, "my_source", raising=False)
     monkeypatch.chdir(desk)
@@ -77,14 +77,14 @@ def test_the_source_on_the_page_writes_shards(desk, monkeypatch, capsys):
     }  # fmt: skip
     with pytest.raises(SystemExit):
         main(["prepare", "my_source.MySource", "--help"])
-    told = capsys.readouterr().out
-    assert "Images, each with a text file of the same name" in told
-    assert "--ending ENDING" in told
-    assert "--bad_images" in told
+    printed = capsys.readouterr().out
+    assert "Images, each with a text file of the same name" in printed
+    assert "--ending ENDING" in printed
+    assert "--bad_images" in printed
 
 
 @pytest.mark.slow
-def test_the_commands_on_the_pages_run_from_the_folder_of_the_files(desk):
+def test_the_documented_commands_run_in_the_folder_of_the_files(desk):
     for line in commands(SOURCE):
         run(desk, *line)
     for line in commands(BACKBONE):
@@ -97,7 +97,7 @@ def test_the_commands_on_the_pages_run_from_the_folder_of_the_files(desk):
 
 
 @pytest.mark.slow
-def test_all_three_train_together_and_their_checkpoint_opens_in_every_verb_by_its_config(desk):
+def test_all_three_train_together_and_every_command_opens_their_checkpoint_by_its_config(desk):
     run(desk, "prepare", "my_source.MySource", "--root=raw", "--out=shards", "--ending=.png")
     (desk / "mine.yaml").write_text(
         "model:\n  backbone:\n    class_path: my_backbone.MyBackbone\n    init_args: {dim: 16}\n"
@@ -119,7 +119,7 @@ def test_all_three_train_together_and_their_checkpoint_opens_in_every_verb_by_it
     }
     for verb, options in opened.items():
         refused = itr(desk, verb, *options)
-        assert (refused.returncode == 1) == (verb != "report")  # which shows what it can
+        assert (refused.returncode == 1) == (verb != "report")  # a report shows whatever it can
         assert "add --config runs/mine/config.yaml" in refused.stderr, verb
         done = itr(desk, verb, *options, *named)
         assert "not part of itr" not in done.stderr

@@ -21,12 +21,12 @@ NOT_IMPORTED = {
 
 
 def plain(name: str) -> str:
-    """The name of a distribution in one spelling."""
+    """The normalised name of a distribution."""
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def requirements() -> list[Requirement]:
-    """What the project and the extras that users install need."""
+    """The requirements of the project and of its user-facing extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     return [Requirement(line) for line in (*project["dependencies"], *extras["parquet"], *extras["teachers"])]
@@ -38,7 +38,7 @@ def declared() -> set[str]:
 
 
 def imported() -> dict[str, set[str]]:
-    """The packages outside the standard library that src imports anywhere, and the files that do."""
+    """The third-party packages that src imports, with the files that import them."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -67,7 +67,7 @@ def test_every_declared_package_is_imported() -> None:
     assert {"webdataset", "torchmetrics", "lightning", "torch"} <= used
 
 
-def test_the_lock_file_holds_a_release_of_each_that_pyproject_allows() -> None:
+def test_the_lock_file_has_an_allowed_release_of_each_package() -> None:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pins = [line.split()[0].split("==") for line in lines if re.match(r"[a-zA-Z0-9]", line)]
     locked: dict[str, list[str]] = {}

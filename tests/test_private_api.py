@@ -1,4 +1,4 @@
-"""Private names of other libraries: they are used in `itr.private_api` alone, and each of them still works."""
+"""Private names of other libraries are only used in `itr.private_api`, and each of them still works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_private(name: str) -> bool:
 
 
 def sources() -> dict[str, ast.Module]:
-    """The syntax trees of all files of the package, without `private_api`."""
+    """The syntax trees of all files of the package except `private_api`."""
     paths = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
     return {name: ast.parse(path.read_text("utf-8")) for name, path in paths.items() if "private_api/" not in name}
 
@@ -61,13 +61,13 @@ def own_names(tree: ast.Module) -> set[str]:
 
 
 def on_self(node: ast.Attribute) -> bool:
-    """Whether this is an attribute of the object itself, of its class or of what a class inherits."""
+    """Whether this is an attribute of the object itself, of its class or of a base class."""
     text = ast.unparse(node.value)
     return text in ("self", "cls") or text.startswith("super(")
 
 
 def private_uses(tree: ast.Module, own: set[str]) -> list[str]:
-    """Private names that a file uses and that are not `own`, as written."""
+    """Private names that a file uses, except those in `own`, as written in the source."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
@@ -122,7 +122,7 @@ def our_classes() -> list[type]:
 
 
 def clashes(cls: type) -> set[str]:
-    """Private names that a class of ours defines and that a base of another library uses for itself."""
+    """Private names defined by one of our classes and used by its base class from another library."""
     own = names_in_source(cls) & {name for name in vars(cls) if is_private(name)}  # metaclasses add further names
     own |= set(re.findall(r"\bself\.(_[a-z]\w*) = ", inspect.getsource(cls)))
     found = set()
@@ -133,7 +133,7 @@ def clashes(cls: type) -> set[str]:
 
 
 def names_in_source(cls: type) -> set[str]:
-    """Private names in the source of a class, which attributes of its objects are too; none for a class in C."""
+    """Private names in the source of a class, including attributes of its objects; empty for a class in C."""
     try:
         return set(re.findall(r"\b_[a-z]\w*", inspect.getsource(cls)))
     except OSError:
@@ -159,7 +159,7 @@ def test_the_search_finds_overridden_names():
 
 @contextmanager
 def explained(what: str, where: str):
-    """Report what a release of a library has changed, and which part of `private_api` uses it."""
+    """Say on failure what a library has changed, and which part of `private_api` uses it."""
     try:
         yield
     except (AttributeError, ImportError, TypeError, KeyError, AssertionError) as error:
@@ -167,7 +167,7 @@ def explained(what: str, where: str):
 
 
 class Watched(pl.Callback):
-    """Asks Lightning's private parts at the end of each batch."""
+    """Reads Lightning's private state at the end of each batch."""
 
     def __init__(self):
         self.accumulating, self.over, self.checkpoint = [], [], {}
@@ -201,14 +201,14 @@ def quiet_trainer(tmp_path, **options) -> pl.Trainer:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> Watched:
-    """What Lightning said during a run of three batches out of five, with two batches a step."""
+    """Lightning's state during a run of three batches out of five, with two batches per step."""
     folder, seen = tmp_path_factory.mktemp("run"), Watched()
     trainer = quiet_trainer(folder, callbacks=[seen], limit_train_batches=3, accumulate_grad_batches=2)
     trainer.fit(Line(), DataLoader(torch.ones(5, 1)))
     return seen
 
 
-def test_signals_stay_ours(tmp_path):
+def test_lightning_does_not_replace_our_signal_handlers(tmp_path):
     trainer = quiet_trainer(tmp_path)
     with explained("Lightning's Trainer has no _signal_connector", "lightning.no_signal_handlers"):
         assert callable(trainer._signal_connector.register_signal_handlers), "register_signal_handlers"
@@ -222,40 +222,40 @@ def test_signals_stay_ours(tmp_path):
         trainer.fit(Line(), DataLoader(torch.ones(5, 1)))
         handlers[taken] = callback.handler
     with explained("Lightning does not call _SignalConnector.register_signal_handlers", "lightning.no_signal_handlers"):
-        assert handlers[True] is not signal.getsignal(signal.SIGTERM), "Lightning handles no signals: drop the function"
+        assert handlers[True] is not signal.getsignal(signal.SIGTERM), (
+            "Lightning no longer handles signals: remove the function"
+        )
         assert handlers[False] is signal.getsignal(signal.SIGTERM), "Lightning still handles signals"
 
 
-def test_a_checkpoint_can_be_had_without_writing_it(watched):
-    with explained("_CheckpointConnector.dump_checkpoint does not give what it gave", "lightning.dump_checkpoint"):
+def test_a_checkpoint_can_be_made_without_writing_it(watched):
+    with explained("_CheckpointConnector.dump_checkpoint returns something else", "lightning.dump_checkpoint"):
         assert {"state_dict", "loops", "optimizer_states", "callbacks", "global_step"} <= watched.checkpoint.keys()
 
 
-def test_accumulated_gradients_are_seen(watched):
-    with explained("_TrainingEpochLoop._should_accumulate does not say what it said", "lightning.is_accumulating"):
-        assert watched.accumulating == [True, False, False]  # the last batch makes a step at once
+def test_gradient_accumulation_is_detected(watched):
+    with explained("_TrainingEpochLoop._should_accumulate returns something else", "lightning.is_accumulating"):
+        assert watched.accumulating == [True, False, False]  # the last batch is followed by a step
 
 
-def test_the_last_batch_of_an_epoch_is_seen(watched):
-    with explained(
-        "_TrainingEpochLoop._num_ready_batches_reached does not say what it said", "lightning.is_epoch_over"
-    ):
+def test_the_last_batch_of_an_epoch_is_detected(watched):
+    with explained("_TrainingEpochLoop._num_ready_batches_reached returns something else", "lightning.is_epoch_over"):
         assert watched.over == [False, False, True]
 
 
-def test_the_launcher_of_processes_is_known(tmp_path):
+def test_the_process_launcher_is_available(tmp_path):
     with explained(
         "lightning.pytorch.strategies.launchers has no _SubprocessScriptLauncher", "lightning.script_launcher"
     ):
         launcher = lightning.script_launcher(quiet_trainer(tmp_path, strategy="ddp", devices=2))
-        assert launcher is not None, "DDP starts its processes by something else"
+        assert launcher is not None, "DDP starts its processes in another way"
         assert launcher.procs == [], "it has no list of processes"
         assert callable(launcher.launch)
         assert launcher.cluster_environment is not None
         assert lightning.script_launcher(quiet_trainer(tmp_path, devices=1)) is None
 
 
-def test_timeout_and_backend_of_ddp_are_known(tmp_path):
+def test_timeout_and_backend_of_ddp_are_available(tmp_path):
     strategy = DDPStrategy(timeout=timedelta(minutes=5))
     quiet_trainer(tmp_path, strategy=strategy, devices=2)
     with explained("DDPStrategy has no _timeout", "lightning.ddp_timeout"):
@@ -286,7 +286,7 @@ class OwnCsv(CSVLogger):
         return lightning.set_csv_writer(self, Rows)
 
 
-def test_a_csv_logger_takes_our_writer(tmp_path):
+def test_a_csv_logger_accepts_our_writer(tmp_path):
     logger = OwnCsv(tmp_path)
     with explained("CSVLogger does not look at _experiment", "lightning.set_csv_writer"):
         logger.finalize("success")
@@ -307,7 +307,7 @@ class OwnCLI(lightning.TakesSavedSettings, LightningCLI):
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-def test_a_command_line_takes_settings_of_its_own(tmp_path):
+def test_a_command_line_accepts_its_own_settings(tmp_path):
     options = {"logger": False, "accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": str(tmp_path)}
     with explained(
         "LightningCLI does not call _parse_ckpt_path between parsing and building", "lightning.TakesSavedSettings"
@@ -329,7 +329,7 @@ class Described(pl.LightningModule):
 
 
 def test_a_checkpoint_names_what_builds_its_module(tmp_path):
-    """Without the key, Lightning passes the hyper-parameters to `__init__` itself, which gets one too many here."""
+    """Without the key, Lightning passes the hyperparameters to `__init__`, which does not accept one of them here."""
     assert INSTANTIATOR == "lightning.pytorch.cli.instantiate_module"
     trainer = quiet_trainer(tmp_path)
     trainer.strategy.connect(Described(3))
@@ -349,7 +349,7 @@ def test_buffers_can_be_replaced():
         assert norm.running_mean.tolist() == [3.0, 3.0], "it is a copy"
 
 
-def test_a_compiled_module_can_be_run_as_it_is_written():
+def test_a_compiled_module_can_be_run_uncompiled():
     compiled, layer = [], nn.Linear(1, 1)
 
     def backend(graph, inputs):
@@ -382,7 +382,7 @@ def test_workers_of_a_loader_start_within_a_context():
         assert len(after - before) == 1, "the worker was started outside"
 
 
-def test_the_attention_and_the_name_of_a_config_are_known():
+def test_the_attention_and_the_name_of_a_config_are_available():
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, image_size=16)
@@ -396,7 +396,7 @@ def test_the_attention_and_the_name_of_a_config_are_known():
         assert model.config.to_dict()[transformers.NAME_KEY] == "a/b"
 
 
-def test_options_and_subcommands_of_a_parser_are_known():
+def test_options_and_subcommands_of_a_parser_are_available():
     parser, verb = ArgumentParser(), ArgumentParser()
     parser.add_argument("--size", type=int)
     verb.add_argument("--items", type=list[int])

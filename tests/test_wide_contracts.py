@@ -1,4 +1,4 @@
-"""Backbones and methods that need more than pixels, pooled embeddings and their cosine, as commands run them."""
+"""Commands work with backbones and methods that need more than pixels, pooled embeddings and their cosine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAST = ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_p
 
 
 def tiny(backbone: type) -> list[str]:
-    """The options of a tiny VSE for a subclass of it."""
+    """The options of a tiny VSE for a subclass of VSE."""
     return [f"--model.backbone={backbone.__module__}.{backbone.__name__}", *TINY_VSE[1:]]
 
 
@@ -32,7 +32,7 @@ def run(verb: str, folder: Path, shards: Path, *options: str) -> int:
 
 
 def trained(folder: Path, shards: Path, *options: str) -> dict[str, float]:
-    """The figures of `itr test` after a short `itr fit`."""
+    """The metrics of `itr test` after a short `itr fit`."""
     data = [option for option in options if option.startswith("--data.")]
     assert run("fit", folder, shards, "--data.batch_size=8", "--trainer.max_epochs=2", *options) == 0
     assert run("test", folder, shards, "--ckpt_path=best", *data) == 0
@@ -40,7 +40,7 @@ def trained(folder: Path, shards: Path, *options: str) -> dict[str, float]:
 
 
 def transferred(folder: Path, shards: Path, *options: str) -> dict[str, float]:
-    """The figures of `itr evaluate transfer` by the best checkpoint."""
+    """The metrics of `itr evaluate transfer` with the best checkpoint."""
     out, checkpoint = folder / "transfer.json", str(folder / "checkpoints" / "best.ckpt")
     source = [] if "--embeddings" in options else ["--data", str(shards)]
     where = ["--out", str(out), "--ckpt_path", checkpoint, "--device", "cpu", "--num_workers", "0"]
@@ -54,7 +54,7 @@ def same_figures(test: dict[str, float], other: dict[str, float]) -> None:
 
 
 def embedded(folder: Path, shards: Path, *options: str) -> Path:
-    """The file of `itr embed`."""
+    """The file that `itr embed` writes."""
     checkpoint = str(folder / "checkpoints" / "best.ckpt")
     out = ["--out", str(folder / "e.npz"), "--device", "cpu", "--num_workers", "0"]
     assert main(["embed", "--ckpt_path", checkpoint, "--data", str(shards), *out, *options]) == 0
@@ -62,7 +62,7 @@ def embedded(folder: Path, shards: Path, *options: str) -> Path:
 
 
 def reported(folder: Path, shards: Path) -> dict[str, float]:
-    """The figures of `itr report`, from embeddings made now and from those kept beside the page."""
+    """The metrics of `itr report`, from new embeddings and from cached ones."""
     best = folder / "checkpoints" / "best.ckpt"
     found = [
         measure(checkpoint_embeddings(best, shards, "test", folder / "kept.npz", "cpu"), None, 3, torch.device("cpu"))
@@ -72,7 +72,7 @@ def reported(folder: Path, shards: Path) -> dict[str, float]:
     return found[0].figures
 
 
-def test_late_interaction_has_the_same_figures_everywhere(scenes, tmp_path, capsys):
+def test_late_interaction_has_the_same_metrics_everywhere(scenes, tmp_path, capsys):
     test = trained(tmp_path, scenes, *tiny(LateInteraction))
     assert "LateInteraction, weights" in test["about"]["scored_by"]
     same_figures(test, transferred(tmp_path, scenes))
@@ -91,7 +91,7 @@ def test_late_interaction_has_the_same_figures_everywhere(scenes, tmp_path, caps
     assert main([*coco[:-1], str(tmp_path / "bare.npz")]) == 1
 
 
-def test_a_second_stage_counts_wherever_figures_are_made(scenes, tmp_path):
+def test_a_second_stage_affects_all_metrics(scenes, tmp_path):
     test = trained(tmp_path, scenes, *tiny(TwoStage))
     same_figures(test, transferred(tmp_path, scenes))
     same_figures(test, reported(tmp_path, scenes))
@@ -108,7 +108,7 @@ def test_a_second_stage_counts_wherever_figures_are_made(scenes, tmp_path):
     assert not torch.equal(score.candidates("t2i", slice(0, len(plain))).argsort(dim=1, descending=True)[:, :3], plain)
 
 
-def test_a_method_changes_the_score_and_brings_named_vectors(scenes, tmp_path, monkeypatch):
+def test_a_method_changes_the_score_and_adds_named_embeddings(scenes, tmp_path, monkeypatch):
     seen: list[float] = []
     losses = UncertainModule.losses
     monkeypatch.setattr(

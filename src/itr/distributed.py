@@ -1,4 +1,4 @@
-"""Rows of all processes, with exact gradients, where one process is the identity; and each process's device."""
+"""Gather rows of all processes with exact gradients, and choose each process's device. All work on one process too."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def world_size() -> int:
 
 
 def choose_device(wanted: str, process: int = 0) -> str:
-    """A device by name; `auto` is this process's GPU where there are GPUs.
+    """The name of the device to use; `auto` chooses this process's GPU if there are GPUs, and the CPU otherwise.
 
     Raises:
-        UserError: no such device.
+        UserError: the name is unknown, or there is no usable GPU.
     """
     if wanted != "auto":
         if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", wanted):
@@ -38,25 +38,25 @@ def choose_device(wanted: str, process: int = 0) -> str:
 
 
 def process_number() -> int:
-    """Which of the processes that train together this is."""
+    """This process's rank among the processes that train together."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def stack(value: Tensor, device: torch.device) -> Tensor:
-    """The value [...] of each process [processes, ...], on the CPU; the processes talk over `device`."""
+    """Stack the value [...] of each process: [processes, ...], on the CPU; communication uses `device`."""
     return gather(value[None].to(device)).cpu()
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Stack the rows of all processes in rank order [N, ...] -> [world x N, ...]; each must bring the same N.
+    """Stack the rows of all processes in rank order: [N, ...] -> [processes x N, ...]; N must be the same for all.
 
-    The backward pass sums over processes the gradients that reach a row. When every process computes the same loss of
-    all rows, or the loss of its own rows times the number of processes, the mean that DDP takes over processes is then
-    exactly the gradient of the loss of the whole batch.
+    The backward pass sums the gradients of each row over processes. If every process computes the same loss of all
+    rows, or the loss of its own rows times the number of processes, DDP's mean over processes is then exactly the
+    gradient of the loss of the whole batch.
     """
     if world_size() == 1:
         return rows
-    if rows.dtype == torch.bool:  # not every communication library knows it
+    if rows.dtype == torch.bool:  # not every communication library supports bool
         return gather(rows.to(torch.uint8)).bool()
     gathered: Tensor = _Gather.apply(rows)
     return gathered
@@ -80,7 +80,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:
-    """`gather` on every field of an `Encoded`; token-level features, where it has them, padded to a common length."""
+    """Apply `gather` to each tensor of an `Encoded`, after padding token-level features, if any, to a common length."""
     if world_size() == 1:
         return encoded
     if with_tokens:
@@ -89,7 +89,7 @@ def gather_encoded(encoded: Encoded, with_tokens: bool) -> Encoded:
 
 
 def mean_of_processes(values: Tensor) -> Tensor:
-    """The mean over processes of values [...] without gradients, on the device, where nothing waits for it."""
+    """The mean of values [...] over processes, without gradients; does not wait for the device."""
     if world_size() == 1:
         return values
     total = values.clone()
@@ -98,7 +98,7 @@ def mean_of_processes(values: Tensor) -> Tensor:
 
 
 def largest(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers."""
+    """The largest number of all processes."""
     if world_size() == 1:
         return number
     value = torch.tensor(number, device=device)
@@ -107,7 +107,7 @@ def largest(number: int, device: torch.device) -> int:
 
 
 def gather_uneven(rows: Tensor) -> Tensor:
-    """Stack the rows of all processes, however many each brings, without gradients."""
+    """Stack the rows of all processes, whose numbers of rows may differ, without gradients."""
     if world_size() == 1:
         return rows
     count = torch.tensor(len(rows), device=rows.device)

@@ -11,7 +11,7 @@ from itr.data.shards.positives import Positives
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.gallery import Gallery, GalleryBuilder
 from itr.evaluation.ranks import Matches, precision_over_all, rank
-from itr.evaluation.retrieval import evaluate, recalls, table
+from itr.evaluation.retrieval import evaluate, recall_table, recalls
 from itr.types import Batch, Encoded, Tokens
 
 
@@ -65,7 +65,7 @@ def test_nan_embeddings_are_ranked_last():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_equal_embeddings_tie_whatever_the_tile(dtype):
+def test_equal_embeddings_tie_in_every_tile(dtype):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(40, 33, generator=generator).to(dtype)
     text = torch.randn(120, 33, generator=generator).to(dtype)
@@ -193,7 +193,7 @@ def test_with_only_annotated_matches_the_r_precision_of_captions_is_recall_at_1(
     assert metrics["all/t2i_map_at_r"] == pytest.approx(metrics["t2i_r1"])
     assert metrics["all/t2i_matches"] == 1
     assert metrics["rsum"] == pytest.approx(sum(v for n, v in metrics.items() if n[:3] in ("i2t", "t2i") and "_r" in n))
-    assert "R-Prec" in table({f"test/{name}": value for name, value in metrics.items()})
+    assert "R-Prec" in recall_table({f"test/{name}": value for name, value in metrics.items()})
 
 
 def test_positives_of_ids_that_are_not_in_the_gallery_are_ignored():

@@ -1,4 +1,4 @@
-"""One score for every figure: a model's own similarity, its second stage, and what files say of both."""
+"""All metrics use the same score: a model's own similarity and second stage, and the scorer named in a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from late_interaction import LateInteraction
 
 
 class Bilinear(nn.Module):
-    """A stand-in for a model: images and captions through a matrix, with a second stage by tokens."""
+    """A simple model that compares images and captions through a matrix, with a second stage on tokens."""
 
     needs_tokens = True
 
@@ -57,7 +57,7 @@ def gallery(model: Bilinear | None, images: int = 11, captions: int = 23) -> Gal
     return Gallery(side(images, 0), ids[0], side(captions, 1), ids[1], owner, scorer)
 
 
-def test_tiles_pairs_and_candidates_are_the_similarity():
+def test_tiles_pairs_and_candidates_agree_with_the_similarity():
     made = gallery(Bilinear())
     score = made.score()
     assert isinstance(score, ModelScore)
@@ -76,7 +76,7 @@ def test_tiles_pairs_and_candidates_are_the_similarity():
 
 
 def by_hand(made: Gallery, model: Bilinear, number: int) -> dict[str, list[int]]:
-    """Ranks of a plain loop: sort by the first stage, sort the first `number` again, and look."""
+    """Ranks by a plain loop: sort by the first stage, then sort the first `number` candidates by the second."""
     first, own, found = model.similarity(made.image, made.text), made.own_image().tolist(), {"i2t": [], "t2i": []}
     for way, scores in (("i2t", first), ("t2i", first.T)):
         for query, row in enumerate(scores.tolist()):
@@ -93,7 +93,7 @@ def by_hand(made: Gallery, model: Bilinear, number: int) -> dict[str, list[int]]
 
 
 @pytest.mark.parametrize("number", [1, 4, 30])
-def test_the_second_stage_orders_the_shortlist_of_the_first(number):
+def test_the_second_stage_sorts_the_shortlist_of_the_first(number):
     model = Bilinear(rescored=number)
     made = gallery(model)
     score = made.score()
@@ -115,24 +115,24 @@ def test_a_rescored_pair_depends_on_the_query():
         score(slice(0, 1), slice(0, 1))
 
 
-def test_a_plain_cosine_is_scored_exactly_whatever_the_backbone(vse_module):
+def test_a_plain_cosine_is_scored_exactly_with_any_backbone(vse_module):
     assert isinstance(scorer_of(vse_module), CosineScorer)
     assert isinstance(gallery(None).score(), Cosine)
 
 
 @pytest.fixture(scope="module")
 def vse_module() -> SimpleNamespace:
-    """What `scorer_of` looks at of a model without a similarity of its own."""
+    """The parts that `scorer_of` reads of a model without its own similarity."""
     backbone = type("Plain", (SimpleNamespace,), {"similarity": Backbone.similarity})(rescored=0)
     return SimpleNamespace(backbone=backbone, methods=nn.ModuleDict())
 
 
-def test_late_interaction_has_a_score_of_its_own():
+def test_late_interaction_has_its_own_score():
     assert LateInteraction.similarity is not Backbone.similarity
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
-def test_a_file_is_scored_as_it_says_or_not_at_all(tmp_path, kind):
+def test_a_file_is_scored_only_by_the_scorer_it_names(tmp_path, kind):
     model = Bilinear()
     made = gallery(model)
     made.image.extra["log_variance"] = torch.randn(11, 4)
@@ -167,7 +167,7 @@ def test_a_file_is_scored_as_it_says_or_not_at_all(tmp_path, kind):
         load_embeddings(path, ModelScorer(other))
 
 
-def test_every_score_answers_the_same_questions():
+def test_all_scores_implement_the_same_interface():
     for score in (gallery(None).score(), gallery(Bilinear()).score(), gallery(Bilinear(rescored=2)).score()):
         assert isinstance(score, Score)
         assert score.candidates("i2t", slice(0, 4)).shape == (4, 23)

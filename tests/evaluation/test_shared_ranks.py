@@ -1,4 +1,4 @@
-"""Processes that share the tiles of a gallery get the ranks of one process, bit by bit."""
+"""Processes that divide the tiles of a gallery among them compute exactly the ranks of one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = ["fast", "ties", "nan", "function", "single"]
 
 
 def ranks_of(case: str) -> list[Tensor]:
-    """The ranks of a small gallery whose captions are in no order."""
+    """The ranks of a small gallery whose captions are in random order."""
     generator = torch.Generator().manual_seed(0)
     num_images = 1 if case == "single" else 50
     image, text = torch.randn(num_images, 9, generator=generator), torch.randn(130, 9, generator=generator)
@@ -42,7 +42,7 @@ def work(process: int, processes: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_rank_like_one(tmp_path: Path, processes: int) -> None:
+def test_several_processes_compute_the_ranks_of_one(tmp_path: Path, processes: int) -> None:
     mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
     for process in range(processes):
         found = torch.load(tmp_path / f"{process}.pt")

@@ -13,7 +13,7 @@ EDITS = ("flip", "cut", "write", "insert", "remove", "repeat", "zero", "deep", "
 
 
 def edits(most: int = 4) -> st.SearchStrategy[list[Edit]]:
-    """A few changes of bytes."""
+    """A few changes to bytes."""
     place = st.one_of(st.integers(0, 600), st.integers(0, 2**20))
     one = st.tuples(st.sampled_from(EDITS), place, st.integers(0, 600), st.binary(max_size=16))
     return st.lists(one, max_size=most)
@@ -23,7 +23,7 @@ DEEP = [b"[" * 100_000, b'{"a":' * 100_000, b"[" * 50_000 + b"]" * 50_000]
 
 
 def broken(data: bytes, changes: list[Edit]) -> bytes:
-    """The bytes after these changes; places count round."""
+    """The bytes after these changes; positions wrap around."""
     for kind, where, size, new in changes:
         at = where % (len(data) + 1)
         head, part, tail = data[:at], data[at : at + size], data[at + size :]
@@ -49,7 +49,7 @@ def broken(data: bytes, changes: list[Edit]) -> bytes:
 
 
 def odd_texts() -> st.SearchStrategy[str]:
-    """Any text: NUL, lone surrogates, both directions, joined emoji, markup, very long, nothing but blanks."""
+    """Unusual text: NUL, lone surrogates, both writing directions, joined emoji, markup, very long or only blanks."""
     special = [
         "", " ", "\x00", "\ud800", "\udfff x \ud83c\udf88", "\u202eabc", "שלום עולם", "👩‍👩‍👧‍👦 🎈", "é\u0301" * 50,
         "\u2028", "\ufeff", "\x1b[31m", "<script>alert(1)</script>", "a\"b'c&d<e>", "&lt;b&gt;", "</p></style>",
@@ -61,13 +61,13 @@ def odd_texts() -> st.SearchStrategy[str]:
 
 
 def letters(most: int) -> st.SearchStrategy[str]:
-    """Any code points, surrogates too. `st.text` would sort all of Unicode first, which takes each process seconds."""
+    """Any code points, including surrogates. `st.text` first sorts all of Unicode, which takes seconds per process."""
     one = st.one_of(st.sampled_from("ab 09,\"'<&\n"), st.integers(0, 0x10FFFF).map(chr), st.integers(0, 255).map(chr))
     return st.lists(one, max_size=most).map("".join)
 
 
 def odd_names() -> st.SearchStrategy[str]:
-    """Names of files that lead elsewhere, or look as if they did."""
+    """File names that lead outside a folder, or look as if they did."""
     special = [
         "../x.jpg", "../../../../tmp/itr-fuzz-escaped.jpg", "/etc/passwd", "/tmp/itr-fuzz-escaped.jpg",
         "a/../b.jpg", "./0.jpg",
@@ -82,7 +82,7 @@ def odd_names() -> st.SearchStrategy[str]:
 
 
 def json_values(leaves: int = 8) -> st.SearchStrategy[Any]:
-    """Any value that JSON can hold, and some that only Python's reader takes."""
+    """Any JSON value, and some that only Python's parser accepts."""
     whole = st.one_of(st.integers(), st.sampled_from([-1, 2**31, 2**63, -(2**63) - 1, 2**64, 10**30, 10**400]))
     leaf = st.one_of(st.none(), st.booleans(), whole, st.floats(), odd_texts(), odd_names())
     return st.recursive(
@@ -96,13 +96,13 @@ Twist = tuple[str, int, Any]
 
 
 def twists(values: st.SearchStrategy[Any] | None = None, most: int = 3) -> st.SearchStrategy[list[Twist]]:
-    """A few changes of a structure of lists and dictionaries."""
+    """A few changes to a structure of lists and dictionaries."""
     kinds = st.sampled_from(["replace", "remove", "double", "rename"])
     return st.lists(st.tuples(kinds, st.integers(0, 200), json_values() if values is None else values), max_size=most)
 
 
 def twisted(value: Any, changes: list[Twist]) -> Any:
-    """A structure after these changes; the places are its nodes in the order of their depth."""
+    """A structure after these changes; positions number its nodes by depth."""
     value = copy.deepcopy(value)
     for kind, where, new in changes:
         places = list(_places(value))

@@ -1,9 +1,9 @@
-"""Run the targets of the fuzz tests for a given time, and count how their examples end.
+"""Run the fuzz targets for a given time, and count how their examples end.
 
     python tests/fuzz/campaign.py --seconds 3600 --out fuzz.json
 
-Each slice of time is one process with a limit on its memory, so that a target that kills it or hangs in a library is
-counted too. The file is written anew after each slice.
+Each time slice runs in a process with limited memory, so that a target that kills it or hangs in a library is
+counted too. The file is rewritten after each slice.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from all_targets import TARGETS  # noqa: E402
 from itr.files.writing import whole_file  # noqa: E402
 from judging import Bug, Target  # noqa: E402
 
-MEMORY = 3 * 2**30  # bytes of address space beyond what the process has when it begins
+MEMORY = 3 * 2**30  # bytes of address space beyond the process's initial size
 GRACE = 60.0  # seconds after the end of a slice until its process is killed
 
 
 class Stop(BaseException):
-    """The time of a slice is over."""
+    """The time of a slice is up."""
 
 
 def judge_for(target: Target, seconds: float, number: int, last: Path) -> dict[str, Any]:
-    """Judge examples for a time: how many ended how, and the bugs by where they were raised."""
+    """Judge examples for some time; count how they ended, and the bugs by where they were raised."""
     ended: Counter[str] = Counter()
     bugs: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + seconds
@@ -74,7 +74,7 @@ def judge_for(target: Target, seconds: float, number: int, last: Path) -> dict[s
 
 
 def where(bug: Bug) -> str:
-    """What tells one bug from another: the kind of the error, and the last line of ours that it came by."""
+    """The identity of a bug: the type of the error and the last line of itr in its traceback."""
     cause = bug.__cause__ or bug
     frames = [f for f in traceback.extract_tb(cause.__traceback__) if "/itr/" in f.filename]
     last = f"{Path(frames[-1].filename).name}:{frames[-1].name}:{frames[-1].lineno}" if frames else "?"
@@ -83,14 +83,14 @@ def where(bug: Bug) -> str:
 
 
 def run_slice(target: Target, seconds: float, number: int, folder: Path) -> dict[str, Any]:
-    """One process for one target; what it found, or how it died."""
+    """Run a target in a process; return what it found, or how it died."""
     result, last, words = folder / "result.json", folder / "last.txt", folder / "stderr.txt"
     result.unlink(missing_ok=True)
     child = os.fork()
     if not child:
         code = 1
         try:
-            os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)  # libraries of images have much to say
+            os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)  # image libraries print many warnings
             judging._home[:] = [tempfile.mkdtemp(prefix="itr-fuzz-slice-", dir=folder)]
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
@@ -109,7 +109,7 @@ def run_slice(target: Target, seconds: float, number: int, folder: Path) -> dict
 
 
 def wait_for(child: int, seconds: float) -> int:
-    """The status of a process, which is killed when the time is over."""
+    """The exit status of a process, which is killed when the time is up."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -121,7 +121,7 @@ def wait_for(child: int, seconds: float) -> int:
 
 
 def add(total: dict[str, Any], found: dict[str, Any]) -> None:
-    """Add a slice to the counts of its target."""
+    """Add a slice's counts to those of its target."""
     for name, count in found["ended"].items():
         total["ended"][name] = total["ended"].get(name, 0) + count
     for key, bug in found["bugs"].items():
@@ -130,8 +130,8 @@ def add(total: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Take the targets in turn until the time is over."""
-    parser = argparse.ArgumentParser(description="Fuzz every reader for a given time and count.")
+    """Run the targets in turn until the time is up."""
+    parser = argparse.ArgumentParser(description="Fuzz every reader for a given time and count the results.")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--slice", type=float, default=20, help="seconds of one target at a time")
     parser.add_argument("--targets", default="", help="part of the names of those to run; all by default")
@@ -143,7 +143,7 @@ def main() -> None:
     began, base = time.monotonic(), int.from_bytes(os.urandom(4), "big")
     with tempfile.TemporaryDirectory(prefix="itr-fuzz-campaign-") as folder:
         set_hypothesis_home_dir(folder)
-        for target in chosen:  # what examples are made from is made once, and the processes of the slices inherit it
+        for target in chosen:  # creates the source material once; the processes of the slices inherit it
             if target.sound is not None:
                 target.judge(target.sound)
         round_ = 0
@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def summary(totals: dict[str, Any], seconds: float, base: int) -> dict[str, Any]:
-    """All counts, with their sums."""
+    """All counts and their sums."""
     ended: Counter[str] = Counter()
     for total in totals.values():
         ended.update(total["ended"])
@@ -167,7 +167,7 @@ def summary(totals: dict[str, Any], seconds: float, base: int) -> dict[str, Any]
 
 
 def write(out: Path | None, totals: dict[str, Any], seconds: float, base: int) -> None:
-    """Write the counts so far, whole or not at all."""
+    """Write the counts so far, atomically."""
     if out is not None:
         with whole_file(out) as file:
             file.write((json.dumps(summary(totals, seconds, base), indent=1) + "\n").encode())

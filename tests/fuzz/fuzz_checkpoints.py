@@ -1,4 +1,4 @@
-"""Targets that open checkpoints: ours, damaged or crafted, and those of the authors that `itr convert` reads."""
+"""Targets that open checkpoints: damaged or crafted ones of itr, and published ones that `itr convert` reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from itr.runs.checkpoints.resume import check_settings
 from judging import Target, check, home, material
 from tiny import save_checkpoint
 
-CANARY = "itr_fuzz_canary"  # a module that nobody may import because a file names it
+CANARY = "itr_fuzz_canary"  # a module that must not be imported even if a file names it
 PATHS = [
     "subprocess.Popen", "os.system", "builtins.eval", f"{CANARY}.Bomb", f"{CANARY}.sub.Bomb", CANARY,
     "torch.nn.Linear", "",
@@ -38,7 +38,7 @@ PATHS = [
 
 @material
 def whole() -> dict[str, Any]:
-    """A small checkpoint of ours, as it is saved."""
+    """The contents of a small itr checkpoint."""
     folder = Path(home(), "checkpoint")
     folder.mkdir()
     (folder / "tokenizer.json").write_text(made_up_tokenizer(60, 20))
@@ -126,29 +126,29 @@ def contents_of_ours(example: Any, folder: Path) -> None:
 
 
 def described(example: Any, folder: Path) -> None:
-    """Class paths and arguments of strangers, where ours stand."""
+    """Untrusted class paths and arguments in place of ours."""
     place, path, arguments, form = example
     content = twisted(whole(), [])
     parts = content["hyper_parameters"]
-    stranger: Any = {"class_path": path, "init_args": arguments} if form == "dictionary" else path
+    untrusted: Any = {"class_path": path, "init_args": arguments} if form == "dictionary" else path
     if form == "arguments":
         parts[place if place == "objective" else "backbone"]["init_args"] |= arguments
     elif place == "methods":
-        parts["methods"] = [stranger]
+        parts["methods"] = [untrusted]
     elif place == "inside":
-        parts["backbone"]["init_args"] |= {"vision_config": stranger}
+        parts["backbone"]["init_args"] |= {"vision_config": untrusted}
     elif place == "whole":
         parts["_class_path"] = path
     elif place == "instantiator":
         parts["_instantiator"] = path
     else:
-        parts[place] = stranger
+        parts[place] = untrusted
     torch.save(content, folder / "model.ckpt")
     open_everywhere(folder / "model.ckpt")
 
 
 def hostile(example: Any, folder: Path) -> None:
-    """Pickles with code, in each form in which torch saves; `itr convert` reads them too."""
+    """Pickles with code, in each of torch's file formats; `itr convert` reads them too."""
     key, zipped, changes = example
     torch.save({**whole(), key: Hostile(str(folder))}, folder / "model.ckpt", _use_new_zipfile_serialization=zipped)
     (folder / "model.ckpt").write_bytes(broken((folder / "model.ckpt").read_bytes(), changes))
@@ -185,17 +185,17 @@ def convert(method: str, path: Path) -> None:
 
 
 def values() -> st.SearchStrategy[Any]:
-    """What may stand anywhere in a checkpoint."""
+    """Values for any place in a checkpoint."""
     tensors = st.builds(
         lambda kind, shape, value: torch.full(shape, value).to(kind),
         st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64, torch.bfloat16]),
         st.lists(st.integers(0, 40), max_size=4).filter(lambda shape: len(shape) < 4 or max(shape) < 9),
         st.sampled_from([0.0, 1.0, float("nan"), float("inf"), -5.0]),
     )
-    return st.one_of(json_values(4), tensors, st.sampled_from(PATHS), _strangers())
+    return st.one_of(json_values(4), tensors, st.sampled_from(PATHS), _descriptions())
 
 
-def _strangers() -> st.SearchStrategy[Any]:
+def _descriptions() -> st.SearchStrategy[Any]:
     return st.builds(lambda path, args: {"class_path": path, "init_args": args}, st.sampled_from(PATHS), _arguments())
 
 

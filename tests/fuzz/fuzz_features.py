@@ -1,4 +1,4 @@
-"""Targets that read features, dense captions, embeddings and the pickles of others."""
+"""Targets that read features, dense captions, embeddings and third-party pickles."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def feature_file(example: Any, folder: Path) -> None:
 
 
 def array_file(example: Any, folder: Path) -> None:
-    """Arrays of other types and shapes, behind headers that agree or don't."""
+    """Arrays of other types and shapes, with headers that match or do not."""
     array, as_ids = example
     (folder / "train").mkdir()
     header = HEADER | ({"rows": len(array), "width": array.shape[1]} if array.ndim == 2 else {})
@@ -117,7 +117,7 @@ def embeddings(example: Any, folder: Path) -> None:
 
 
 class Hostile:
-    """Runs a program where it is unpickled."""
+    """Runs a program when it is unpickled."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -172,7 +172,7 @@ def vectors_by_node(example: Any, folder: Path) -> None:
 
 
 def arrays(dimensions: int = 3) -> st.SearchStrategy[np.ndarray]:
-    """Small arrays of any plain type and shape, with numbers that are none."""
+    """Small arrays of any plain dtype and shape, including NaN."""
     kinds = st.sampled_from(["f2", "f4", "f8", "i1", "i8", "u1", "u8", "?", "c8", ">f4", "S3", "U2", "M8[s]"])
     fill = st.sampled_from([0, 1, -1, float("nan"), float("inf"), 2**62, 7])
 

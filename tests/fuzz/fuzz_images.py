@@ -43,7 +43,7 @@ SAVED: list[tuple[str, str, dict[str, Any]]] = [
 
 @material
 def images() -> list[bytes]:
-    """A small image of each kind that this Pillow can write."""
+    """A small image in each format that the installed Pillow can write."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 33, 4), dtype=np.uint8)
     found = []
     for form, mode, options in SAVED:
@@ -53,7 +53,7 @@ def images() -> list[bytes]:
         buffer = io.BytesIO()
         try:
             image.save(buffer, form, **options, **more)
-        except (OSError, KeyError, ValueError):  # without its library
+        except (OSError, KeyError, ValueError):  # the library for this format is missing
             continue
         found.append(buffer.getvalue())
     return found
@@ -87,7 +87,7 @@ def views(data: bytes, seed: int) -> None:
 
 @material
 def tokenizers() -> list[Tokenizer]:
-    """One of BERT's kind and open_clip's, with each way of cleaning."""
+    """A BERT tokenizer, and open_clip's with each way of cleaning text."""
     made_up = made_up_tokenizer(60, 20)
     found: list[Tokenizer] = [HFTokenizer(made_up), HFTokenizer(made_up, clean="canonicalize", strip_end=True)]
     return [*found, BPETokenizer(), BPETokenizer(20, True, "words"), BPETokenizer(20, False, "whitespace")]
@@ -139,7 +139,7 @@ class _Page(HTMLParser):
 
 
 def markup(example: list[str], folder: Path) -> None:
-    """Whatever a text says, the page holds the elements that were made, and the text as it is."""
+    """A page contains exactly the elements that were created and the unchanged text, whatever the text is."""
     for text in example:
         page = _Page()
         page.feed(tag("p", text, title=text))

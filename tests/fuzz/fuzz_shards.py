@@ -1,4 +1,4 @@
-"""Targets that read shards: tars of any bytes and members, and what lies beside them."""
+"""Targets that read shards: tars with any bytes and members, and the files next to them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from breaking import broken, edits, json_values, odd_names, twisted, twists
-from foreign import downloaded
-from foreign import make_image as small_image
 from itr.backbones.base import ImageSpec
 from itr.backbones.tokenizers import BPETokenizer
 from itr.data.inspecting.verify import verify
@@ -29,6 +27,8 @@ from itr.data.sources.scenes import prepare_scenes
 from itr.errors import UserError
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 from judging import Target, check, home, material
+from third_party import downloaded
+from third_party import make_image as small_image
 
 MAX_PIXELS = 1_000_000
 SPEC = ImageSpec(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,35 +42,35 @@ TOKENIZER = BPETokenizer()
 
 @material
 def scenes() -> Path:
-    """Shards that itr wrote: six images in two."""
+    """Shards that itr wrote: six images in two shards."""
     folder = Path(home(), "scenes")
     prepare_scenes(str(folder), train=6, val=2, test=2, captions=(1, 3), image_size=32, shard_size=3)
     return folder
 
 
 @material
-def whole(foreign: bool) -> bytes:
-    """The bytes of a small tar, ours or img2dataset's."""
-    if foreign:
-        return (downloaded(Path(home(), "foreign"), shards=1, each=3) / "00000.tar").read_bytes()
+def whole(third_party: bool) -> bytes:
+    """The bytes of a small tar written by itr or by img2dataset."""
+    if third_party:
+        return (downloaded(Path(home(), "third_party"), shards=1, each=3) / "00000.tar").read_bytes()
     return (scenes() / "train" / "000000.tar").read_bytes()
 
 
 @material
-def members(foreign: bool) -> tuple[Member, ...]:
-    """Its members."""
-    with tarfile.open(fileobj=io.BytesIO(whole(foreign))) as tar:
+def members(third_party: bool) -> tuple[Member, ...]:
+    """The members of `whole`."""
+    with tarfile.open(fileobj=io.BytesIO(whole(third_party))) as tar:
         return tuple((m.name, tarfile.REGTYPE, tar.extractfile(m).read()) for m in tar)  # type: ignore[union-attr]
 
 
 @material
 def bomb(kind: str) -> bytes:
-    """A compressed tar that is far larger when it is opened."""
+    """A compressed tar that expands to a far larger one."""
     return PACKERS[kind](pack((*members(False)[:2], ("9.jpg", tarfile.REGTYPE, bytes(2**25))), tarfile.USTAR_FORMAT))
 
 
 def pack(found: tuple[Member, ...] | list[Member], form: int, sizes: dict[int, int] | None = None) -> bytes:
-    """A tar of these members; `sizes` are lies about some of them."""
+    """A tar of these members; `sizes` gives some of them wrong sizes in their headers."""
     blocks = []
     for place, (name, kind, content) in enumerate(found):
         info = tarfile.TarInfo(name)
@@ -78,7 +78,7 @@ def pack(found: tuple[Member, ...] | list[Member], form: int, sizes: dict[int, i
         info.size = (sizes or {}).get(place, len(content))
         try:
             blocks.append(info.tobuf(form, "utf-8", "surrogateescape"))
-        except ValueError:  # a name that this form can't hold
+        except ValueError:  # a name that this format cannot store
             info.name = "odd.jpg"
             blocks.append(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "replace"))
         blocks.append(content + bytes(-len(content) % 512))
@@ -86,7 +86,7 @@ def pack(found: tuple[Member, ...] | list[Member], form: int, sizes: dict[int, i
 
 
 def read_everywhere(folder: Path) -> None:
-    """Every way in which a tar of `folder/train` is read; the first error of ours is raised after all."""
+    """Read the tar in `folder/train` in every way, then raise the first of our errors."""
     errors: list[UserError] = []
     path = folder / "train" / "000000.tar"
     for act in (read_whole, count_whole, lambda _: read_batches(folder, True), lambda _: read_batches(folder, False)):
@@ -102,7 +102,7 @@ def read_whole(path: Path) -> None:
     for sample in read_tar(path):
         check(isinstance(sample.image, bytes), "a sample without bytes")
         check(0 < len(sample.captions) == len(sample.caption_ids), "captions and their ids differ in number")
-        check(all(isinstance(text, str) for text in sample.captions), "a caption is no text")
+        check(all(isinstance(text, str) for text in sample.captions), "a caption is not a string")
 
 
 def count_whole(path: Path) -> None:
@@ -115,7 +115,7 @@ def read_batches(folder: Path, training: bool) -> None:
     reading = ReadOptions(split, 1, 2, 0, 4, MAX_PIXELS, 3)
     transform = TrainingTransform(SPEC, Augmentation()) if training else EvaluationTransform(SPEC)
     stream = ShardStream(reading, training, transform, TOKENIZER, 0, 1)
-    if len(stream) > 1000:  # a count that was lied about: as many as that would do
+    if len(stream) > 1000:  # a false count: reading that many takes too long
         return
     for batch in ShardLoader(stream, lambda: (0, 0), num_workers=0):
         check(batch.image.shape[1:] == (3, 16, 16), f"images of shape {list(batch.image.shape)}")
@@ -128,14 +128,14 @@ def put(folder: Path, data: bytes) -> None:
 
 
 def tar_of_bytes(example: Any, folder: Path) -> None:
-    foreign, packer, before, after = example
-    put(folder, broken(PACKERS[packer](broken(whole(foreign), before)), after))
+    third_party, packer, before, after = example
+    put(folder, broken(PACKERS[packer](broken(whole(third_party), before)), after))
     read_everywhere(folder)
 
 
 def tar_of_members(example: Any, folder: Path) -> None:
-    foreign, form, packer, changes, sizes = example
-    found = list(members(foreign))
+    third_party, form, packer, changes, sizes = example
+    found = list(members(third_party))
     for kind, at, name, member_kind, content in changes:
         at %= len(found) + 1
         here = found[at] if at < len(found) else ("9.jpg", tarfile.REGTYPE, small_image(1))
@@ -158,9 +158,9 @@ def tar_of_members(example: Any, folder: Path) -> None:
 
 
 def json_member(example: Any, folder: Path) -> None:
-    foreign, changes, raw = example
+    third_party, changes, raw = example
     found = []
-    for name, kind, content in members(foreign):
+    for name, kind, content in members(third_party):
         if name.endswith(".json"):
             meta = twisted(json.loads(content), changes)
             content = raw if raw is not None else json.dumps(meta).encode("utf-8", "surrogatepass")
@@ -197,7 +197,7 @@ def manifest(example: Any, folder: Path) -> None:
 
 
 def verified(example: Any, folder: Path) -> None:
-    """A tar that is not what the manifest says."""
+    """A tar that does not match the manifest."""
     changes, checksums = example
     text = json.loads((scenes() / "manifest.json").read_bytes())
     text["splits"] = {"train": text["splits"]["train"]}
@@ -220,8 +220,8 @@ def positives(example: Any, folder: Path) -> None:
 
 def stats(example: Any, folder: Path) -> None:
     put(folder, whole(True))
-    told = twisted({"count": 6, "successes": 3, "status_dict": {"success": 3}}, example[0])
-    (folder / "train" / "000000_stats.json").write_bytes(broken(json.dumps(told).encode(), example[1]))
+    counts = twisted({"count": 6, "successes": 3, "status_dict": {"success": 3}}, example[0])
+    (folder / "train" / "000000_stats.json").write_bytes(broken(json.dumps(counts).encode(), example[1]))
     read_everywhere(folder)
 
 

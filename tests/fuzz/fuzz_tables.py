@@ -34,7 +34,7 @@ ENDINGS = [".csv", ".tsv", ".json", ".jsonl", ".parquet"]
 
 @material
 def secret() -> Path:
-    """An image outside of any root, which no shard may hold."""
+    """An image outside of any root, which no shard may contain."""
     path = Path(home(), "secret.png")
     Image.new("RGB", (9, 9), "red").save(path)
     return path
@@ -54,7 +54,7 @@ def lay(folder: Path, names: list[str]) -> None:
 
 
 def written(rows: list[Any], ending: str) -> bytes:
-    """A table of these rows."""
+    """A table with these rows."""
     if ending == ".json":
         return json.dumps(rows).encode()
     if ending == ".jsonl":
@@ -81,13 +81,13 @@ def parquet(rows: tuple[str, ...]) -> bytes:
     sink = io.BytesIO()
     try:
         files.write_table(pyarrow.Table.from_pylist([json.loads(row) for row in rows]), sink)
-    except Exception:  # rows that no column can hold: then the whole ones
+    except Exception:  # rows that do not fit into columns: use undamaged ones
         files.write_table(pyarrow.Table.from_pylist(ROWS), sink)
     return sink.getvalue()
 
 
 def prepare(read: Callable[[], RawData], folder: Path) -> None:
-    """Read a source and write its shards; what is written must be whole, and hold no stranger's file."""
+    """Read a source and write its shards, which must be complete and contain no file from outside the root."""
     raw = read()
     write_shards(raw, Writing(str(folder / "out"), num_workers=1, bad_images="skip"))
     verify(str(folder / "out"), num_workers=1)
@@ -112,7 +112,7 @@ def table_of_anything(example: Any, folder: Path) -> None:
 
 
 def names_of_images(example: Any, folder: Path) -> None:
-    """Paths that leave the root, by their text or by way of a link's name."""
+    """Paths that leave the root, directly or through a link."""
     ending, names = example
     root = folder / "root"
     lay(root, NAMES)

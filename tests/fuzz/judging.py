@@ -1,4 +1,4 @@
-"""What a target may do with an example: end cleanly, or with an error of ours. All else is a bug."""
+"""Judge a target: an example must end cleanly or with one of our errors; everything else is a bug."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from hypothesis.strategies import SearchStrategy
 from itr.errors import UserError
 
 T = TypeVar("T")
-SECONDS = 10.0  # of processor time that one example may take, whatever else the machine does
-WAITING = 50.0  # seconds after which it hangs all the same
+SECONDS = 10.0  # processor time for one example, so that the machine's load does not matter
+WAITING = 50.0  # seconds in all after which an example counts as hanging
 MEBIBYTES = 768
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "webbrowser.open")
@@ -34,20 +34,20 @@ CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sym
 
 
 class Bug(BaseException):
-    """An example that ended otherwise than it may; not an `Exception`, since the code under test may catch those."""
+    """An example that ended in a way it must not; not an `Exception`, because the code under test may catch those."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that reads what strangers wrote.
+    """A reader of untrusted input.
 
     Attributes:
-        name: of the target.
-        examples: gives the strategy of its examples.
-        act: reads an example in a folder of its own; returns, or raises one of `named`.
-        named: the errors of ours that it may end in.
-        sound: an example without damage, which must end cleanly; None where there is none.
-        mebibytes: by which one example may raise the memory of the process.
+        name: the target's name.
+        examples: returns the strategy of its examples.
+        act: reads an example in its own folder; returns, or raises one of `named`.
+        named: our errors that it may raise.
+        sound: an undamaged example, which must end cleanly; None if there is none.
+        mebibytes: how much one example may increase the memory of the process.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Target:
     mebibytes: int = MEBIBYTES
 
     def judge(self, example: Any) -> str:
-        """`clean`, or the name of the error of ours.
+        """Run an example; return `clean` or the name of our error.
 
         Raises:
-            Bug: it ended in anything else.
+            Bug: it ended in any other way.
         """
         folder = Path(tempfile.mkdtemp(prefix="example-", dir=home()))
         try:
@@ -92,10 +92,10 @@ class Target:
 
 
 def check(holds: bool, otherwise: str) -> None:
-    """What a target asserts of a clean result.
+    """Assert a property of a clean result.
 
     Raises:
-        Bug: it doesn't hold.
+        Bug: the property does not hold.
     """
     if not holds:
         raise Bug(otherwise)
@@ -105,7 +105,7 @@ _home: list[str] = []
 
 
 def home() -> str:
-    """The folder of this process for examples and what they are made from; it goes when the process ends."""
+    """This process's folder for examples and their source material; it is removed when the process ends."""
     if not _home:
         _home.append(tempfile.mkdtemp(prefix="itr-fuzz-"))
         atexit.register(shutil.rmtree, _home[0], ignore_errors=True)
@@ -117,7 +117,7 @@ _allowed: tuple[str, ...] = ()
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    """Python tells us of files that are opened to be written, of programs that start and of connections."""
+    """Audit hook: note files opened for writing, started programs and connections."""
     if _deeds is None:
         return
     if event == "open":
@@ -135,7 +135,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _in_folder(path: str | bytes, number: Any) -> str:
-    """The path, which may be relative to an open folder of that number."""
+    """The path, which may be relative to the folder with this file descriptor."""
     opened = f"/proc/self/fd/{number}"
     inside = isinstance(number, int) and number >= 0 and os.path.islink(opened)
     return os.path.join(os.readlink(opened), os.fsdecode(path)) if inside else os.fsdecode(path)
@@ -149,7 +149,7 @@ def _look_at(path: str | bytes, what: str) -> None:
 
 
 def material(make: Callable[..., T]) -> Callable[..., T]:
-    """Keeps what examples are made from, which may write where it likes while it is made."""
+    """Cache the source material of examples; its creation may write anywhere."""
 
     @functools.cache
     def made(*arguments: Any) -> T:
@@ -187,7 +187,7 @@ def _watched(folder: Path) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No words on the screen: of a million examples nobody reads them."""
+    """Suppress all output."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -204,13 +204,13 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
-    """A bug where it takes longer than `SECONDS`, or `WAITING`."""
+    """Raise a bug if an example takes longer than `SECONDS` or `WAITING`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def late(*_: object) -> None:
-        raise Bug(f"it hangs: still at work after {SECONDS:.0f} s of processor time, or {WAITING:.0f} s in all")
+        raise Bug(f"it hangs: still running after {SECONDS:.0f} s of processor time or {WAITING:.0f} s in all")
 
     limits = ((signal.SIGPROF, signal.ITIMER_PROF, SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, WAITING))
     earlier = [signal.signal(signum, late) for signum, _, _ in limits]

@@ -1,4 +1,4 @@
-"""What fuzzing found, each kind by name: what strangers wrote is refused in words, and runs nothing."""
+"""Regression tests for faults found by fuzzing: untrusted input is refused with a clear message and never executed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 import fuzz_checkpoints
 import judging
-from foreign import make_image, write_tar
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.component import INSTANTIATOR, check_description
@@ -37,6 +36,7 @@ from itr.methods import CUSA
 from itr.module import RetrievalModule
 from judging import Bug, Target, check
 from raw_trees import write_json
+from third_party import make_image, write_tar
 from tiny import save_checkpoint
 
 DEEP = "[" * 100_000
@@ -52,25 +52,25 @@ def one_sample(folder: Path, meta: bytes) -> Any:
     [b"7", b"[]", b"null", b'"text"', DEEP.encode(), b'{"captions": ["a"], "caption_ids": {"0": 1}}',
      b'{"captions": ["a"], "caption_ids": [null]}', b'{"captions": ["a"], "caption_ids": [1e400]}'],
 )  # fmt: skip
-def test_the_json_of_a_sample_that_is_no_object_or_has_other_ids(tmp_path, meta):
+def test_a_sample_whose_json_is_not_an_object_or_has_invalid_ids(tmp_path, meta):
     with pytest.raises(UserError, match="prepare the shards again"):
         one_sample(tmp_path, meta)
 
 
 @pytest.mark.parametrize("number", [-1, 2**63, True, None, 0.5, "7"])
-def test_an_image_id_that_no_tensor_or_generator_takes_is_made_of_the_key(tmp_path, number):
+def test_an_image_id_out_of_range_is_replaced_by_a_hash_of_the_key(tmp_path, number):
     sample = one_sample(tmp_path, json.dumps({"captions": ["a", 7, None], "image_id": number}).encode())
     assert sample.captions == ["a"]
     assert 0 < sample.image_id < 2**63
 
 
 @pytest.mark.parametrize("captions", [7, {"a": "b"}, True])
-def test_captions_of_another_type_are_none(tmp_path, captions):
+def test_captions_of_a_wrong_type_are_ignored(tmp_path, captions):
     assert one_sample(tmp_path, json.dumps({"captions": captions}).encode()).captions == [""]
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "a/" * 1500, "a\0b", "\ud800"])
-def test_a_manifest_with_names_that_no_folder_can_hold(name):
+def test_a_manifest_with_names_that_no_file_system_allows(name):
     shard = {"path": "train/0.tar", "images": 1, "captions": 1}
     text = {"format": "itr-shards/1", "source": "x", "fields": []}
     for splits in ({name: {"shards": [shard]}}, {"train": {"shards": [shard | {"path": f"{name}.tar"}]}}):
@@ -79,7 +79,7 @@ def test_a_manifest_with_names_that_no_folder_can_hold(name):
 
 
 @pytest.mark.parametrize("change", [{"path": None}, {"path": ["a"]}, {"images": []}, {"captions": -1}, {"bytes": "9"}])
-def test_a_manifest_whose_shards_say_something_else(change):
+def test_a_manifest_whose_shards_have_invalid_values(change):
     shard = {"path": "train/0.tar", "images": 1, "captions": 1, "bytes": 9, "sha256": ""} | change
     text = {"format": "itr-shards/1", "source": "x", "fields": [], "splits": {"train": {"shards": [shard]}}}
     for data in (json.dumps(text), DEEP):
@@ -115,13 +115,13 @@ def test_damaged_true_matches(tmp_path, damage):
      ("t.json", '[{"image": "a.jpg", "caption": "x", "split": "train"}, {"image": "b.jpg", "caption": "x"}]'),
      ("t.parquet", "PAR1 no more PAR1"), ("t.csv", "image,caption,split\na.jpg,b\n")],
 )  # fmt: skip
-def test_tables_of_another_form(tmp_path, name, text):
+def test_malformed_tables(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=name):
         Table(str(tmp_path / name)).read()
 
 
-def test_a_parquet_table_with_a_broken_page(tmp_path):
+def test_a_parquet_table_with_a_damaged_page(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([{"image": "a.jpg", "caption": "x"}]), tmp_path / "t.parquet")
@@ -133,7 +133,7 @@ def test_a_parquet_table_with_a_broken_page(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"split": ["test"]}, {"filename": None}, {"filepath": [1]}])
-def test_names_in_karpathys_json_that_are_no_texts(tmp_path, change):
+def test_names_in_karpathys_json_that_are_not_strings(tmp_path, change):
     image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]} | change
     write_json(tmp_path / "dataset_flickr30k.json", {"images": [image]})
     with pytest.raises(UserError, match="must be strings"):
@@ -143,7 +143,7 @@ def test_names_in_karpathys_json_that_are_no_texts(tmp_path, change):
 @pytest.mark.parametrize(
     "change", [{"file_name": None}, {"annotation": "\u200b"}, {"annotation": None}, {"split": [1]}]
 )
-def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
+def test_invalid_ids_and_file_names_in_coco(tmp_path, change):
     image = {"id": 1, "file_name": change.get("file_name", "a.jpg")}
     annotation = {"id": change.get("annotation", 5), "image_id": 1, "caption": "x"}
     write_json(tmp_path / "captions_train2014.json", {"images": [image], "annotations": [annotation]})
@@ -153,7 +153,7 @@ def test_numbers_and_names_of_coco_that_are_none(tmp_path, change):
         Coco(str(tmp_path), layout="official").read()
 
 
-def test_two_annotations_of_coco_with_one_number(tmp_path):
+def test_two_annotations_of_coco_with_the_same_id(tmp_path):
     annotations = [{"id": 5, "image_id": 1}, {"id": 5, "image_id": 1, "caption": "x"}]
     write_json(
         tmp_path / "captions_train2014.json",
@@ -165,7 +165,7 @@ def test_two_annotations_of_coco_with_one_number(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"image": "0.png", "dense": "\xff"}\n', b"7\n", DEEP.encode()])
-def test_dense_tables_of_another_form(tmp_path, content):
+def test_malformed_dense_tables(tmp_path, content):
     write_json(tmp_path / "t.json", [{"image": "0.png", "caption": "x", "split": "train"}])
     (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"d\.jsonl"):
@@ -176,13 +176,13 @@ HEADER = {"teacher": "t", "modality": "image", "width": 2, "rows": 1, "data": "d
 
 
 @pytest.mark.parametrize("change", [{"teacher": {}}, {"settings": None}, {"width": 0}, {"rows": -1}, {"rows": True}])
-def test_headers_of_features_with_values_of_other_types(tmp_path, change):
+def test_feature_headers_with_invalid_values(tmp_path, change):
     write_json(tmp_path / "train" / "image.json", HEADER | change)
     with pytest.raises(UserError, match="is not a feature header"):
         FeatureFile.open(tmp_path, "train", "image", "d", "shards")
 
 
-def test_numpy_files_whose_header_is_no_python(tmp_path):
+def test_numpy_files_whose_header_is_not_valid_python(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 2), np.float16))
     data = (tmp_path / "x.npy").read_bytes().replace(b"), }", b"(, }")
     write_json(tmp_path / "train" / "image.json", HEADER)
@@ -199,7 +199,7 @@ def test_numpy_files_whose_header_is_no_python(tmp_path):
 
 @pytest.mark.parametrize("row", [{"image_id": 2**70, "text": "x"}, {"image_id": 1}, {"image_id": 1, "text": None}, 7])
 @pytest.mark.parametrize("header", [{}, {"data": "other"}])
-def test_dense_captions_beside_shards_of_another_form(tmp_path, row, header):
+def test_malformed_dense_captions_next_to_shards(tmp_path, row, header):
     write_json(tmp_path / "train" / "dense.json", {"format": "itr-dense/1", "rows": 1} | header)
     (tmp_path / "train" / "dense.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="run `itr densify` again"):
@@ -207,7 +207,7 @@ def test_dense_captions_beside_shards_of_another_form(tmp_path, row, header):
 
 
 @pytest.mark.parametrize("unimodal", [np.float16(0), np.zeros((2, 3)), np.zeros((3, 2), np.int64)])
-def test_unimodal_embeddings_of_another_shape(tmp_path, unimodal):
+def test_unimodal_embeddings_of_a_wrong_shape(tmp_path, unimodal):
     one = {"image": np.ones((3, 2)), "text": np.ones((3, 2)), "image_id": np.arange(3), "caption_id": np.arange(3)}
     np.savez(tmp_path / "e.npz", **one, caption_image_id=np.arange(3), image_unimodal=unimodal)
     with pytest.raises(UserError, match="image_unimodal has shape"):
@@ -219,7 +219,7 @@ def test_unimodal_embeddings_of_another_shape(tmp_path, unimodal):
     (cusa.read_cusa_model, {"model": 7, "config": None}),
     (d2s.read_d2s_model, {"model": 7, "opt": {}}), (d2s.read_d2s_model, {"model": {"a": None}, "opt": 7}),
 ])  # fmt: skip
-def test_files_of_other_authors_with_values_of_other_types(tmp_path, read, saved):
+def test_published_checkpoints_with_values_of_wrong_types(tmp_path, read, saved):
     torch.save(saved, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"is not a (D2S-VSE )?checkpoint"):
         read(tmp_path / "a.pth")
@@ -243,30 +243,30 @@ def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path, mon
 @pytest.mark.parametrize(
     "place", ["backbone", "objective", "methods", "arguments", "whole", "optimizer", "temperature"]
 )
-def test_a_checkpoint_imports_no_module_that_it_names(scenes, tmp_path, monkeypatch, place):
-    (tmp_path / "itr_stranger.py").write_text("raise SystemExit('a stranger runs')\n")
+def test_a_checkpoint_does_not_import_the_modules_it_names(scenes, tmp_path, monkeypatch, place):
+    (tmp_path / "itr_untrusted.py").write_text("raise SystemExit('untrusted code was run')\n")
     monkeypatch.syspath_prepend(tmp_path)
     path = save_checkpoint(tmp_path, scenes)
     saved = torch.load(path, weights_only=True)
-    parts, stranger = saved["hyper_parameters"], {"class_path": "itr_stranger.Bomb", "init_args": {}}
+    parts, untrusted = saved["hyper_parameters"], {"class_path": "itr_untrusted.Bomb", "init_args": {}}
     if place == "arguments":
-        parts["backbone"]["init_args"]["vision_config"]["more"] = [stranger]
+        parts["backbone"]["init_args"]["vision_config"]["more"] = [untrusted]
     elif place == "whole":
-        parts["_class_path"] = "itr_stranger.Bomb"
-    elif place == "optimizer":  # text is taken for the path of a class wherever settings of a class are wanted
-        parts[place] = "itr_stranger.Bomb"
+        parts["_class_path"] = "itr_untrusted.Bomb"
+    elif place == "optimizer":  # a string is read as a class path wherever a class is expected
+        parts[place] = "itr_untrusted.Bomb"
     elif place == "temperature":
         parts["methods"] = [CUSA().describe()]
-        parts["methods"][0]["init_args"]["cross_temperature"] = "itr_stranger.Bomb"
+        parts["methods"][0]["init_args"]["cross_temperature"] = "itr_untrusted.Bomb"
     else:
-        parts[place] = [stranger] if place == "methods" else stranger
+        parts[place] = [untrusted] if place == "methods" else untrusted
     torch.save(saved, path)
     for read in (open_checkpoint, RetrievalModule.load_from_checkpoint):
         with pytest.raises(UserError, match=r"which is not part of itr|not an itr checkpoint"):
             read(path)
     shards = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     assert main(["test", *shards, f"--ckpt_path={path}"]) == 1
-    assert "itr_stranger" not in sys.modules
+    assert "itr_untrusted" not in sys.modules
 
 
 @pytest.mark.parametrize(("component", "argument"), [
@@ -285,7 +285,7 @@ def test_a_checkpoint_fetches_nothing(component, argument):
         check_description({**parts, "_instantiator": "builtins.print"}, "x.ckpt")
 
 
-def test_the_judge_sees_what_may_not_happen(tmp_path, monkeypatch):
+def test_the_judge_notices_forbidden_actions(tmp_path, monkeypatch):
     monkeypatch.setattr(judging, "SECONDS", 0.1)
 
     def endless(*_: object) -> None:

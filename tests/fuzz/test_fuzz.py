@@ -1,8 +1,8 @@
-"""Whatever strangers wrote ends in a clean result or in an error of ours: the properties, for some minutes.
+"""Reading untrusted input ends in a clean result or in one of our errors; the properties are checked for some minutes.
 
-The slow test takes the same examples each time, so that its result tells of the change at hand alone:
-`ITR_FUZZ_SEED` gives others, `ITR_FUZZ_EXAMPLES` and `ITR_FUZZ_SECONDS` more of them. `tests/fuzz/campaign.py` runs the
-same targets for hours with examples that nobody has seen, and counts.
+The slow test uses the same examples each time, so that its result depends only on the code. `ITR_FUZZ_SEED` selects
+other examples, `ITR_FUZZ_EXAMPLES` and `ITR_FUZZ_SECONDS` allow more. `tests/fuzz/campaign.py` runs the same targets
+for hours with new examples, and counts the results.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SECONDS = float(os.environ.get("ITR_FUZZ_SECONDS", 4))
 
 @pytest.fixture(autouse=True)
 def no_constants_of_the_source(monkeypatch):
-    """Hypothesis would draw from the constants of every module of ours that happens to be loaded."""
+    """Keep hypothesis from drawing constants of our modules, which would depend on the modules that are loaded."""
     monkeypatch.setattr(providers, "_get_local_constants", Constants)
 
 
 class OverError(BaseException):
-    """The time is over. No `Exception`: hypothesis would take it for a failure."""
+    """The time is up. Not an `Exception`, which hypothesis would treat as a failure."""
 
 
 def hold(target: Target, seconds: float) -> None:
-    """Judge a number of examples, or as many as the time allows; the first bug is made small, and printed."""
+    """Judge a number of examples, or as many as the time allows; shrink and print the first bug."""
     set_hypothesis_home_dir(home())
     until: float | None = time.monotonic() + seconds
 
@@ -60,7 +60,7 @@ def hold(target: Target, seconds: float) -> None:
         try:
             target.judge(example)
         except Bug as bug:
-            until = None  # while it shrinks
+            until = None  # no time limit for shrinking
             raise AssertionError(str(bug)) from bug
 
     with contextlib.suppress(OverError):
@@ -69,17 +69,17 @@ def hold(target: Target, seconds: float) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "_"))
 @pytest.mark.slow
-def test_any_input_ends_cleanly_or_in_an_error_of_ours(target):
+def test_any_input_ends_cleanly_or_in_one_of_our_errors(target):
     hold(target, SECONDS)
 
 
 @pytest.mark.slow
-def test_what_is_whole_is_read_cleanly():
+def test_undamaged_examples_are_read_cleanly():
     ended = {target.name: target.judge(target.sound) for target in TARGETS if target.sound is not None}
     assert ended == dict.fromkeys(ended, "clean")
 
 
-def test_a_bug_is_found_made_small_and_shown(capsys):
+def test_a_bug_is_found_shrunk_and_shown(capsys):
     def act(example: int, _: object) -> None:
         assert example < 1000
 
@@ -88,7 +88,7 @@ def test_a_bug_is_found_made_small_and_shown(capsys):
     assert "example=1000" in "".join(failure.value.__notes__)
 
 
-def test_the_examples_are_the_same_whatever_has_been_imported(tmp_path, monkeypatch):
+def test_examples_do_not_depend_on_imported_modules(tmp_path, monkeypatch):
     def judged() -> list[str]:
         seen: list[str] = []
         hold(Target("a target", st.text, lambda example, _: seen.append(example)), seconds=60)

@@ -1,4 +1,4 @@
-"""Runs of several processes as their users start them, and what is left of them."""
+"""Runs of several processes, started as users start them, and checks that no process is left."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from itr.backbones import Backbone
 from itr.methods import Method, MethodModule
 from tiny import TINY_VSE
 
-ENOUGH = 300.0  # seconds for what takes a few, on a machine that is slow and has much else to do
-MARK = "ITR_TEST_RUN"  # in the environment of every process of a run, by which they are found again
+ENOUGH = 300.0  # seconds; a generous limit for slow and busy machines
+MARK = "ITR_TEST_RUN"  # environment variable that identifies the processes of a run
 CLUSTER = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ITR_", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL")
 
 
 def free_port() -> int:
-    """A port that nobody listens at, and that the system gives to nobody who asks for any: it is used in a while."""
+    """A free port outside the range of ephemeral ports, so that it is still free when the run uses it."""
     for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
@@ -49,7 +49,7 @@ def torchrun(*options: str) -> list[str]:
 
 
 class Run:
-    """Processes that belong together; `with` ends whatever is left of them."""
+    """The processes of a run; leaving the `with` block kills those that are left."""
 
     def __init__(self, log: Path) -> None:
         self.mark, self.log, self.port = uuid.uuid4().hex, log, free_port()
@@ -60,7 +60,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for process in self.alive():
-            with suppress(ProcessLookupError):  # it has ended meanwhile
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(process, 9)
         for process in self.started:
             process.wait()
@@ -79,15 +79,15 @@ class Run:
             )
 
     def statuses(self, seconds: float) -> list[int]:
-        """How the started processes ended; they have this long."""
+        """Wait up to some seconds for the started processes, and return their exit statuses."""
         end = time.monotonic() + seconds
         try:
             return [process.wait(max(0.0, end - time.monotonic())) for process in self.started]
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not ended after {seconds:.0f} s: {self.stacks()}") from None
+            raise AssertionError(f"still running after {seconds:.0f} s: {self.stacks()}") from None
 
     def stacks(self) -> str:
-        """What the processes said, and where each thread of theirs stands; it ends them."""
+        """Abort the processes, and return their output with the stack of each thread."""
         for process in self.alive():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGABRT)
@@ -98,7 +98,7 @@ class Run:
         return self.log.read_text(errors="replace")
 
     def alive(self, **variables: object) -> list[int]:
-        """The processes of this run in whose environment these variables are, those started first first."""
+        """The ids of this run's processes with these environment variables, in the order of their start."""
         wanted = {f"{name}={value}".encode() for name, value in {MARK: self.mark, **variables}.items()}
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -112,15 +112,15 @@ class Run:
         return [process for _, process in sorted(found)]
 
     def wait_for(self, file: Path, seconds: float = ENOUGH) -> None:
-        """Until a file is there."""
+        """Wait until a file exists."""
         end = time.monotonic() + seconds
         while not file.exists():
-            assert time.monotonic() < end, f"{file} did not come: {self.stacks()}"
+            assert time.monotonic() < end, f"{file} was not written: {self.stacks()}"
             assert any(process.poll() is None for process in self.started), self.said()[-3000:]
             time.sleep(0.05)
 
     def left_after(self, seconds: float) -> list[int]:
-        """Processes that are still there when this time is over."""
+        """The processes that still exist after this time."""
         end = time.monotonic() + seconds
         while (left := self.alive()) and time.monotonic() < end:
             time.sleep(0.1)
@@ -128,7 +128,7 @@ class Run:
 
 
 class FailsAtTheEnd(pl.Callback):
-    """Ends every process but the first with a status of its own, after the last step."""
+    """Ends every process except the first with exit status 3, after the last step."""
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.global_rank:
@@ -136,7 +136,7 @@ class FailsAtTheEnd(pl.Callback):
 
 
 class FailsWhileTheFirstWaits(pl.Callback):
-    """Ends every process but the first with a status of its own; the first is where no news of it arrives."""
+    """Ends every process except the first with exit status 3, while the first sleeps and cannot notice."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank:
@@ -145,7 +145,7 @@ class FailsWhileTheFirstWaits(pl.Callback):
 
 
 class IsStoppedWhileTheFirstWaits(pl.Callback):
-    """As a signal to all processes does of which the first, in a library, does not come to hear."""
+    """Acts like a signal to all processes that the first, blocked in a library, does not handle."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_rank:

@@ -1,4 +1,4 @@
-"""How much memory some code takes at its peak, in a process of its own."""
+"""The peak memory of some code, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ print(peak() - before, time.perf_counter() - start)
 
 
 def measure(prepare: str, step: str, setting: int) -> tuple[float, float]:
-    """By how many MiB `step` raises the peak that `prepare` left, and its seconds; both see the `setting`."""
+    """The MiB by which `step` raises the peak after `prepare`, and its seconds; both can use the `setting`."""
     code = MEASURE.format(prepare=prepare, step=step)
     command = [sys.executable, "-c", code, str(setting)]
     environment = {

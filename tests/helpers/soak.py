@@ -1,4 +1,4 @@
-"""Kill a training run again and again, go on each time, and see whether it ends as one that was never disturbed.
+"""Kill a training run many times, resume it each time, and check that it ends like an uninterrupted run.
 
     python tests/helpers/soak.py --kills 200
 
@@ -42,7 +42,7 @@ def command(shards: Path, folder: Path, epochs: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread, so that sums have one order."""
+    """Use one thread, so that sums have a fixed order."""
     root = Path(__file__).parents[2]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "src")}
 
@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 def run(
     command: list[str], log: Path, kill: signal.Signals | None = None, after: float = 0.0, group: bool = False
 ) -> int:
-    """Start a process, and kill it after some seconds if it is still there. Its exit status; 0 if it was done."""
+    """Start a process, kill it after some seconds if it is still running, and return its exit status."""
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment(), start_new_session=True)
     try:
@@ -65,7 +65,7 @@ def run(
 
 
 def differences(one: Any, two: Any, name: str = "") -> list[str]:
-    """Where two checkpoints are not the same to the bit."""
+    """The places where two checkpoints are not bitwise equal."""
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return [] if torch.equal(one, two) else [name]
     if type(one) is not type(two):
@@ -82,7 +82,7 @@ def differences(one: Any, two: Any, name: str = "") -> list[str]:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    """What a finished run leaves: its state, the best score and the best weights."""
+    """The results of a finished run: its state, the best score and the best weights."""
     last, best = (torch.load(folder / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("last", "best"))
     return {
         **{name: last[name] for name in KEPT},
@@ -92,7 +92,7 @@ def final(folder: Path) -> dict[str, Any]:
 
 
 def soak(folder: Path, kills: int, seed: int, epochs: int, longest: float, images: int = 160) -> dict[str, Any]:
-    """Kill `kills` times, over as many runs as that takes; what happened, and what differed."""
+    """Kill `kills` times, over as many runs as needed; return the counts and all differences."""
     rng = random.Random(seed)
     shards = folder / "shards"
     prepare_scenes(str(shards), train=images, val=24, test=8, captions=(2, 4), image_size=32, shard_size=50)

@@ -1,4 +1,4 @@
-"""Runs that a test may kill, and what makes them slow or stops them at a certain place."""
+"""Runs that a test may kill, and callbacks that slow them down or stop them at a certain step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def options(shards: Path, folder: Path, *more: str) -> list[str]:
 
 
 def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen[bytes]:
-    """Start `itr` in a group of its own, with what it says in a file."""
+    """Start `itr` in its own process group, with its output in a file."""
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "PYTHONPATH": path, **more}
     command = [sys.executable, *launcher, "-m", "itr", *arguments]
@@ -37,12 +37,12 @@ def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **mor
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = ENOUGH) -> None:
-    """Wait until a file is there."""
+    """Wait until a file exists."""
     _wait(path.exists, str(path), process, seconds)
 
 
 def wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = ENOUGH) -> None:
-    """Wait until a process has said something."""
+    """Wait until a process has printed some text."""
     _wait(lambda: text in log.read_text(), repr(text), process, seconds)
 
 
@@ -61,7 +61,7 @@ def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started and that are still there."""
+    """The running child processes of a process."""
     found = Path(f"/proc/{process}/task/{process}/children")
     return [int(number) for number in found.read_text().split()] if found.exists() else []
 
@@ -79,7 +79,7 @@ class Slow(pl.Callback):
 
 
 class SignalAt(pl.Callback):
-    """Sends this process a signal in a hook, when so many optimizer steps are done."""
+    """Sends this process a signal in a hook after a number of optimizer steps."""
 
     def __init__(self, hook: str, step: int, signum: int = int(signal.SIGTERM)) -> None:
         self.step, self.signum, self.sent = step, signum, False

@@ -1,9 +1,9 @@
-"""A device whose tensors have no values, on which whole training loops run and show where they would wait for a GPU.
+"""A device whose tensors have no values; whole training loops run on it and show where they would wait for a GPU.
 
-It is torch's `meta`. Whatever a GPU would have to be waited for can't be had from it: a value that the host asks for,
-an operation whose result has a shape that depends on values, a copy to the host, and a copy of host memory that is not
-made in the background. `Waits` writes them down, makes a value up, and lets the program go on. What mixes tensors of
-the device with those of the host ends in an error, as on a GPU; `meta` itself is silent in half of the operations.
+It is torch's `meta` device, which does not support anything that makes the host wait for a GPU: reading a value,
+operations whose output shape depends on values, copies to the host, and synchronous copies to the device. `Waits`
+records each of these, invents a value, and lets the program continue. Mixing tensors of device and host is an error, as
+on a GPU; `meta` itself accepts it in half of the operations.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ COPIES = (aten._to_copy.default, aten.copy_.default)
 
 
 class Waits(TorchDispatchMode):
-    """Writes down what a GPU would be waited for.
+    """Records the operations that would wait for a GPU.
 
     Attributes:
-        writing: whether it does.
-        found: operation and the lines of Python that led to it, with how often.
+        writing: whether recording is on.
+        found: how often each operation occurred, with the Python lines that led to it.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Waits(TorchDispatchMode):
         tensors = [value for value in tree_leaves([args, kwargs]) if isinstance(value, Tensor)]
         there = any(value.device == DEVICE for value in tensors)
         if there and func not in COPIES and any(value.device != DEVICE and value.dim() for value in tensors):
-            # A GPU takes indices of the host, for which it is waited, and single values, but nothing else.
-            assert func.overloadpacket in INDEXED, f"{func} is given tensors of the device and of the host"
+            # Of host tensors, a GPU accepts only indices, which make the host wait, and scalars.
+            assert func.overloadpacket in INDEXED, f"{func} mixes tensors of the device and of the host"
             self._note(func)
         if there and func in ASKS:
             self._note(func)
@@ -71,7 +71,7 @@ class Waits(TorchDispatchMode):
 
     def __enter__(self) -> Waits:
         self._stack = ExitStack()
-        # The device knows no autocast, which is switched off for the loss.
+        # `meta` does not support autocast, which the loss turns off.
         self._stack.enter_context(patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
         self._stack.enter_context(_Made(self))
         return super().__enter__()  # type: ignore[no-any-return]
@@ -99,7 +99,7 @@ class Waits(TorchDispatchMode):
 
 
 class Steps(pl.Callback):
-    """Lets `Waits` write from the end of the first training step to the end of the last."""
+    """Turns on recording from the end of the first training step to the end of the last."""
 
     def __init__(self, waits: Waits) -> None:
         self.waits = waits
@@ -109,7 +109,7 @@ class Steps(pl.Callback):
 
 
 class _Made(TorchFunctionMode):
-    """Tells `Waits` of tensors made of Python's numbers, which come to a device by a copy that waits."""
+    """Records tensors made from Python numbers, which reach a device by a synchronous copy."""
 
     def __init__(self, waits: Waits) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Accelerator(CPUAccelerator):
 
 
 class Strategy(SingleDeviceStrategy):
-    """Where the model stays when the run is over, for it has no values that could be brought back."""
+    """Leaves the model on the device after the run, because there are no values to copy back."""
 
     def __init__(self) -> None:
         super().__init__(device=DEVICE, accelerator=Accelerator())

@@ -14,12 +14,12 @@ class Web:
     """Serves `folder` at `url` while it is entered.
 
     Attributes:
-        ranges: whether it knows the header Range.
-        fail_every: each request of this number in a row is answered with 503; 0 for none.
-        cut: after so many bytes it closes the connection, whatever it promised; 0 for never.
-        forbidden: whether it answers 403 to all.
-        page: whether it answers all with a web page.
-        shift: by how many bytes a part begins too late.
+        ranges: whether it supports the header Range.
+        fail_every: answers every n-th request with status 503; 0 for no failures.
+        cut: closes the connection after this many bytes, regardless of Content-Length; 0 for never.
+        forbidden: whether it answers every request with status 403.
+        page: whether it answers every request with a web page.
+        shift: number of bytes by which a partial answer starts too late.
         seen: (method, path, Range) of each request.
     """
 
@@ -52,7 +52,7 @@ class Web:
         self.thread.join()
 
     def count(self, ending: str, method: str = "GET") -> int:
-        """How many requests came for files of this ending."""
+        """The number of requests for files with this ending."""
         return sum(path.endswith(ending) and kind == method for kind, path, _ in self.seen)
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins that use all that the contracts of backbone and method allow."""
+"""Plug-ins that use everything the interfaces of backbones and methods allow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Regions(Field):
 
 
 class Numbers(Field):
-    """How many bytes the file of each image has [I]: a further field that no model needs in earnest."""
+    """The size of each image's file in bytes [I], as an example of a further field."""
 
     name, of = "bytes", "image"
 
@@ -77,7 +77,7 @@ class RegionBackbone(Backbone):
 
 
 class TwoStage(VSE):
-    """A cosine that picks three candidates, and late interaction that orders them."""
+    """A cosine that selects three candidates, and late interaction that sorts them."""
 
     needs_tokens = True
     rescored = 3
@@ -125,7 +125,7 @@ def best_of_views(image: Encoded, text: Encoded) -> Tensor:
 
 
 class Uncertain(Method):
-    """Further named vectors of each sample, which score and loss use."""
+    """Adds named embeddings to each sample, which score and loss use."""
 
     name = "uncertain"
 

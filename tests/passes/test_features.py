@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast, ViTModel
 
-from foreign import write_tar
 from itr.backbones import VSE
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
@@ -45,6 +44,7 @@ from itr.passes.features import main, make_features
 from itr.teachers.base import Teacher
 from itr.teachers.load import load_teacher
 from itr.teachers.unicom import Unicom
+from third_party import write_tar
 from tiny_teachers import SIZE, save_image_teacher, save_text_teacher
 
 

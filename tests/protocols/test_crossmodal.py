@@ -62,7 +62,7 @@ def test_eccv_and_plausible_matches_of_embeddings(embeddings, tmp_path, capsys):
     found = run("eccv", tmp_path / "d.json", "--embeddings", str(embeddings), "--plausible", str(tmp_path))
     assert 0 <= found["pmrp/i2t"] < 5
     assert main(["evaluate", "eccv", "--embeddings", str(embeddings), "--out", "e.json", "--plausible", "/none"]) == 1
-    assert "pm_image_to_caption.json can't be read" in capsys.readouterr().err
+    assert "could not read the plausible matches" in capsys.readouterr().err
 
 
 def test_cxc_with_its_judgments(embeddings, tmp_path, capsys):

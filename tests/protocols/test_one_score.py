@@ -15,12 +15,12 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
-from foreign import write_tar
 from itr.cli import main
 from itr.protocols.coco import caption_ids, judged
 from itr.report.content.embeddings import checkpoint_embeddings
 from itr.report.content.measure import measure
 from launching import ENOUGH
+from third_party import write_tar
 from tiny import TINY_VSE, save_checkpoint
 
 HELPERS = Path(__file__).parents[1] / "helpers"

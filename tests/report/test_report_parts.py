@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,14 @@ from itr.evaluation.ranks import rank
 from itr.evaluation.scoring import mean_scores
 from itr.report.content.choose import KINDS
 from itr.report.content.compare import recall_sums_by_image
+from itr.report.content.entry import RunEntry
 from itr.report.content.matches import PairJudge
 from itr.report.content.measure import Measured, measure
 from itr.report.content.published import changed_settings, published_results
 from itr.report.content.runs import Run, read_history, read_run, run_names
+from itr.report.content.samples import Samples
 from itr.report.page.curves import distribution, recall_curve
+from itr.report.page.page import report_page
 from itr.report.page.plots import Line, axis, plot, thinned
 
 
@@ -54,6 +58,27 @@ def positives(gallery) -> Positives:
 
 def measured(gallery: Gallery, positives: Positives | None) -> Measured:
     return measure(gallery, positives, 9, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("scorers", "expected"), [
+    (["cosine", "cosine"], "Scores are cosine similarities."),
+    (["my.Model, weights 1f"] * 2, "Pairs are scored by my.Model, weights 1f."),
+    (["cosine", "my.Model, weights 1f"], "Pairs are scored by cosine (run 0); my.Model, weights 1f (run 1)."),
+])  # fmt: skip
+def test_the_page_says_how_pairs_are_scored(gallery, scorers, expected):
+    found = measured(gallery, None)
+    image_ids, captions = (
+        gallery.image_id.tolist(),
+        {caption_id: "a caption" for caption_id in gallery.text_id.tolist()},
+    )
+    samples = Samples(dict.fromkeys(image_ids, ""), {image_id: ["a caption"] for image_id in image_ids}, captions)
+    entries = [
+        RunEntry(Run(Path(), f"run {number}"), measured=replace(found, scored_by=name), samples=samples)
+        for number, name in enumerate(scorers)
+    ]
+    page = report_page(entries, "test")
+    assert expected in page
+    assert ("cosine similarities" in page) == (set(scorers) == {"cosine"})
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -1,4 +1,4 @@
-"""A batch that is embedded part by part has the gradients of the whole batch."""
+"""A batch that is embedded in parts has the gradients of the whole batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNTS = (1, 3, 1, 2, 4, 1)  # captions of each image
 
 
 def batch_of_images() -> Batch:
-    """12 captions of 6 images, with further fields of both."""
+    """12 captions of 6 images, with further fields for both."""
     whole = make_batch(slice(0, BATCH))
     images = slice(0, len(COUNTS))
     index = torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS))
@@ -32,7 +32,7 @@ def batch_of_images() -> Batch:
 
 
 @pytest.mark.parametrize("size", range(1, 13))
-def test_parts_are_the_batch_with_no_image_in_two_of_them(size):
+def test_parts_add_up_to_the_batch_and_no_image_is_in_two_parts(size):
     batch = batch_of_images()
     parts = batch.parts(size)
     for part in parts:
@@ -56,23 +56,23 @@ def part_teacher(batch: Batch, part: Batch) -> torch.Tensor:
     return teacher[part.text_image_id][:, 0]
 
 
-def test_captions_of_an_image_that_stand_apart_are_not_cut():
+def test_a_batch_whose_captions_are_not_grouped_by_image_is_not_split():
     batch = batch_of_images()
     batch.image_index = batch.image_index.flip(0)
     assert batch.parts(0) == batch.parts(12) == [batch]
-    with pytest.raises(AssertionError, match="stand together"):
+    with pytest.raises(AssertionError, match="must be consecutive"):
         batch.parts(5)
 
 
 @pytest.mark.parametrize("model", ["both", pytest.param("tokens", marks=pytest.mark.slow)])
-def test_images_of_several_captions_are_embedded_in_parts_too(model):
+def test_images_with_several_captions_are_embedded_in_parts(model):
     batch = batch_of_images()
     whole = gradients(make_module(model, LargeBatch()), batch)
     assert_equal(gradients(make_module(model, LargeBatch(gradient_cache=3)), batch), whole, model)
 
 
 def by_hand(model: str, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Gradients where all parts are embedded in order and all their activations kept, and the generator's state."""
+    """Gradients when all parts are embedded in order and all activations are kept, and the random state afterwards."""
     module, batch = make_module(model, LargeBatch(), dropout=0.4), make_batch(slice(0, BATCH))
     torch.manual_seed(5)
     parts = batch.parts(size)
@@ -117,7 +117,7 @@ def test_automatic_mixed_precision_is_replayed():
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_running_statistics_count_a_part_once(cached):
+def test_running_statistics_count_each_part_once(cached):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2)).double()
     rows = torch.randn(10, 3, dtype=torch.float64)
@@ -140,8 +140,8 @@ def test_running_statistics_count_a_part_once(cached):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_new_tensors_are_of_one_kind_in_both_passes():
-    """As under `64-true`, whose default type is that of the forward pass alone."""
+def test_new_tensors_have_the_same_dtype_in_both_passes():
+    """As with `64-true`, which sets the default dtype only during the forward pass."""
     torch.manual_seed(0)
     layer, rows = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
 
@@ -162,7 +162,7 @@ def test_new_tensors_are_of_one_kind_in_both_passes():
     assert torch.equal(*found)
 
 
-def test_features_that_no_loss_needs_are_let_go():
+def test_features_that_no_loss_needs_are_freed():
     module, batch = make_module("both", LargeBatch()), make_batch(slice(0, BATCH))
     image, text = module._embed_pairs(batch)
     assert [side.tokens.untyped_storage().nbytes() for side in (image, text)] == [0, 0]
@@ -189,7 +189,7 @@ batch = Batch(torch.randint(256, (256, 3, 64, 64), dtype=torch.uint8), torch.ara
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_the_peak_of_memory_falls_to_that_of_a_part():
+def test_peak_memory_is_that_of_one_part():
     step = "module.loss_terms(batch, 0.0)['objective'].backward()"
     (plain, plain_seconds), (parts, parts_seconds) = (measure(PREPARE, step, size) for size in (0, 16))
     print(f"{plain:.0f} MiB and {plain_seconds:.1f} s; in parts of 16: {parts:.0f} MiB and {parts_seconds:.1f} s")

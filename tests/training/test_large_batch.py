@@ -26,7 +26,7 @@ def trainer(**options) -> pl.Trainer:
 
 
 @pytest.mark.parametrize(("chunk", "size"), [(0, 12), (5, 12), (1, 3), (12, 12), (99, 4)])
-def test_blocks_are_the_rows_in_order(chunk, size):
+def test_blocks_cover_the_rows_in_order(chunk, size):
     blocks = LargeBatch(loss_chunk=chunk).blocks(size)
     assert [row for rows in blocks for row in range(size)[rows]] == list(range(size))
     assert all(rows.stop - rows.start <= (chunk or size) for rows in blocks)
@@ -38,20 +38,20 @@ def test_a_negative_number_is_refused(name):
         LargeBatch(**{name: -1})
 
 
-def test_the_command_line_sets_it():
+def test_the_command_line_sets_all_settings():
     options = [*TINY_VSE, "--data.root=/none", "--model.large_batch.local_loss=true"]
     options += ["--model.large_batch.loss_chunk=1024", "--model.large_batch.gradient_cache=64"]
     assert TrainingCLI(options, run=False).model.large_batch == LargeBatch(True, 1024, 64)
 
 
-def test_a_checkpoint_does_not_hold_it(tmp_path):
+def test_checkpoints_do_not_store_the_settings(tmp_path):
     module = make_module("info_nce", LargeBatch(True, 7, 5)).float()
     save_converted(module, tmp_path / "new.ckpt")
     assert RetrievalModule.load_from_checkpoint(tmp_path / "new.ckpt").large_batch == LargeBatch()
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_accumulation_is_named_for_what_it_is(caplog, scheduled):
+def test_a_warning_explains_gradient_accumulation(caplog, scheduled):
     options = (
         {"callbacks": [GradientAccumulationScheduler({0: 1, 2: 4})]} if scheduled else {"accumulate_grad_batches": 4}
     )
@@ -76,26 +76,26 @@ def fit(scenes, folder, *more: str) -> pl.Trainer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_precisions_last_until_the_second_pass(scenes, tmp_path, precision):
+def test_the_second_pass_has_the_precision_of_the_first(scenes, tmp_path, precision):
     trainer = fit(scenes, tmp_path, f"--trainer.precision={precision}")
     assert trainer.global_step == 1
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_run_that_accumulates_says_so(scenes, tmp_path, caplog):
+def test_a_run_warns_about_gradient_accumulation(scenes, tmp_path, caplog):
     assert fit(scenes, tmp_path, "--trainer.accumulate_grad_batches=2").global_step == 1
     assert "gradients of 2 batches are averaged" in caplog.text
     assert "batch normalisation" not in caplog.text
 
 
-def test_batch_normalisation_in_training_is_named(caplog):
+def test_batch_normalisation_layers_are_named_in_a_warning(caplog):
     module, settings = (
         nn.ModuleDict({"own": nn.BatchNorm1d(3), "other": nn.BatchNorm1d(3)}),
         LargeBatch(gradient_cache=4),
     )
     module["own"].eval()
     settings.announce(module, trainer())
-    assert "batch normalisation sees that many pairs" in caplog.text
+    assert "batch normalisation sees this many pairs" in caplog.text
     assert ": other" in caplog.text
     assert "own" not in caplog.text
     with pytest.raises(UserError, match=r"trainer\.sync_batchnorm"):

@@ -1,4 +1,4 @@
-"""A loss that is differentiated block by block: its gradients, what they reach, and what they don't stand for."""
+"""A loss that is differentiated block by block: its gradients, the tensors that get them, and their limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Share = Callable[[Encoded, Encoded, dict[str, Tensor], slice], Terms]
 
 
 class Head(nn.Module):
-    """A parameter that the loss uses, one that only its second block uses, and one that it does not use."""
+    """A parameter that the loss uses, one that only the second block uses, and one that is unused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def encoded(seed: int, kind: torch.dtype = torch.float64) -> Encoded:
 
 
 def terms_and_trained(blocks: list[slice] | None) -> tuple[Terms, list[Tensor]]:
-    """The terms, in blocks or plainly, and what they depend on."""
+    """The loss terms, computed in blocks or at once, and the tensors that they depend on."""
     head, image, text = Head(), encoded(1), encoded(2)
     value = encoded(3).pooled
     extra = {"value": 2 * value, "constant": torch.ones(12)}
@@ -64,7 +64,7 @@ def terms_and_trained(blocks: list[slice] | None) -> tuple[Terms, list[Tensor]]:
     return terms, [image.pooled, text.pooled, value, head.used, head.seldom, head.unused]
 
 
-def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
+def test_the_same_tensors_get_gradients_as_without_blocks():
     found = []
     for blocks in (None, BLOCKS):
         terms, trained = terms_and_trained(blocks)
@@ -77,8 +77,8 @@ def test_gradients_reach_all_that_plain_ones_reach_and_nothing_else():
     assert found[1][-1] is None, "DDP must see that nothing uses it"
 
 
-def test_a_block_has_gradients_of_its_rows_alone():
-    """Gradients as large as the batch, of zeros but for a block's rows, would be most of a small block's work."""
+def test_the_gradients_of_a_block_contain_only_its_rows():
+    """Gradients as large as the batch, zero except for the block's rows, would dominate the cost of a small block."""
     sizes, before = [], []
 
     def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
@@ -133,7 +133,7 @@ def _recomputed(image: Encoded, text: Encoded, rows: slice) -> Tensor:
 @pytest.mark.parametrize(
     "way", [_targets_without_a_gradient, _other_embeddings_in_their_place, _rows_of_all_kinds, _recomputed]
 )
-def test_what_a_method_may_do_at_once_it_may_do_in_blocks(way, frozen):
+def test_blocks_support_everything_that_methods_may_do(way, frozen):
     found = []
     for blocks in (None, BLOCKS):
         image, text = encoded(1), encoded(2)
@@ -153,7 +153,7 @@ def test_what_a_method_may_do_at_once_it_may_do_in_blocks(way, frozen):
             torch.testing.assert_close(ours, plain)
 
 
-def test_the_gradient_of_one_of_several_terms_is_not_a_number():
+def test_the_gradient_of_one_of_several_terms_is_nan():
     terms, trained = terms_and_trained(BLOCKS)
     terms["extra"].backward()
     assert all(value.grad.isnan().all() for value in trained if value.grad is not None)
@@ -176,7 +176,7 @@ def test_each_block_is_computed_once():
     torch.testing.assert_close(image.pooled.grad, torch.where(kept, 2 * text.pooled, 0))
 
 
-def test_without_gradients_there_are_values():
+def test_blocks_work_without_gradients():
     wanted, _ = terms_and_trained(None)
     with torch.no_grad():
         terms, _ = terms_and_trained(BLOCKS)
@@ -186,8 +186,8 @@ def test_without_gradients_there_are_values():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_float16_holds_gradients_where_the_scale_is_known(scaled):
-    """A gradient of 1e-9 for each number is 0 in float16, and 6.6e-5 when the scaler's factor is in it."""
+def test_float16_gradients_do_not_underflow_if_the_scale_is_known(scaled):
+    """A gradient of 1e-9 per element is 0 in float16, but 6.6e-5 with the scaler's factor."""
     scale = torch.tensor(65536.0)
 
     def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
@@ -201,8 +201,8 @@ def test_float16_holds_gradients_where_the_scale_is_known(scaled):
     torch.testing.assert_close(image.pooled.grad.float(), torch.full((12, 3), wanted), rtol=2e-2, atol=0)
 
 
-def test_many_blocks_lose_no_digits_of_a_low_precision():
-    """A sum of ones in bfloat16 stays at 256."""
+def test_gradients_of_many_blocks_are_summed_in_float32():
+    """In bfloat16 a sum of ones never exceeds 256."""
     image, text = encoded(1, torch.bfloat16), encoded(2)
 
     def share(image: Encoded, text: Encoded, extra: dict[str, Tensor], rows: slice) -> Terms:
@@ -213,7 +213,7 @@ def test_many_blocks_lose_no_digits_of_a_low_precision():
     assert (image.pooled.grad == 300).all()
 
 
-def test_a_module_scales_blocks_by_the_scaler_of_its_training():
+def test_a_module_scales_blocks_by_its_trainers_scaler():
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     half = MixedPrecision("16-mixed", "cpu", scaler)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, plugins=half)

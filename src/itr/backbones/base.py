@@ -1,4 +1,4 @@
-"""The contract of a backbone: images and token ids in, embeddings and token-level features out."""
+"""The interface of backbones: images and token ids in, embeddings and token-level features out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageSpec:
         interpolation: Literal["bicubic", "bilinear"] | None,
         resize: Literal["shortest", "squash"] | None,
     ) -> ImageSpec:
-        """This format, but for what is given."""
+        """This format with the given values replaced; None keeps a value."""
         return ImageSpec(
             size=self.size,
             mean=_channels(mean or self.mean),
@@ -50,14 +50,14 @@ class ImageSpec:
 
 
 class Tokenizer(Protocol):
-    """Captions to ids. Runs in the workers that load data, so it must be picklable.
+    """Converts captions to token ids. It runs in the loader's workers, so it must be picklable.
 
     Attributes:
-        vocab_size: ids are below it.
-        max_length: longest caption in tokens, start and end included.
-        pad_id: stands behind a caption that is shorter than the longest.
-        mask_id: the token that hides a word; None where the vocabulary has none.
-        special_ids: tokens that are no words (start, end, padding, mask ...).
+        vocab_size: size of the vocabulary; all ids are smaller.
+        max_length: length of the longest caption in tokens, including start and end.
+        pad_id: token that pads captions shorter than the longest.
+        mask_id: token that hides a word; None if the vocabulary has no such token.
+        special_ids: tokens that are not words (start, end, padding, mask ...).
     """
 
     vocab_size: int
@@ -67,33 +67,33 @@ class Tokenizer(Protocol):
     special_ids: tuple[int, ...]
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        """Tokenize and pad to the longest; a longer caption than `max_length` keeps its end token."""
+        """Tokenize, truncate to `max_length` but keep the end token, and pad to the longest caption."""
         ...
 
 
 class Backbone(Component, nn.Module, ABC):
-    """A pair of towers with a shared space.
+    """A pair of towers with a shared embedding space.
 
     A subclass sets the attributes and defines `encode_image`, `encode_text` and `is_tower`.
 
-    - A backbone that scores pairs (cross-attention between patches and words, say) overrides `similarity` and sets
-      `needs_tokens = True`, so that token-level features are gathered and kept too.
+    - A backbone that scores pairs, for example by cross-attention between patches and words, overrides `similarity` and
+      sets `needs_tokens = True`, so that token-level features are gathered and kept too.
     - A backbone that takes features instead of pixels (region features, the stored output of a tower) names their field
-      in `image_field`; `encode_image` is then given that.
+      in `image_field`; `encode_image` then receives this field.
     - A backbone that needs further fields of a batch names them in `needs` and overrides `encode_images`.
     - A backbone with a second, costlier stage sets `rescored` and overrides `rescore`.
 
     Attributes:
         dim: width D of the embeddings.
         image_spec: size and normalisation of the images.
-        tokenizer: captions to ids.
+        tokenizer: converts captions to token ids.
         needs_tokens: whether `similarity` or `rescore` uses token-level features.
-        image_field: the field of a batch that takes the place of pixels; None for pixels.
+        image_field: the field of a batch that replaces pixels; None for pixels.
         needs: further fields of every batch, in training and in evaluation (see `itr.data.model_fields`).
-        rescored: how many candidates of each query the second stage scores again; 0 for no second stage.
-        untrained: what starts with random weights; it is named when training begins.
+        rescored: number of candidates per query that the second stage scores again; 0 for no second stage.
+        untrained: parts that start with random weights; they are logged when training begins.
         lengths: numbers of tokens, ascending; captions are padded to the next of them, so that a compiled text tower
-            meets few shapes. Empty: captions keep their length.
+            sees few shapes. If empty, captions keep their length.
     """
 
     dim: int
@@ -110,7 +110,7 @@ class Backbone(Component, nn.Module, ABC):
     pixel_std: Tensor
 
     def set_image_spec(self, spec: ImageSpec) -> None:
-        """Keep the image format and its normalisation constants (as buffers that checkpoints leave out)."""
+        """Set the image format and its normalisation constants (buffers that are not saved in checkpoints)."""
         self.image_spec = spec
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             buffer = 255 * torch.tensor(values).view(1, 3, 1, 1)
@@ -118,9 +118,9 @@ class Backbone(Component, nn.Module, ABC):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Pixels 0..255 [I, 3, H, W], uint8, to the zero-mean input of the vision tower, float, channels last."""
-        last = torch.channels_last  # what convolutions are fastest on
+        last = torch.channels_last  # the fastest format for convolutions
         pixels = image.to(self.pixel_mean.dtype, copy=True, memory_format=last)
-        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)  # in place: fresh memory takes as long as arithmetic
+        return pixels.sub_(self.pixel_mean).div_(self.pixel_std)  # in place: allocating takes as long as computing
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Encoded:
@@ -139,32 +139,32 @@ class Backbone(Component, nn.Module, ABC):
         return self.encode_text(batch.text)
 
     def fields(self) -> Sequence[Any]:
-        """Fields of its own (`itr.data.loading.fields.Field`) that the loader's workers read for it in every split."""
+        """User-defined fields (`itr.data.loading.fields.Field`) that the loader's workers read in every split."""
         return ()
 
     def similarity(self, image: Encoded, text: Encoded) -> Tensor:
         """Score every image against every caption: the cosine of the pooled embeddings [I, C]."""
-        if len(image) > len(text):  # so that each caption's scores lie together in memory, for those who look at them
+        if len(image) > len(text):  # so that each caption's scores are contiguous in memory
             return (text.unit @ image.unit.T).T
         return image.unit @ text.unit.T
 
     def rescore(self, image: Encoded, text: Encoded) -> Tensor:
-        """Score image p with caption p by the second stage [P]; only the order of one query's candidates counts."""
+        """Score image p with caption p by the second stage [P]; only the order of each query's candidates matters."""
         raise AssertionError("a backbone with `rescored` above 0 defines `rescore`")
 
     def compilable(self) -> list[nn.Module]:
-        """The parts, called as modules, that `torch.compile` is worth while for; none by default."""
+        """The submodules that are worth compiling with `torch.compile`; by default there are none."""
         return []
 
     def stretched(self, text: Tokens) -> Tokens:
-        """The captions [C, L] as a text tower takes them [C, L'], L' >= L being one of `lengths` or the longest."""
+        """Pad captions [C, L] for the text tower [C, L'], where L' >= L is one of `lengths` or the maximum length."""
         length = text.ids.shape[1]
         wanted = min((n for n in (*self.lengths, self.tokenizer.max_length) if n >= length), default=length)
         return text if not self.lengths or wanted == length else text.padded(wanted, self.tokenizer.pad_id)
 
     @abstractmethod
     def is_tower(self, parameter_name: str) -> bool:
-        """Whether a parameter (named from this module) belongs to a tower and takes the towers' learning rate."""
+        """Whether a parameter, named relative to this module, belongs to a tower and uses the towers' learning rate."""
 
 
 def _channels(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,1 +1,1 @@
-"""Embeddings of a split to exact ranks and recalls."""
+"""Exact ranks and recalls from the embeddings of a split."""

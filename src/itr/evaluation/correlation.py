@@ -1,4 +1,4 @@
-"""How well similarities follow people's judgements: rank correlation, over all pairs and as CxC samples them."""
+"""Rank correlation of similarities with human judgements, over all pairs and with the sampling of CxC."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from itr.evaluation.cosine import Cosine
 
 
 def pair_cosines(first: Tensor, second: Tensor) -> np.ndarray:
-    """Cosines of the rows of two matrices [N, D], of any precision, to [N], float32.
+    """Cosines of corresponding rows of two matrices [N, D] of any precision: [N], float32.
 
-    They are those of `Cosine`: pairs of equal embeddings tie, and a pair of twice the same embedding has exactly 1.
+    Computed by `Cosine`: pairs of equal embeddings tie, and the cosine of an embedding with itself is exactly 1.
     """
     rows = torch.arange(len(first), device=first.device)
     found: np.ndarray = Cosine(first, second).pairs(rows, rows).cpu().numpy()
@@ -29,14 +29,14 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def correlation(similarity: np.ndarray, gold: np.ndarray) -> float:
-    """Spearman's rank correlation of similarities and judgements [N]: Pearson's, of their average ranks, in float64.
+    """Spearman's rank correlation of similarities and judgements [N]: Pearson's of their average ranks, in float64.
 
-    NOTE: torchmetrics' `spearman_corrcoef` (1.9.0) is not used: it adds the ranks of equal values in int32, so that
-    the result on 70,000 pairs with 69,300 equal judgements has the wrong sign; it computes float32 from float64
-    input, and gives 0 where the correlation is not defined.
+    NOTE: torchmetrics' `spearman_corrcoef` (1.9.0) is not used. It adds the ranks of equal values in int32, so the
+    result for 70,000 pairs with 69,300 equal judgements has the wrong sign; it returns float32 for float64 input, and
+    0 if the correlation is undefined.
 
     Raises:
-        UserError: it is not defined, as all values of one side are equal, or some are not finite.
+        UserError: the correlation is undefined because all values of one side are equal, or some are not finite.
     """
     for name, values in (("similarities", similarity), ("judgements", gold)):
         if not np.isfinite(values).all():
@@ -51,15 +51,15 @@ def bootstrap_correlation(
 ) -> tuple[float, float]:
     """Mean and standard deviation of `correlation` over samples of pairs that do not share a query.
 
-    The judged pairs of one query depend on each other, so Crisscrossed Captions draws half of the queries, and one
+    The judged pairs of one query are not independent, so Crisscrossed Captions draws half of the queries, and one
     judged item of each, a thousand times (https://arxiv.org/abs/2004.15020).
 
     Args:
         similarity: the model's score of each pair [N].
         gold: the judgement of each pair [N].
-        query: which query a pair belongs to [N], numbers or names.
-        samples: how often to draw.
-        seed: of the draws.
+        query: the query that each pair belongs to [N], numbers or names.
+        samples: number of draws.
+        seed: seed of the draws.
     """
     _, group, count = np.unique(query, return_inverse=True, return_counts=True)
     by_query, start = np.argsort(group, kind="stable"), count.cumsum() - count

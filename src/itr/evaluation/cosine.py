@@ -1,4 +1,4 @@
-"""Cosines of embeddings: exact ones, the same in every tile, and fast ones with a bound on their error."""
+"""Cosines of embeddings: exact ones that are equal in every tile, and fast ones with an error bound."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from itr.evaluation.score import Score
 
 CHUNK = 8192  # pairs at a time
-SAMPLE = 128  # embeddings of each side on which the error of the fast product is measured
+SAMPLE = 128  # embeddings per side used to measure the error of the fast product
 
 
 class Cosine(Score):
     """Cosines between embeddings of images [N, D] and of captions [M, D], of any precision.
 
-    Called with two slices it gives a tile [I, C], float32. The last digits of a matrix product of floats depend on the
-    shape of the tile and on the machine. So embeddings are first rounded to whole numbers: all sums of their products
-    are then exact in float64, in any order. Equal embeddings have equal cosines in every tile, process and device, and
-    a cosine of 1 with each other. The rounding moves a cosine by about 1e-8.
+    Calling it with two slices returns a tile [I, C], float32. The last digits of a floating-point matrix product depend
+    on the tile's shape and on the machine, so embeddings are first rounded to integers: the sums of their products are
+    then exact in float64, in any order. Equal embeddings have equal cosines in every tile, process and device, and
+    a cosine of 1 with each other. The rounding changes a cosine by about 1e-8.
     """
 
     def __init__(self, image: Tensor, text: Tensor) -> None:
@@ -47,7 +47,7 @@ class Cosine(Score):
         return found
 
     def mean(self, tile: int = CHUNK) -> float:
-        """The mean cosine of all pairs, without a matrix of them."""
+        """The mean cosine of all pairs, without computing their matrix."""
         image, text = (
             sum(F.normalize(some.double(), dim=-1).sum(dim=0) for some in side.split(tile))
             for side in (self.image, self.text)
@@ -57,15 +57,15 @@ class Cosine(Score):
         return float((image * text).sum()) / (self.num_images * self.num_texts)
 
     def nearly(self, rows: slice, columns: slice) -> Tensor:
-        """The cosines of a tile [I, C] by a product in float32, less than `slack` away from the exact ones."""
+        """The cosines of a tile [I, C] from a float32 product; their error is less than `slack`."""
         return self._fast[0][rows] @ self._fast[1][columns].T
 
     def slack(self) -> float | None:
-        """A bound of the error of `nearly`; None where it has none, since embeddings are not finite.
+        """A bound on the error of `nearly`; None if some embeddings are not finite.
 
         Rounding errors of a product of D terms add up like a random walk, to about the square root of D. The bound is
-        the larger of twice that and eight times the largest error on a sample: far beyond what rounding gives, though
-        no proof, which would need a bound that grows with D.
+        the larger of twice that and eight times the largest error on a sample. This is far more than rounding causes,
+        but not a proven bound, which would have to grow with D.
         """
         if not all(torch.isfinite(side.sum(dim=-1)).all() for side in self._fast):
             return None
@@ -76,9 +76,9 @@ class Cosine(Score):
 
 
 class _WholeNumbers:
-    """Embeddings [N, D] times powers of two and rounded, about 2^26 long: so a product of two is below 2^53.
+    """Embeddings [N, D] scaled by powers of two to a length of about 2^26 and rounded, so a product is below 2^53.
 
-    Indexed with I rows it gives them [I, D], and their lengths, never 0 [I]; both float64.
+    Indexing with I rows returns these rows [I, D] and their lengths [I], which are never 0; both are float64.
     """
 
     def __init__(self, embedding: Tensor) -> None:
@@ -96,9 +96,9 @@ def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """The power of two that makes each row [N, D] between 2^25 and 2^26 long [N].
+    """The power of two that scales each row [N, D] to a length between 2^25 and 2^26 [N].
 
-    Squares are added in halves, in an order that does not depend on how many rows there are.
+    Squares are added pairwise, in an order that does not depend on the number of rows.
     """
     squares = rows.square()
     while squares.shape[1] > 1:

@@ -1,7 +1,7 @@
-"""What ranks are made of, as metrics whose tiles the processes share and whose states they reduce.
+"""Metrics from which ranks are computed; processes divide the tiles among them and reduce the states.
 
-Every tile is computed by one process, and has the same shape whatever the number of processes, so the counts do not
-depend on that number.
+Each tile is computed by one process, and its shape does not depend on the number of processes, so neither do the
+counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itr.distributed import process_number, world_size
 from itr.evaluation.cosine import Cosine
 
 Tiles = Sequence[tuple[slice, slice]]
-"""Some images (rows) and some captions (columns) each."""
+"""For each tile, a slice of images (rows) and a slice of captions (columns)."""
 
 
 def share(tiles: Tiles) -> Iterator[tuple[slice, slice]]:
@@ -26,7 +26,7 @@ def share(tiles: Tiles) -> Iterator[tuple[slice, slice]]:
 
 
 class TrueScores(Metric):
-    """The score of each true match: caption `text[p]` holds for image `image[p]` [P], int64."""
+    """The score of each true match: caption `text[p]` is true of image `image[p]` [P], int64."""
 
     full_state_update = False
     scores: Tensor
@@ -34,11 +34,11 @@ class TrueScores(Metric):
     def __init__(self, image: Tensor, text: Tensor) -> None:
         super().__init__()
         self.image, self.text = image, text
-        # The maximum of several processes keeps a NaN.
+        # The maximum over processes propagates NaN.
         self.add_state("scores", torch.full((len(image),), -torch.inf, device=image.device), dist_reduce_fx="max")
 
     def update(self, score: Callable[[slice, slice], Tensor], tiles: Tiles) -> None:
-        """Score the pairs of this process's tiles."""
+        """Score the pairs in this process's tiles."""
         for rows, columns in share(tiles):
             inside = _inside(self.image, rows) & _inside(self.text, columns)
             if len(some := inside.nonzero()[:, 0]):
@@ -57,7 +57,7 @@ def _inside(index: Tensor, part: slice) -> Tensor:
 
 
 class AtLeastAsHigh(Metric):
-    """How many captions score at least `best` of each image [N], and how many images that of each caption [M]."""
+    """For each image [N] the number of captions that score at least its `best`, and the reverse for captions [M]."""
 
     full_state_update = False
     captions: Tensor
@@ -73,9 +73,9 @@ class AtLeastAsHigh(Metric):
         """Count in this process's tiles.
 
         Args:
-            score: the similarity; a `Cosine` where `slack` is given.
+            score: the similarity; a `Cosine` if `slack` is given.
             tiles: the tiles of all processes.
-            slack: the error of the cosines in float32, by which then all is counted that it cannot change.
+            slack: error bound of the float32 cosines; they decide every comparison that this error cannot change.
         """
         for rows, columns in share(tiles):
             if slack is None:
@@ -99,7 +99,7 @@ class AtLeastAsHigh(Metric):
         for side, (limit, count) in enumerate(zip(limits, (self.captions[rows], self.images[columns]), strict=True)):
             above, near = _above_and_near(scores, limit, slack, side)
             count += above
-            if len(near) > scores.numel() // 16:  # collapsed embeddings: all are near
+            if len(near) > scores.numel() // 16:  # collapsed embeddings: almost all scores are near
                 exact = score(rows, columns)[near[:, 0], near[:, 1]]
             else:
                 exact = score.pairs(near[:, 0] + rows.start, near[:, 1] + columns.start)
@@ -108,9 +108,9 @@ class AtLeastAsHigh(Metric):
 
 
 def _above_and_near(scores: Tensor, limit: Tensor, slack: float, side: int) -> tuple[Tensor, Tensor]:
-    """How many scores of each query are surely above its limit, and which are too near to decide [P, 2].
+    """The number of scores of each query that are certainly above its limit, and those too near to decide [P, 2].
 
-    Counted as numbers in float32, which is several times as fast as in bool, and exact up to 2^24.
+    Counting in float32 is several times as fast as in bool, and exact up to 2^24.
     """
     number = torch.empty_like(scores)
     above = torch.gt(scores, limit + slack, out=number).sum(dim=1 - side)

@@ -1,4 +1,4 @@
-"""The embeddings of a split, every sample once, in the order of their ids."""
+"""The embeddings of a split, each sample once, sorted by id."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Gallery:
         image_id: their ids, ascending [N].
         text: the captions [M].
         text_id: their ids, ascending [M].
-        text_image_id: the image that each caption belongs to [M].
-        scorer: how its pairs are scored.
+        text_image_id: the id of each caption's image [M].
+        scorer: scores its pairs.
     """
 
     image: Encoded
@@ -42,7 +42,7 @@ class Gallery:
         """The row in `image` of each caption's image [M].
 
         Raises:
-            ValueError: if the image of a caption is not among the images.
+            ValueError: the image of a caption is not in the gallery.
         """
         rows, known = find_rows(self.text_image_id, self.image_id)
         if not known.all():
@@ -50,11 +50,11 @@ class Gallery:
         return rows
 
     def score(self, device: torch.device | str = "cpu") -> Score:
-        """The scores of all pairs, computed on `device`: what every figure is made of."""
+        """The scores of all pairs, computed on `device`; every metric is based on them."""
         return self.scorer.score(self.image, self.text, torch.device(device))
 
     def rows(self, images: Tensor | slice, captions: Tensor | slice) -> Gallery:
-        """Some images and some captions."""
+        """The gallery of some images and some captions."""
         return Gallery(
             self.image.rows(images),
             self.image_id[images],
@@ -65,9 +65,9 @@ class Gallery:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is written to files: `image` [N, D], `text` [M, D], `image_id`, `caption_id` and `caption_image_id`.
+        """The arrays of an embedding file: `image` [N, D], `text` [M, D], `image_id`, `caption_id`, `caption_image_id`.
 
-        `scored_by` says how they are scored; see `Encoded.arrays` for the further vectors.
+        `scored_by` is the scorer's name; see `Encoded.arrays` for further embeddings.
         """
         ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
         return {
@@ -80,13 +80,13 @@ class Gallery:
 
 @dataclass
 class GalleryBuilder:
-    """Collects what the batches of an evaluation give, and merges it over processes.
+    """Collects the embeddings of all batches of an evaluation, and merges those of all processes.
 
-    Equal images are given one embedding, and so are equal captions: the last digits of those that a tower gives
-    depend on the batch, which would make a tie of one number of processes or batch size a hit or a miss of another.
+    Equal images share one embedding, and so do equal captions. The last digits of a tower's output depend on the batch,
+    so without this a tie could become a hit or a miss when the batch size or the number of processes changes.
 
     Attributes:
-        with_tokens: keep token-level features too, for a backbone that scores pairs.
+        with_tokens: keep token-level features too, for a backbone that scores pairs with them.
     """
 
     with_tokens: bool = False
@@ -102,7 +102,7 @@ class GalleryBuilder:
         self.ids.append((batch.image_id, batch.text_id, batch.text_image_id, *marks))
 
     def build(self, scorer: Scorer | None = None) -> Gallery:
-        """All processes' embeddings, each sample once, ordered by id. Every process must call this."""
+        """The embeddings of all processes, each sample once, sorted by id. Every process must call this."""
         image_id, text_id, text_image_id, image_mark, text_mark = (
             gather_uneven(torch.cat(parts)).cpu() for parts in zip(*self.ids, strict=True)
         )
@@ -129,7 +129,7 @@ class GalleryBuilder:
 
 
 def _first_of_each(ids: Tensor) -> Tensor:
-    """Where each distinct id stands first, in ascending order of the ids."""
+    """The first position of each distinct id, in ascending order of the ids."""
     ordered, order = torch.sort(ids, stable=True)
     fresh = torch.ones(len(ids), dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
@@ -137,25 +137,25 @@ def _first_of_each(ids: Tensor) -> Tensor:
 
 
 def _first_of_equals(marks: Tensor, rows: Tensor) -> Tensor:
-    """For each of some rows the first of them with the same mark."""
+    """For each of `rows`, the first of them with the same mark."""
     found, number = torch.unique(marks[rows], return_inverse=True)
     first = torch.full((len(found),), len(rows)).scatter_reduce_(0, number, torch.arange(len(rows)), reduce="amin")
     return rows[first[number]]
 
 
 def _marks_of_images(image: Tensor) -> Tensor:
-    """A number for each image [I, ...], of pixels or of features, the same for equal ones alone [I], int64."""
+    """A hash of each image's pixels or features [I, ...]: [I], int64."""
     pixels = image.flatten(1).contiguous().view(torch.uint8)
     return _marks(F.pad(pixels, (0, -pixels.shape[1] % 8)).view(torch.int64))
 
 
 def _marks_of_texts(text: Tokens) -> Tensor:
-    """The same for captions [C, L], whatever their padding [C]."""
+    """A hash of each caption's tokens [C, L], regardless of padding: [C], int64."""
     return _marks((text.ids + 1) * text.mask)
 
 
 def _marks(values: Tensor) -> Tensor:
-    """Sums of rows of numbers [N, L] with mixed weights, modulo 2^64: different rows hardly ever share one [N]."""
+    """Hashes of rows of integers [N, L]: sums with pseudorandom weights modulo 2^64, so collisions are rare [N]."""
     weights = torch.arange(1, values.shape[1] + 1, device=values.device)
     for factor in MIXING:
         weights = (weights ^ (weights >> 30)) * factor

@@ -1,4 +1,4 @@
-"""Scores that a model computes from pairs of embeddings, in blocks that fit into memory."""
+"""Scores that a model computes for pairs of embeddings, in blocks that fit into memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from itr.evaluation.score import Score
 from itr.types import Encoded
 
-IN_MEMORY = {"cpu": 2**22, "cuda": 2**26}  # numbers in a block if every token is compared with every other
-PAIRS = 16  # pairs that are scored as one block, whose diagonal is kept
+# Numbers in a block if the model compares every token with every other.
+IN_MEMORY = {"cpu": 2**22, "cuda": 2**26}
+PAIRS = 16  # pairs that are scored as one block, of which the diagonal is kept
 
 
 class PairModel(Protocol):
-    """What scores pairs: an `itr.module.RetrievalModule`."""
+    """A model that scores pairs: an `itr.module.RetrievalModule`."""
 
     def similarity(self, image: Encoded, text: Encoded) -> Tensor:
         """Score every image against every caption [I, C]."""
@@ -25,10 +26,10 @@ class PairModel(Protocol):
 class ModelScore(Score):
     """The similarity of a model between images [N] and captions [M], float32.
 
-    Unlike a `Cosine` it may give equal embeddings scores that differ in their last digits from block to block.
+    Unlike with `Cosine`, the scores of equal embeddings may differ in their last digits from block to block.
 
     Args:
-        model: what scores, on the device of the embeddings.
+        model: the model, on the device of the embeddings.
         image: the images.
         text: the captions.
     """
@@ -41,7 +42,7 @@ class ModelScore(Score):
         self.block = max(1, int((room / tokens) ** 0.5))
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """Some images against some captions [I, C]."""
+        """Score some images against some captions [I, C]."""
         return torch.cat(
             [
                 torch.cat([self._block(some, others) for others in _blocks(columns, self.num_texts, self.block)], dim=1)
@@ -50,7 +51,7 @@ class ModelScore(Score):
         )
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Images `rows` [P] with captions `columns` [P], pair by pair [P]."""
+        """Score images `rows` [P] with captions `columns` [P], pair by pair [P]."""
         parts = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
         return torch.cat([self._block(some, others).diagonal() for some, others in parts])
 
@@ -60,7 +61,7 @@ class ModelScore(Score):
 
 
 def on_model(encoded: Encoded, model: nn.Module, device: torch.device) -> Encoded:
-    """Embeddings on a device, in the type of the model's parameters."""
+    """Move embeddings to a device and convert them to the dtype of the model's parameters."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return encoded.map(lambda value: value.to(device, dtype if value.is_floating_point() else None))
 

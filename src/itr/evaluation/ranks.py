@@ -12,19 +12,19 @@ from torch import Tensor
 from itr.evaluation.cosine import Cosine
 from itr.evaluation.score import Score, Way
 
-IN_CACHE = 1024  # side of a tile that is still in the processor's cache when it is compared
+IN_CACHE = 1024  # side of a tile that stays in the processor's cache until it is compared
 TileScore = Callable[[slice, slice], Tensor]
-"""Scores of some images (rows) against some captions (columns) [I, C]: what `rank` needs of a `Score`."""
+"""Scores some images (rows) against some captions (columns) [I, C]; the part of `Score` that `rank` needs."""
 
 
 @dataclass
 class Ranks:
-    """Ranks from 0, the best, of the queries that have a true match.
+    """Ranks of the queries that have a true match; 0 is best.
 
     Attributes:
-        image_to_text: for each image with a true match, how many wrong captions score at least as high as the best of
-            the true ones [Q].
-        text_to_image: for each caption with a true match, the same of images [M].
+        image_to_text: for each image with a true match, the number of wrong captions that score at least as high as
+            its best true match [Q].
+        text_to_image: for each caption with a true match, the corresponding number of images [M].
     """
 
     image_to_text: Tensor
@@ -33,7 +33,7 @@ class Ranks:
 
 @dataclass
 class Matches:
-    """True matches as pairs of rows: caption `text[p]` holds for image `image[p]` [P], int64.
+    """True matches as pairs of rows: caption `text[p]` is true of image `image[p]` [P], int64.
 
     Attributes:
         num_images: N.
@@ -47,34 +47,34 @@ class Matches:
 
     @classmethod
     def own(cls, own_image: Tensor, num_images: int) -> Matches:
-        """Each caption with the image that it belongs to [M], any number of captions an image."""
+        """Match each caption with its own image [M]; an image may have any number of captions."""
         texts = torch.arange(len(own_image), device=own_image.device)
         return cls(own_image, texts, num_images, len(own_image))
 
     @property
     def sides(self) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
-        """The pairs' rows on each side, and how many queries there are."""
+        """For images and for captions, the rows of the pairs and the total number of rows."""
         return (self.image, self.num_images), (self.text, self.num_texts)
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:
-    """Slices of `size` that cover `length`."""
+    """Slices of at most `size` elements that cover `length`."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def rank(score: Score | TileScore, matches: Matches, tile: int = 4096, ways: Sequence[Way] = ("i2t", "t2i")) -> Ranks:
-    """Ranks of both directions.
+    """Ranks in both directions.
 
-    A wrong candidate that ties with the true match is counted before it. Scores that are NaN count as the worst for a
-    true match and the best for a wrong candidate. The processes of a run share the tiles: each must call this with the
-    same gallery, and each gets all ranks.
+    A wrong candidate that ties with the true match is ranked before it. A NaN score counts as the lowest for a true
+    match and as the highest for a wrong candidate. The processes of a run divide the tiles among them: each must call
+    this with the same gallery, and each gets all ranks.
 
     Args:
-        score: the similarity, computed tile by tile. On a CPU a `Cosine` is multiplied in float32, and only what comes
-            closer to the true match than its error is computed exactly: the ranks are the same.
-        matches: the true matches, on the device that `score` works on.
-        tile: images and captions of a tile; memory grows with its square.
-        ways: directions that are wanted; of a score that depends on the query the others are left empty.
+        score: the similarity, computed tile by tile. On a CPU, a `Cosine` is computed in float32, and only scores that
+            differ from the true match by less than the error bound are recomputed exactly; the ranks are the same.
+        matches: the true matches, on the device of `score`.
+        tile: number of images and of captions in a tile; memory grows with its square.
+        ways: the directions to rank. If the score depends on the query, the other direction is left empty.
     """
     if isinstance(score, Score) and score.by_query:
         by_way = {way: _rank_queries(score, matches, way) for way in ways}
@@ -97,7 +97,7 @@ def rank(score: Score | TileScore, matches: Matches, tile: int = 4096, ways: Seq
     counts.update(score, grid, slack)
     found = []
     for (queries, number), limit, count in zip(matches.sides, best, counts.compute(), strict=True):
-        right = (own.nan_to_num(nan=torch.inf) >= limit[queries]).long()  # true matches are no wrong candidates
+        right = (own.nan_to_num(nan=torch.inf) >= limit[queries]).long()  # do not count true matches
         wrong = count.reshape(-1) - torch.zeros_like(limit, dtype=torch.int64).index_add_(0, queries, right)
         found.append(wrong[_has_any(queries, number)])
     return Ranks(*found)
@@ -108,7 +108,7 @@ def _grid(matches: Matches, tile: int) -> list[tuple[slice, slice]]:
 
 
 def _rank_queries(score: Score, matches: Matches, way: Way, size: int = 256) -> Tensor:
-    """Ranks in one direction, from all candidates of some queries at a time [Q]."""
+    """Ranks in one direction [Q], computed from all candidates of `size` queries at a time."""
     queries, candidates = (matches.image, matches.text) if way == "i2t" else (matches.text, matches.image)
     found = []
     for some in tiles(score.num_queries(way), size):
@@ -137,14 +137,14 @@ def _best(own: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
 def precision_over_all(scores: Tensor, positives: Tensor, totals: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """mAP@R and R-Precision of queries with any number of true matches, as defined for ECCV Caption.
 
-    With R true matches of a query and hits h_k at rank k: R-P = 1/R sum_{k<=R} h_k, and
-    AP@R = 1/R sum_{k<=R} h_k (1/k sum_{j<=k} h_j) (https://arxiv.org/abs/2204.03359, section 4). Among equal scores
+    For a query with R true matches and hits h_k at rank k: R-P = 1/R sum_{k<=R} h_k, and
+    AP@R = 1/R sum_{k<=R} h_k (1/k sum_{j<=k} h_j) (https://arxiv.org/abs/2204.03359, section 4). Among equal scores,
     wrong candidates come first.
 
     Args:
-        scores: of queries and candidates [Q, K].
-        positives: the true matches [Q, K], bool; queries without any are left out.
-        totals: R of each query [Q], where it has true matches that are no candidates.
+        scores: scores of queries and candidates [Q, K].
+        positives: the true matches [Q, K], bool; queries without a true match are skipped.
+        totals: R of each query [Q], needed if some true matches are not among the candidates.
 
     Returns:
         AP@R and R-Precision of each remaining query [Q'].

@@ -1,4 +1,4 @@
-"""Two stages: a cheap score of all pairs, and a costlier one of each query's best candidates."""
+"""Two-stage retrieval: a cheap score for all pairs, and a costlier one for each query's best candidates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from itr.distributed import gather_uneven, process_number, world_size
 from itr.evaluation.score import Score, Way
 from itr.types import Encoded
 
-QUERIES = 256  # whose candidates are ordered at a time
-PAIRS = 256  # that the second stage scores at a time
+QUERIES = 256  # queries whose candidates are sorted at a time
+PAIRS = 256  # pairs that the second stage scores at a time
 
 
 class Rescorer(Protocol):
@@ -26,18 +26,18 @@ class Rescorer(Protocol):
 
 
 class Reranked(Score):
-    """The best candidates of each query by the first stage, in the order of the second; all others behind them.
+    """The first stage's best candidates for each query, sorted by the second stage, followed by all others.
 
-    Candidates of the shortlist keep the score of the second stage. The others keep their order by the first stage below
-    the worst of the shortlist, so R@K is that of the second stage for any K up to the shortlist's length. Both
-    directions have shortlists of their own, hence a pair may have two scores.
+    Candidates on the shortlist have the score of the second stage. The others keep the order of the first stage, below
+    the worst of the shortlist, so R@K is that of the second stage for any K up to the shortlist's length. Each
+    direction has its own shortlists, so a pair may have two scores.
 
-    NOTE: of candidates that tie at the end of a shortlist the first in the gallery are taken. Inside it, as everywhere,
-    a wrong candidate that ties with the right one counts as before it.
+    NOTE: among candidates that tie at the end of a shortlist, the first in the gallery are taken. Within it, as
+    everywhere, a wrong candidate that ties with the true match is ranked before it.
 
     Args:
         first: the first stage.
-        backbone: what has the second stage.
+        backbone: the backbone that has the second stage.
         image: the images [N], on the device of the backbone.
         text: the captions [M].
     """
@@ -50,27 +50,27 @@ class Reranked(Score):
         self._shortlists: dict[Way, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """There is no such score: it depends on which side is the query."""
+        """Not available, because the score depends on which side is the query."""
         raise AssertionError("a re-ranked score depends on the query: use `candidates`")
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The second stage's score of images `rows` [P] with captions `columns` [P], pair by pair [P]."""
+        """Score images `rows` [P] with captions `columns` [P] by the second stage, pair by pair [P]."""
         parts = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
         with torch.no_grad(), torch.autocast(self.image.pooled.device.type, enabled=False):
             found = [self.backbone.rescore(self.image.rows(some), self.text.rows(others)) for some, others in parts]
         return torch.cat(found).float()
 
     def candidates(self, way: Way, queries: slice) -> Tensor:
-        """Some queries against all their candidates [Q, K], float64."""
+        """Score some queries against all their candidates [Q, K], float64."""
         shortlist, rescored = (part[queries] for part in self.shortlist(way))
         scores = self.first.candidates(way, queries).double()
         below = scores - scores.amax(dim=1, keepdim=True) + rescored.amin(dim=1, keepdim=True) - 1
         return below.scatter(1, shortlist, rescored)
 
     def shortlist(self, way: Way) -> tuple[Tensor, Tensor]:
-        """The best candidates of each query by the first stage, and their second scores [Q, K]; made once.
+        """The best candidates of each query by the first stage, and their scores by the second [Q, K]; cached.
 
-        Processes that evaluate together share the queries.
+        The processes of a run divide the queries among them.
         """
         if way not in self._shortlists:
             number = self.num_queries(way)

@@ -1,4 +1,4 @@
-"""The recalls of a gallery, both ways."""
+"""The recalls of a gallery in both directions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def evaluate(
     positives: Positives | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """All figures of a gallery: recalls and mAP in percent, ranks counted from 1.
+    """All metrics of a gallery: recalls and mAP in percent, ranks counted from 1.
 
     Args:
         gallery: embeddings keyed by id, with their scorer.
-        positives: every true match, where known; adds `all/...` figures.
-        device: where to score.
+        positives: all true matches, if known; adds the metrics `all/...`.
+        device: device that computes the scores.
     """
     score = gallery.score(device)
     ranks = rank(score, Matches.own(gallery.own_image().to(device), len(gallery.image_id)))
@@ -34,9 +34,9 @@ def evaluate(
 
 
 def recalls(ranks: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10 and mean reciprocal rank in percent, median and mean rank, of ranks [Q] that count from 0.
+    """R@1, R@5, R@10 and mean reciprocal rank in percent, and median and mean rank, from ranks [Q] counted from 0.
 
-    With one true match a query, R@K is also called Hits@K.
+    With one true match per query, R@K is also called Hits@K.
     """
     found = {f"r{k}": 100 * int((ranks < k).sum()) / len(ranks) for k in (1, 5, 10)}
     middle = ranks.sort().values[[(len(ranks) - 1) // 2, len(ranks) // 2]]
@@ -45,13 +45,13 @@ def recalls(ranks: Tensor) -> dict[str, float]:
 
 
 def with_rsum(ways: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The figures of both directions under one roof, and the sum of their six recalls."""
+    """Merge the metrics of both directions, and add the sum of their six recalls."""
     metrics = {f"{way}_{name}": value for way, values in ways.items() for name, value in values.items()}
     return metrics | {"rsum": sum(metrics[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
 
 
 def over_all_positives(gallery: Gallery, score: Score, positives: Positives, tile: int = 512) -> dict[str, float]:
-    """mAP@R, R-Precision (percent) and the mean number of true matches a query, both ways."""
+    """mAP@R and R-Precision in percent, and the mean number of true matches per query, in both directions."""
     found: dict[str, float] = {}
     for way in DIRECTIONS:
         precisions, counts = [], []
@@ -74,8 +74,8 @@ def _named(way: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{way}_{name}": value for name, value in values.items()}
 
 
-def table(metrics: dict[str, float]) -> str:
-    """The figures as a few lines of text; names may carry a prefix such as `test/`."""
+def recall_table(metrics: dict[str, float]) -> str:
+    """The metrics as a few lines of text; names may have a prefix such as `test/`."""
     plain = {name.partition("/")[2]: value for name, value in metrics.items()}
     lines = [f"{'':16}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median':>8}{'mean':>9}"]
     for way, title in DIRECTIONS.items():

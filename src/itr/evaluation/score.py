@@ -1,4 +1,4 @@
-"""The contract of scores: tile by tile, pair by pair, or all candidates of some queries."""
+"""The interface of scores: by tile, by pair, or for all candidates of some queries."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Score(ABC):
     Attributes:
         num_images: N.
         num_texts: M.
-        by_query: whether the score of a pair depends on which of both is the query; then only `candidates` and `pairs`
-            give scores.
+        by_query: whether the score of a pair depends on which side is the query; then only `candidates` and `pairs`
+            are available.
     """
 
     num_images: int
@@ -27,20 +27,20 @@ class Score(ABC):
 
     @abstractmethod
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """Some images against some captions [I, C]."""
+        """Score some images against some captions [I, C]."""
 
     @abstractmethod
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Images `rows` [P] with captions `columns` [P], pair by pair [P]."""
+        """Score images `rows` [P] with captions `columns` [P], pair by pair [P]."""
 
     def candidates(self, way: Way, queries: slice) -> Tensor:
-        """Some queries against all their candidates [Q, K]."""
+        """Score some queries against all their candidates [Q, K]."""
         if way == "i2t":
             return self(queries, slice(0, self.num_texts))
         return self(slice(0, self.num_images), queries).T
 
     def num_queries(self, way: Way) -> int:
-        """How many queries there are in a direction."""
+        """The number of queries in a direction."""
         return self.num_images if way == "i2t" else self.num_texts
 
     def mean(self, tile: int = 1024) -> float:

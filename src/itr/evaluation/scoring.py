@@ -1,4 +1,4 @@
-"""How pairs are scored: the one place that validation, test, protocols, report and files of embeddings go through."""
+"""How pairs are scored: the single entry point for validation, test, protocols, report and embedding files."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, as files of embeddings and of figures say; equal names give equal scores."""
+        """Its name in embedding and metrics files; scorers of equal names give equal scores."""
         ...
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether it uses token-level features."""
+        """Whether the scorer uses token-level features."""
         ...
 
     def score(self, image: Encoded, text: Encoded, device: torch.device) -> Score:
-        """The scores of images [N] against captions [M], computed on `device`."""
+        """Score images [N] against captions [M] on `device`."""
         ...
 
 
 @dataclass(frozen=True)
 class CosineScorer:
-    """The cosine of the pooled embeddings, which needs no model."""
+    """The cosine of the pooled embeddings; it needs no model."""
 
     name: str = COSINE
     needs_tokens: bool = False
@@ -54,7 +54,7 @@ class CosineScorer:
 
 @dataclass
 class ModelScorer:
-    """The similarity of a model that compares pairs by more than the cosine, and its second stage.
+    """The similarity of a model that scores pairs by more than the cosine, and its second stage if it has one.
 
     Attributes:
         model: an `itr.module.RetrievalModule`.
@@ -64,9 +64,9 @@ class ModelScorer:
 
     @cached_property
     def name(self) -> str:
-        """The classes that score, and a hash of all weights."""
-        changing = [method for method in self.model.methods.children() if _changes_scores(method)]
-        classes = [class_path(type(part)) for part in (self.model.backbone, *changing)]
+        """The classes that compute the score, and a hash of all weights."""
+        methods = [method for method in self.model.methods.children() if _changes_scores(method)]
+        classes = [class_path(type(part)) for part in (self.model.backbone, *methods)]
         return f"{' + '.join(classes)}, weights {weights_identity(self.model.state_dict())}"
 
     @property
@@ -75,27 +75,26 @@ class ModelScorer:
         return bool(self.model.needs_tokens)
 
     def score(self, image: Encoded, text: Encoded, device: torch.device) -> Score:
-        """The scores of images [N] and captions [M]; the model moves to `device`."""
+        """Score images [N] against captions [M]; moves the model to `device`."""
         model = self.model.to(device)
         image, text = (on_model(side, model, device) for side in (image, text))
-        plain = not _scores_pairs(model)
-        first: Score = Cosine(image.pooled, text.pooled) if plain else ModelScore(model, image, text)
+        first: Score = ModelScore(model, image, text) if _scores_pairs(model) else Cosine(image.pooled, text.pooled)
         return Reranked(first, model.backbone, image, text) if model.backbone.rescored else first
 
 
 def scorer_of(model: Any) -> Scorer:
-    """What scores the embeddings of an `itr.module.RetrievalModule`."""
+    """The scorer for the embeddings of an `itr.module.RetrievalModule`."""
     return ModelScorer(model) if _scores_pairs(model) or model.backbone.rescored else CosineScorer()
 
 
 def mean_scores(score: Score, own_image: Tensor) -> tuple[float, float]:
-    """Mean score of the captions with their own images, and with all other images (NaN where there is no other).
+    """Mean score of captions with their own images, and with all other images (NaN if there is only one image).
 
     Args:
-        score: of N images against M captions.
+        score: the scores of N images and M captions.
         own_image: row of each caption's image [M].
     """
-    score = score.first if isinstance(score, Reranked) else score  # the second stage has no score of most pairs
+    score = score.first if isinstance(score, Reranked) else score  # the second stage does not score most pairs
     own = score.pairs(own_image, torch.arange(len(own_image), device=own_image.device)).double()
     number = score.num_images * score.num_texts
     others = number - len(own)
@@ -103,9 +102,9 @@ def mean_scores(score: Score, own_image: Tensor) -> tuple[float, float]:
 
 
 def _scores_pairs(model: Any) -> bool:
-    """Whether a model scores by more than the cosine of the pooled embeddings."""
-    own = type(model.backbone).similarity is not Backbone.similarity
-    return own or any(_changes_scores(method) for method in model.methods.children())
+    """Whether a model scores pairs by more than the cosine of the pooled embeddings."""
+    overridden = type(model.backbone).similarity is not Backbone.similarity
+    return overridden or any(_changes_scores(method) for method in model.methods.children())
 
 
 def _changes_scores(method: Any) -> bool:

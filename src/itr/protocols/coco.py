@@ -1,8 +1,8 @@
-"""COCO's test set by its own captions, by CxC's judgements and by ECCV Caption's.
+"""COCO's test set, evaluated with its own captions, with CxC's judgements and with ECCV Caption's.
 
-The true matches come with the package `eccv_caption` (https://arxiv.org/abs/2204.03359), which also says which 25,000
-captions count and in which order the five folds of 1,000 images follow one another. NOTE: the figures are computed by
-our own ranks and not by its functions, which need full rankings for the folds and raise where a cut one has no hit.
+The package `eccv_caption` (https://arxiv.org/abs/2204.03359) provides the true matches, the list of the 25,000 captions
+and, by their order, the five folds of 1,000 images. NOTE: metrics are computed from our own ranks, not by its
+functions, which need full rankings for the folds and raise an error if a truncated ranking has no hit.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ Judge = Literal["original", "cxc", "eccv"]
 def _folder() -> Path:
     found = find_spec("eccv_caption")
     if found is None or found.origin is None:
-        raise UserError("the true matches of COCO's test set come with a package: pip install eccv_caption")
+        raise UserError(
+            "the true matches of COCO's test set are in the package eccv_caption, which is not installed: "
+            "pip install eccv_caption"
+        )
     return Path(found.origin).parent / "data"
 
 
 @cache
 def caption_ids() -> np.ndarray:
-    """COCO's ids of the 25,000 captions of the 5K test, in the order of `testall_ids.txt` [25000], int64."""
+    """COCO's ids of the 25,000 captions of the 5K test set, in the order of `testall_ids.txt` [25000], int64."""
     ids: np.ndarray = np.load(_folder() / "coco_test_ids.npy", allow_pickle=False)
     return ids
 
@@ -53,7 +56,7 @@ def judged(judge: Judge, way: Literal["i2t", "t2i"]) -> dict[int, list[int]]:
 
 
 def standard(gallery: Gallery) -> Gallery:
-    """The 5,000 images and 25,000 captions that the field scores, of a gallery keyed by COCO's ids.
+    """The 5,000 images and 25,000 captions of the standard test set, from a gallery keyed by COCO's ids.
 
     Raises:
         UserError: some of them are missing.
@@ -70,7 +73,7 @@ def _rows(ids: Tensor, wanted: Tensor, what: str, hint: str) -> Tensor:
     if len(missing):
         raise UserError(
             f"{len(missing):,} of the {len(wanted):,} {what} of COCO's 5K test are missing, such as {int(missing[0])}; "
-            f"the protocol needs all, with COCO's {hint}"
+            f"the protocol needs all of them, with COCO's {hint}"
         )
     return at
 
@@ -90,7 +93,7 @@ def _recalls(gallery: Gallery, device: torch.device | str) -> dict[str, float]:
 
 
 def _folds(gallery: Gallery) -> list[Gallery]:
-    """Five stretches of 5,000 captions in the order of the list, with their images."""
+    """Five folds of 5,000 consecutive captions in the order of `caption_ids`, with their images."""
     found = []
     for ids in np.split(caption_ids(), FOLDS):
         texts = torch.searchsorted(gallery.text_id, torch.from_numpy(np.sort(ids)))
@@ -100,16 +103,16 @@ def _folds(gallery: Gallery) -> list[Gallery]:
 
 
 Truth = Mapping[str, Mapping[int, Sequence[int]]]
-"""The true matches of each query by COCO's ids: of images under `i2t`, of captions under `t2i`."""
+"""The true matches of each query by COCO's ids; image queries under `i2t`, caption queries under `t2i`."""
 
 
 def truth_of(judge: Judge) -> Truth:
-    """What a judge found true, both ways."""
+    """The matches that a judge found true, in both directions."""
     return {"i2t": judged(judge, "i2t"), "t2i": judged(judge, "t2i")}
 
 
 def judged_recalls(gallery: Gallery, truth: Truth, device: torch.device | str = "cpu") -> dict[str, float]:
-    """R@K where any caption, or image, that the judges found true is a hit."""
+    """R@K, where any caption or image that the judges found true is a hit."""
     return with_rsum({way: recalls(_judged_ranks(gallery, truth[way], way, device)) for way in DIRECTIONS})
 
 
@@ -120,7 +123,7 @@ def _judged_ranks(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: Way
 
 
 def _judged_score(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: Way, device: torch.device | str) -> Score:
-    """The scores of the queries that were judged against all candidates."""
+    """The scores of the judged queries against all candidates."""
     queries, everything = torch.tensor(sorted(truth)), slice(None)
     if way == "i2t":
         return gallery.rows(torch.searchsorted(gallery.image_id, queries), everything).score(device)
@@ -128,11 +131,11 @@ def _judged_score(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: Way
 
 
 def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Tensor:
-    """Rows of image and caption of each true match [2, P], queries counted among those that were judged."""
+    """Image row and caption row of each true match [2, P]; query rows count judged queries only."""
     candidates = gallery.text_id if way == "i2t" else gallery.image_id
     flat = [(row, match) for row, query in enumerate(sorted(truth)) for match in truth[query]]
     rows, matches = torch.tensor(flat).T.contiguous()
-    columns, known = find_rows(matches, candidates)  # a match among COCO's captions beyond the 25,000 can't be found
+    columns, known = find_rows(matches, candidates)  # some matches are not among the 25,000 captions
     pair = rows[known], columns[known]
     return torch.stack(pair if way == "i2t" else pair[::-1])
 
@@ -140,10 +143,10 @@ def _pairs(gallery: Gallery, truth: Mapping[int, Sequence[int]], way: str) -> Te
 def judged_precisions(
     gallery: Gallery, truth: Truth, device: torch.device | str = "cpu", tile: int = 256
 ) -> dict[str, float]:
-    """mAP@R and R-Precision over all that the judges found true, in percent.
+    """mAP@R and R-Precision in percent, over all matches that the judges found true.
 
-    NOTE: two of ECCV Caption's matches are none of the 25,000 captions; they count in R all the same, as in the
-    authors' package.
+    NOTE: two of ECCV Caption's matches are not among the 25,000 captions. They still count in R, as in the authors'
+    package.
     """
     metrics: dict[str, float] = {}
     for way in DIRECTIONS:
@@ -169,7 +172,7 @@ def eccv_metrics(gallery: Gallery, device: torch.device | str = "cpu") -> dict[s
 
 
 def cxc_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Recalls by CxC's judgements (https://arxiv.org/abs/2004.15020), `cxc/...`."""
+    """Recalls with CxC's judgements (https://arxiv.org/abs/2004.15020), `cxc/...`."""
     found = judged_recalls(standard(gallery), truth_of("cxc"), device)
     return {f"cxc/{name}": value for name, value in found.items()}
 
@@ -178,9 +181,9 @@ def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> 
     """R-Precision over plausible matches, `pmrp/...` (PCME, https://arxiv.org/abs/2101.05068).
 
     Args:
-        gallery: keyed by COCO's ids.
-        folder: with pm_image_to_caption.json and pm_caption_to_image.json, which `eccv_caption` leaves to be fetched.
-        device: where to score.
+        gallery: embeddings keyed by COCO's ids.
+        folder: folder with pm_image_to_caption.json and pm_caption_to_image.json, which are not part of `eccv_caption`.
+        device: device that computes the scores.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -191,6 +194,6 @@ def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> 
             found = json.loads((folder / name).read_text(encoding="utf-8"))
             truth[way] = {int(query): [int(match) for match in matches] for query, matches in found.items()}
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"plausible matches {folder / name} can't be read: {error}") from None
+            raise UserError(f"could not read the plausible matches {folder / name}: {error}") from None
     found = judged_precisions(standard(gallery), truth, device)
     return {f"pmrp/{way}": found[f"{way}_r_precision"] for way in DIRECTIONS}

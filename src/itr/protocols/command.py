@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, Callable[..., None]] = {
     "sts": evaluate_sts,
     "images": evaluate_images,
 }
-OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against captions, with the options of `Scored`
+OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against captions and take the options of `Scored`
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`itr evaluate coco | eccv | cxc | transfer`: images against captions by published protocols."""
+"""`itr evaluate coco | eccv | cxc | transfer`: published protocols that score images against captions."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def evaluate_coco(scored: Scored) -> None:
     """Measure COCO 5K and the five folds of COCO 1K.
 
     Args:
-        scored: what is scored.
+        scored: the embeddings to score.
     """
     _run(scored, COCO, lambda gallery: coco_recalls(gallery, scored.where))
 
 
 def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
-    """Measure ECCV Caption's mAP@R, R-Precision and R@1, whose matches were judged by people and machines.
+    """Measure mAP@R, R-Precision and R@1 on ECCV Caption, whose matches were judged by people and models.
 
     Args:
-        scored: what is scored.
-        plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json, for PMRP too.
+        scored: the embeddings to score.
+        plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json; also measures PMRP.
     """
 
     def measure(gallery: Gallery) -> dict[str, float]:
@@ -61,11 +61,11 @@ def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
 
 
 def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
-    """Measure CxC: recalls by its judgements and, with its files, correlations within and across modalities.
+    """Measure recalls by CxC's judgements and, given its files, correlations within and across modalities.
 
     Args:
-        scored: what is scored.
-        root: folder with sts_test.csv, sis_test.csv and sits_test.csv, or these with .gz; recalls need none of them.
+        scored: the embeddings to score.
+        root: folder with sts_test.csv, sis_test.csv and sits_test.csv, or their .gz files; not needed for recalls.
     """
     files = {} if root is None else {name: judgements(Path(root).expanduser(), name) for name in PAIRS}
 
@@ -80,19 +80,24 @@ def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
 
 
 def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
-    """Measure one model on several sets of shards.
+    """Measure one model on several data sets.
 
     Args:
-        scored: what is scored; its data is the first set.
-        further: folders of further shards.
+        scored: the model to score, and the first data set.
+        further: shard folders of further data sets.
     """
     if scored.ckpt_path is None or scored.data is None:
-        raise UserError("transfer embeds with a model: give --ckpt_path CKPT and --data SHARDS instead of --embeddings")
+        raise UserError(
+            "transfer embeds every data set with one model: give --ckpt_path CKPT and --data SHARDS, not --embeddings"
+        )
     target, module = figures_file(scored.out), open_checkpoint(scored.ckpt_path)
     folders = [scored.data, *(further or [])]
     names = [Path(folder).expanduser().absolute().name for folder in folders]
     if len(set(names)) < len(names):
-        raise UserError(f"two of the folders have the same name ({', '.join(names)}), which their figures would share")
+        raise UserError(
+            f"two of the folders have the same name ({', '.join(names)}), and metrics are named after the folder; "
+            "rename one of them"
+        )
     figures: dict[str, float] = {}
     scored_by = scorer_of(module).name
     for name, folder in zip(names, folders, strict=True):
@@ -117,7 +122,7 @@ def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, f
     print(f"{figures_table(figures)}\nwrote {target}")
 
 
-# The columns of a pair, the query first.
+# The columns that contain a pair, the query first.
 PAIRS = {"sts": ("caption1", "caption2"), "sis": ("image1", "image2"), "sits": ("caption", "image")}
 
 
@@ -125,12 +130,15 @@ def judgements(folder: Path, name: str) -> tuple[list[int], list[int], np.ndarra
     """COCO's ids of both members of each judged pair of the test split, and the judgements [P].
 
     Raises:
-        UserError: the file is missing or is none of CxC.
+        UserError: the file is missing or is not a CxC file.
     """
     paths = [folder / f"{name}_test.csv{ending}" for ending in ("", ".gz")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise UserError(f"{folder} has neither {paths[0].name} nor {paths[1].name}; CxC's judgements are needed")
+        raise UserError(
+            f"{folder} contains neither {paths[0].name} nor {paths[1].name}; give the folder of CxC's judgements, or "
+            "omit --root to measure recalls only"
+        )
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
             rows = [
@@ -138,7 +146,7 @@ def judgements(folder: Path, name: str) -> tuple[list[int], list[int], np.ndarra
                 for row in csv.DictReader(stream)
             ]
     except (KeyError, ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is no file of CxC ({error!r})") from None
+        raise UserError(f"{path} is not a CxC file ({error!r}); download it again") from None
     first, second, score = zip(*rows, strict=True)
     return list(first), list(second), np.array(score)
 
@@ -154,11 +162,11 @@ def cxc_correlation(
     rows: tuple[Sequence[int], Sequence[int], np.ndarray],
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """`sts`, `sis` or `sits` of a gallery keyed by COCO's ids, its spread over draws, and over all pairs."""
+    """`sts`, `sis` or `sits` of a gallery keyed by COCO's ids, its standard deviation, and its value over all pairs."""
     sides = {"caption": (gallery.text, gallery.text_id), "image": (gallery.image, gallery.image_id)}
     columns = [sides[column.rstrip("12")] for column in PAIRS[name]]
-    places = [_places(known, torch.tensor(ids), name) for (_, known), ids in zip(columns, rows[:2], strict=True)]
-    if name == "sits":  # captions and images
+    places = [_rows_of(torch.tensor(ids), known, name) for (_, known), ids in zip(columns, rows[:2], strict=True)]
+    if name == "sits":  # a caption and an image
         caption, image = (place.to(device) for place in places)
         similarity = gallery.score(device).pairs(image, caption).cpu().numpy()
     else:
@@ -167,7 +175,7 @@ def cxc_correlation(
     return {name: 100 * mean, f"{name}_std": 100 * spread, f"{name}_all": 100 * correlation(similarity, rows[2])}
 
 
-def _places(known: Tensor, ids: Tensor, name: str) -> Tensor:
+def _rows_of(ids: Tensor, known: Tensor, name: str) -> Tensor:
     at, found = find_rows(ids, known)
     missing = ids[~found]
     if len(missing):

@@ -1,4 +1,4 @@
-"""What a protocol on images and captions scores: embeddings from a file, or those a checkpoint gives to shards."""
+"""The input of image-caption protocols: embeddings from a file, or computed from shards by a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from itr.protocols.coco import caption_ids, judged
 
 @dataclass
 class Scored:
-    """What is scored.
+    """The embeddings to score, and how to compute them.
 
     Attributes:
-        out: file to write, FILE.json.
-        embeddings: an .npz or .safetensors with image, text, image_id, caption_id and caption_image_id, made by
-            `itr embed` or another program; give this, or a checkpoint and shards.
-        ckpt_path: a checkpoint of `itr fit` or `itr convert`. Beside --embeddings, the one that made them: it is needed
-            if its model scores pairs by more than the cosine.
-        data: folder of shards.
-        split: which of its splits.
-        batch_size: images at a time.
-        num_workers: processes that decode.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
-        precision: of the towers; scores are exact whatever it is.
-        features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
+        out: output file, FILE.json.
+        embeddings: .npz or .safetensors file with image, text, image_id, caption_id and caption_image_id, written by
+            `itr embed` or another program; give either this or a checkpoint and shards.
+        ckpt_path: checkpoint written by `itr fit` or `itr convert`. With --embeddings, give the checkpoint that
+            computed them if its model scores pairs by more than the cosine.
+        data: shard folder.
+        split: data set split to evaluate.
+        batch_size: images embedded at a time.
+        num_workers: worker processes that decode images.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
+        precision: precision of the towers; scores are exact in any case.
+        features: folder written by `itr features`, for a model whose backbone takes features instead of pixels.
     """
 
     out: str
@@ -59,15 +59,15 @@ class Scored:
 
     def __post_init__(self) -> None:
         if (self.embeddings is None) == (self.data is None) or (self.data is not None and self.ckpt_path is None):
-            raise UserError("give --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
+            raise UserError("give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
 
     @property
     def where(self) -> torch.device:
-        """The device that embeds and scores."""
+        """The device for embedding and scoring."""
         return torch.device(choose_device(self.device))
 
     def gallery(self) -> Gallery:
-        """The embeddings, keyed by the ids of the file or of the shards."""
+        """The embeddings, keyed by the ids in the file or the shards."""
         if self.embeddings is not None:
             scorer = None if self.ckpt_path is None else scorer_of(open_checkpoint(self.ckpt_path))
             return load_embeddings(Path(self.embeddings).expanduser(), scorer)
@@ -76,7 +76,7 @@ class Scored:
         return self.of_shards(open_checkpoint(self.ckpt_path), self.data)
 
     def of_shards(self, module: RetrievalModule, folder: str) -> Gallery:
-        """What a model gives to the split of a folder of shards."""
+        """A model's embeddings of the split in a shard folder."""
         shards = ShardData(
             folder,
             eval_batch_size=self.batch_size,
@@ -89,12 +89,12 @@ class Scored:
         return module.last_gallery
 
     def coco_gallery(self) -> Gallery:
-        """The embeddings, keyed by COCO's ids of images and annotations."""
+        """The embeddings, keyed by COCO's image and annotation ids."""
         found = self.gallery()
         return found if self.data is None else by_coco_ids(found, read_split(self.data, self.split))
 
     def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What says which model and which data were measured."""
+        """The identities of the model and of the data, for the metrics file."""
         if self.embeddings is not None:
             path = Path(self.embeddings).expanduser()
             model: dict[str, Any] = {"embeddings": path.name, "blake2b": file_digest(path)}
@@ -115,27 +115,29 @@ def read_split(folder: str, split: str) -> Iterator[Sample]:
 
 
 def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:
-    """A gallery of shards of COCO's test set keyed by COCO's own ids.
+    """Key a gallery of COCO's test set by COCO's ids instead of those of the shards.
 
-    `itr prepare coco` keeps them in each sample; where the captions came as plain lines, their order is that of the
-    list of the 25,000, which is checked by the images.
+    `itr prepare coco` stores COCO's ids in each sample. If the captions came from a file of plain lines, their order
+    must be that of COCO's list of 25,000 captions, which is verified with the images.
 
     Raises:
-        UserError: the shards don't tell.
+        UserError: the ids are not in the shards and do not follow from the order of the captions.
     """
     images: dict[int, int] = {}
     captions: dict[int, int] = {}
     without: list[tuple[int, int]] = []
     for sample in samples:
         if not isinstance(sample.meta.get("source_id"), int):
-            raise UserError(f"{sample.where} has no source_id, COCO's id of the image; prepare with `itr prepare coco`")
+            raise UserError(
+                f"{sample.where} has no source_id, which is COCO's image id; prepare the shards with `itr prepare coco`"
+            )
         images[sample.image_id] = sample.meta["source_id"]
         numbers = sample.meta.get("coco_caption_ids")
         if numbers:
             captions |= dict(zip(sample.caption_ids, numbers, strict=True))
         else:
             without += [(number, sample.meta["source_id"]) for number in sample.caption_ids]
-    captions |= _by_place(without)
+    captions |= _ids_by_order(without)
     image_id, text_id, owner = (
         torch.tensor([table[i] for i in ids.tolist()])
         for table, ids in ((images, gallery.image_id), (captions, gallery.text_id), (images, gallery.text_image_id))
@@ -144,8 +146,8 @@ def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:
     return replace(gallery, image_id=image_id, text_id=text_id, text_image_id=owner).rows(rows, columns)
 
 
-def _by_place(captions: list[tuple[int, int]]) -> dict[int, int]:
-    """COCO's id of each caption, given as our id and COCO's image, from its place in the list of the 25,000."""
+def _ids_by_order(captions: list[tuple[int, int]]) -> dict[int, int]:
+    """COCO's id of each caption by our id, from its position in COCO's list; `captions` has our id and COCO's image."""
     if not captions:
         return {}
     known, owner = caption_ids(), judged("original", "t2i")
@@ -154,7 +156,7 @@ def _by_place(captions: list[tuple[int, int]]) -> dict[int, int]:
         owner[int(number)][0] != image for (_, image), number in zip(ordered, known, strict=True)
     ):
         raise UserError(
-            "the shards have no coco_caption_ids, and their captions don't stand in the order of the 25,000 of the 5K "
-            "test; prepare them from dataset_coco.json, or from testall_caps.txt as it is"
+            "the shards have no coco_caption_ids, and their captions are not in the order of the 25,000 captions of "
+            "the 5K test; prepare the shards from dataset_coco.json, or from an unchanged testall_caps.txt"
         )
     return {ours: int(number) for (ours, _), number in zip(ordered, np.asarray(known), strict=True)}

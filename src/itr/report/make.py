@@ -120,7 +120,7 @@ def _checkpoint(run: Run) -> str:
 
 
 def _versions() -> list[str]:
-    """Versions of the software that makes this page."""
+    """Versions of the software that writes this page."""
     found = [f"Python {platform.python_version()}"]
     for name in ("itr", "torch", "lightning", "transformers", "open_clip_torch"):
         try:

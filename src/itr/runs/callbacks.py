@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from itr.commands.configs import MADE_WITH, made_with
 from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
-from itr.evaluation.retrieval import DIRECTIONS, table
+from itr.evaluation.retrieval import DIRECTIONS, recall_table
 from itr.evaluation.scoring import mean_scores
 from itr.files.writing import whole_file
 from itr.module import RetrievalModule
@@ -121,7 +121,7 @@ class Results(pl.Callback):
         module = self._module(pl_module)
         gallery = module.last_gallery
         print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
-        print(table(module.metrics))
+        print(recall_table(module.metrics))
 
     @rank_zero_only
     def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

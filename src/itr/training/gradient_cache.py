@@ -1,4 +1,4 @@
-"""Large batches on small memory: forward passes that keep nothing and are run again in the backward pass."""
+"""Large batches in little memory: forward passes that keep no activations and run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ T = TypeVar("T")
 
 
 def replayed(forward: Callable[[], T], module: nn.Module, device: torch.device) -> T:
-    """The result of `forward`, of which nothing else is kept: the backward pass runs it again, with the same draws.
+    """Run `forward` and keep only its result; the backward pass runs it again with the same random numbers.
 
-    Embedding a batch part by part like this, and comparing all embeddings with one another afterwards, is gradient
-    caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983): the exact gradient of the whole batch, with the
-    activations of one part at a time, for one further forward pass.
+    Embedding a batch in parts like this, and then comparing all embeddings with one another, is gradient caching
+    (Gao et al. 2021, https://arxiv.org/abs/2101.06983). It gives the exact gradient of the whole batch with the
+    activations of one part at a time, at the cost of one more forward pass.
 
-    NOTE: the paper and its successors write the second pass by hand: gradients of embeddings are stored, and each part
-    is run again and given them. Checkpointing does the same inside one backward pass. So gradient scaling, clipping and
-    accumulation need not know of it, and DDP averages a parameter once, when the last part has reached it.
+    NOTE: the paper and its successors write the second pass by hand: they store the gradients of the embeddings, run
+    each part again, and backpropagate these gradients. Checkpointing does the same within one backward pass. Gradient
+    scaling, clipping and accumulation need no changes, and DDP averages a parameter once, after the last part.
 
     Args:
-        forward: what to compute; it may draw random numbers on the CPU and on a GPU.
-        module: whose running statistics the second pass leaves alone.
-        device: where `forward` works.
+        forward: the computation; it may draw random numbers on the CPU and on a GPU.
+        module: module whose running statistics the second pass must not change.
+        device: device that `forward` uses.
     """
     result: T = checkpoint(
         lambda _: forward(),
-        torch.empty(0, device=device),  # random numbers are put back on the devices of arguments alone
+        torch.empty(0, device=device),  # random states are restored only on the devices of the arguments
         use_reentrant=False,
         preserve_rng_state=True,
         context_fn=lambda: (nullcontext(), SecondPass(module)),
@@ -46,7 +46,7 @@ def replayed(forward: Callable[[], T], module: nn.Module, device: torch.device) 
 def embed_parts(
     parts: Sequence[Batch], embed: Callable[[Batch], tuple[Encoded, Encoded]], module: nn.Module
 ) -> tuple[Encoded, Encoded]:
-    """Images and captions of all parts of a batch, each part `replayed` where there are several."""
+    """Embed the images and captions of all parts of a batch; each part is `replayed` if there are several."""
     found = []
     for part in parts:
         forward = partial(embed, part)
@@ -56,10 +56,10 @@ def embed_parts(
 
 
 class SecondPass:
-    """The backward pass's own run of a forward pass, while it is entered.
+    """Context of the forward pass that runs again in the backward pass.
 
-    Whatever trains writes into copies of its buffers, so that statistics count a part once; and new tensors are of the
-    kind that they were of in the first pass, for precisions such as `bf16-true` last only until its end.
+    Modules in training mode write to copies of their buffers, so that running statistics count each part once. New
+    tensors have the default dtype of the first pass, which precisions such as `bf16-true` set only until it ends.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -83,5 +83,5 @@ class SecondPass:
 
 
 def running_statistics(module: nn.Module) -> list[str]:
-    """Names of the layers that normalise by the batch they see, as batch normalisation in training does."""
+    """Names of the layers that normalise by batch statistics, such as batch normalisation in training mode."""
     return [name for name, part in module.named_modules() if part.training and hasattr(part, "running_mean")]

@@ -1,4 +1,4 @@
-"""Settings for batches that don't fit, and the loss as a sum over blocks of rows."""
+"""Settings for batches that do not fit into memory, and the loss as a sum over blocks of rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LargeBatch:
-    """How a batch is trained on that is too large for the memory. Loss and gradients stay those of the whole batch.
+    """How to train on batches that are too large for memory. Loss and gradients stay those of the whole batch.
 
-    `docs/large_batches.md` has what each costs.
+    `docs/large_batches.md` describes what each setting costs.
 
     Args:
-        local_loss: each process computes the loss of its own pairs against all; otherwise each that of all pairs.
-        loss_chunk: pairs whose rows of the similarity matrix are held at a time, and differentiated at once; 0 for all
-            of the batch.
-        gradient_cache: pairs of a process that are embedded at a time, once more in the backward pass; 0 for all at
-            once.
+        local_loss: each process computes the loss of its own pairs against all pairs, instead of the loss of all pairs.
+        loss_chunk: number of rows of the similarity matrix to compute and differentiate at a time; 0 for all rows.
+        gradient_cache: number of pairs per process to embed at a time, and again in the backward pass; 0 for all pairs.
     """
 
     local_loss: bool = False
@@ -38,13 +36,13 @@ class LargeBatch:
     gradient_cache: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what can't be, before anything is built."""
+        """Reject impossible values before anything is built."""
         for name, value in (("loss_chunk", self.loss_chunk), ("gradient_cache", self.gradient_cache)):
             if value < 0:
                 raise UserError(f"large_batch.{name} is {value}; it must be 0 (all at once) or a number of pairs")
 
     def blocks(self, size: int) -> list[slice]:
-        """The rows of a batch of `size` pairs whose loss this process computes, in blocks."""
+        """The rows whose loss this process computes in a batch of `size` pairs, in blocks."""
         share = size // world_size() if self.local_loss else size
         first = share * process_number() if self.local_loss else 0
         step = self.loss_chunk or share
@@ -59,17 +57,17 @@ class LargeBatch:
         module: nn.Module,
         scale: Tensor | None = None,
     ) -> Terms:
-        """The terms of the loss whose gradients, averaged over processes as DDP does, are those of the whole batch.
+        """Loss terms whose gradients, averaged over processes by DDP, are those of the whole batch.
 
-        In blocks, the gradients are those of the sum of all terms; see `itr.training.loss_blocks.sum_of_blocks`.
+        With several blocks, gradients are those of the sum of all terms; see `itr.training.loss_blocks.sum_of_blocks`.
 
         Args:
-            share: gives the share of a block of rows in each term.
+            share: computes the share of a block of rows in each term.
             image: images of the pairs of all processes [B].
             text: their captions [B].
-            extra: what methods prepared, each [B, ...].
-            module: whose parameters `share` uses.
-            scale: by what the loss will be multiplied for the sake of float16 []; None for nothing.
+            extra: values prepared by methods, each [B, ...].
+            module: module whose parameters `share` uses.
+            scale: factor that the loss will be multiplied by for float16 []; None for no factor.
         """
         blocks = self.blocks(len(image))
         if len(blocks) == 1:
@@ -80,42 +78,42 @@ class LargeBatch:
         return {name: factor * value for name, value in terms.items()}
 
     def whole(self, terms: Terms) -> Terms:
-        """The terms of the whole batch on every process, without gradients, from `sum_of_shares`."""
+        """The terms of the whole batch on every process, without gradients, from the result of `sum_of_shares`."""
         values = torch.stack([value.detach() for value in terms.values()])
         if self.local_loss:
             values = mean_of_processes(values)
         return dict(zip(terms, values.unbind(), strict=True))
 
     def announce(self, module: nn.Module, trainer: pl.Trainer) -> None:
-        """Say before training what is not what it may seem.
+        """Warn before training about settings that may not do what the user expects.
 
         Raises:
-            UserError: layers that normalise over processes can't be run part by part.
+            UserError: the model has synchronised batch normalisation, which cannot run in parts.
         """
         steps = _accumulated(trainer)
         if steps > 1:
             log.warning(
-                "gradients of %d batches are averaged before a step: each pair still meets the negatives of its own "
-                "batch alone; for a larger contrastive batch raise --data.batch_size and set "
-                "--model.large_batch.gradient_cache to what fits into memory",
+                "gradients of %d batches are averaged before a step, but the negatives of each pair still come only "
+                "from its own batch; for a larger contrastive batch raise --data.batch_size and set "
+                "--model.large_batch.gradient_cache to a number of pairs that fits into memory",
                 steps,
             )
         layers = running_statistics(module) if self.gradient_cache else []
         if any(isinstance(module.get_submodule(name), nn.SyncBatchNorm) for name in layers):
             raise UserError(
-                "large_batch.gradient_cache runs each process's parts on their own, which synchronised batch "
-                "normalisation does not allow; leave out one of it and --trainer.sync_batchnorm"
+                "large_batch.gradient_cache embeds the parts of a batch separately on each process, which synchronised "
+                "batch normalisation does not support; omit either this setting or --trainer.sync_batchnorm"
             )
         if layers:
             log.warning(
-                "large_batch.gradient_cache is %d: batch normalisation sees that many pairs at a time, not the batch, "
-                "so figures differ from those without it: %s",
+                "large_batch.gradient_cache is %d: batch normalisation sees this many pairs at a time instead of the "
+                "batch, so metrics differ from those without it: %s",
                 self.gradient_cache,
                 ", ".join(layers),
             )
 
 
 def _accumulated(trainer: pl.Trainer) -> int:
-    """The largest number of batches whose gradients make a step."""
+    """The largest number of batches per optimizer step."""
     callbacks = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
     return max([trainer.accumulate_grad_batches, *(n for c in callbacks for n in c.scheduling.values())])

@@ -1,4 +1,4 @@
-"""A loss of a large batch, block by block: each block's gradients are taken at once, and nothing else is kept of it."""
+"""The loss of a large batch, block by block: each block is differentiated at once, and only its gradients are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from itr.types.encoded import normalised
 
 Terms = dict[str, Tensor]
 Share = Callable[[Encoded, Encoded, dict[str, Tensor], slice], Terms]
-"""Images [B], captions [B], what methods prepared [B, ...] and rows, to the share of these rows in each term."""
+"""From images [B], captions [B], values prepared by methods [B, ...] and rows, the rows' share in each term."""
 
 
 def sum_of_blocks(
@@ -31,21 +31,21 @@ def sum_of_blocks(
 ) -> Terms:
     """The sum of the shares of all blocks of rows, with the memory of one block and no second forward pass.
 
-    A sum needs nothing of its parts but their gradients. So each block is differentiated as soon as it is there, with
-    respect to the embeddings, what methods prepared, and the parameters; the backward pass multiplies the sums of these
-    by the gradient that comes in. All that remains of a block is in them, of the size of the embeddings.
+    The gradient of a sum is the sum of its parts' gradients. So each block is differentiated as soon as it is computed,
+    with respect to the embeddings, the values prepared by methods and the parameters, and its gradients are added up;
+    the backward pass multiplies these sums by the incoming gradient. Nothing else of a block is kept.
 
-    The gradients are those of the sum of all terms, times what it is multiplied by; those of another combination of
-    terms are NaN. There are none of a second order.
+    The gradients are those of the sum of all terms, times any factor; for another combination of the terms they are
+    NaN. Second-order gradients are not available.
 
     Args:
-        share: gives a block's share in each term, of nothing else with a gradient than its arguments and `module`.
+        share: computes a block's share in each term; only its arguments and `module` may require gradients.
         blocks: the rows of each block.
         image: images of all pairs [B].
         text: captions of all pairs [B].
-        extra: what methods prepared, each [B, ...].
-        module: whose parameters `share` uses.
-        scale: by what the loss will be multiplied, a power of two [], so that float16 holds its gradients.
+        extra: values prepared by methods, each [B, ...].
+        module: module whose parameters `share` uses.
+        scale: factor that the loss will be multiplied by so that its gradients fit into float16, a power of two [].
     """
     inputs = Inputs(module, scale)
     image, text = (Cut.of(side, inputs.cut, inputs) for side in (image, text))
@@ -60,10 +60,10 @@ def sum_of_blocks(
 
 
 class Inputs:
-    """What a loss is differentiated with respect to, and the sums of its blocks' gradients.
+    """The tensors that a loss is differentiated with respect to, and the sums of its blocks' gradients.
 
     Args:
-        module: whose parameters are among them.
+        module: module whose parameters are among these tensors.
         scale: see `sum_of_blocks`.
     """
 
@@ -72,13 +72,13 @@ class Inputs:
         self.outside: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.inside: list[Tensor] = list(self.outside)
         self.gradients: dict[int, Tensor] = {}
-        self._number: dict[int, int] = {}  # where a tensor stands among those inside, by its id
-        self._rows: list[tuple[int, slice, Tensor]] = []  # what the block that is computed has cut off of them
-        self._source: dict[int, Tensor] = {}  # what was cut, by the id of what became of it
+        self._number: dict[int, int] = {}  # index in `inside` by the tensor's id
+        self._rows: list[tuple[int, slice, Tensor]] = []  # rows detached for the current block
+        self._source: dict[int, Tensor] = {}  # original tensor by the id of its detached copy
         self._normalised: dict[tuple[int, bool, bool], Tensor] = {}
 
     def cut(self, value: Tensor) -> Tensor:
-        """The same values, cut off from what made them."""
+        """Detach `value` from its graph and register it as an input."""
         if not (value.requires_grad and torch.is_grad_enabled()):
             self._source[id(value)] = value
             return value
@@ -89,7 +89,7 @@ class Inputs:
         return self.inside[-1]
 
     def cut_rows(self, value: Tensor, rows: slice) -> Tensor:
-        """Rows of what `cut` gave, cut off from it, so that a block's gradient of them has no more than these rows."""
+        """Rows of a result of `cut`, detached from it, so that a block's gradient contains only these rows."""
         number = self._number.get(id(value))
         if number is None or not torch.is_grad_enabled():
             return value[rows]
@@ -100,8 +100,8 @@ class Inputs:
         return self._rows[-1][-1]
 
     def cut_normalised(self, value: Tensor, wide: bool) -> Tensor:
-        """`value`, normalised; of what `cut` or `cut_rows` gave this is cut off itself, once for all blocks."""
-        if not torch.is_grad_enabled():  # what is made now has no gradient, and what is kept has one
+        """`value`, normalised; for a result of `cut` or `cut_rows`, detached too and computed once for all blocks."""
+        if not torch.is_grad_enabled():  # the cached tensors require gradients
             return normalised(value, wide)
         for number, rows, leaf in self._rows:
             if leaf is value:
@@ -110,12 +110,12 @@ class Inputs:
             return normalised(value, wide)
         key = id(value), wide, torch.is_autocast_enabled(value.device.type)
         if key not in self._normalised:
-            with saved_tensors_hooks(_as_it_is, _as_it_is):  # whatever recomputes the block does not come by here again
+            with saved_tensors_hooks(_unchanged, _unchanged):  # checkpointing inside the block must not recompute this
                 self._normalised[key] = self.cut(normalised(self._source[id(value)], wide))
         return self._normalised[key]
 
     def differentiate(self, loss: Tensor) -> None:
-        """Add the gradients of a block's loss [], which frees all that the block holds."""
+        """Add the gradients of a block's loss [], and free the block's graph."""
         cut_rows, self._rows = self._rows, []
         if not loss.requires_grad:
             return
@@ -128,7 +128,7 @@ class Inputs:
             self._add(gradient, number, rows)
 
     def _add(self, gradient: Tensor | None, number: int, rows: slice | None = None) -> None:
-        """Add to the gradient of an input, or of rows of it, whose sum is in float32 at least."""
+        """Add to the gradient of an input or of some of its rows, in float32 or wider."""
         if gradient is None:
             return
         if number not in self.gradients:
@@ -138,7 +138,7 @@ class Inputs:
         (whole if rows is None else whole[rows]).add_(gradient)
 
     def attach(self, values: Tensor) -> Tensor:
-        """Values of the terms [T], from which gradients flow to whatever was not cut off or lies before the cut."""
+        """Values of the terms [T], from which gradients flow to the parameters and the tensors that were detached."""
         if not self.gradients:
             return values
         attached: Tensor = _Known.apply(
@@ -149,12 +149,12 @@ class Inputs:
 
 @dataclass
 class Cut(Encoded):
-    """Embeddings that are cut off from what made them, and so is what is made of them.
+    """Embeddings detached from their graph, whose rows and normalised values are detached too.
 
-    It is the tensors that are known to be cut off: with another in its place, a copy is like any `Encoded`.
+    Tensors are recognised by identity, so after `replace` a new tensor behaves as in any `Encoded`.
 
     Attributes:
-        inputs: what they are among.
+        inputs: the inputs that they are registered in.
     """
 
     inputs: Inputs = field(kw_only=True, repr=False)
@@ -170,18 +170,18 @@ class Cut(Encoded):
         return self.inputs.cut_normalised(value, wide)
 
     def rows(self, index: Tensor | slice) -> Encoded:
-        """Some rows, in the order of `index`; those of a slice have a gradient of their own size."""
+        """Some rows, in the order of `index`; for a slice, their gradients contain only these rows."""
         if not isinstance(index, slice):
             return super().rows(index)
         return Cut.of(self, partial(self.inputs.cut_rows, rows=index), self.inputs)
 
 
-def _as_it_is(value: Tensor) -> Tensor:
+def _unchanged(value: Tensor) -> Tensor:
     return value
 
 
 class _Known(torch.autograd.Function):
-    """Values whose gradients are known already."""
+    """Values whose gradients have already been computed."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor | None, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class _Known(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "the gradients of a loss in blocks have been taken already"
-        # Equal for all terms, or else not what the gradients were taken of. No `if`: a GPU would be waited for.
+        assert gradients is not None, "a loss in blocks can be differentiated only once"
+        # The gradients are only valid if all terms have the same factor. An `if` would wait for the GPU.
         first = incoming[0][0]
         factor = torch.where((incoming[0] == first).all(), first, torch.nan)
         if ctx.scale is not None:

@@ -1,7 +1,7 @@
-"""What flows through the program, and the letters used in shape comments.
+"""Data types shared by all parts of the program, and the letters used in shape comments.
 
-B  text-image pairs of a training batch (one row a caption)
-R  some of these rows, whose share of the loss is wanted
+B  image-caption pairs of a training batch (one row per caption)
+R  the rows among them whose share of the loss is computed
 I  images            C  captions
 P  image patches     L  words (tokens) of a caption
 D  width of the shared embedding space

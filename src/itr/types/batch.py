@@ -1,4 +1,4 @@
-"""What goes in: images and tokenized captions, on the host or on a device."""
+"""Inputs of a model: images and tokenized captions, on the host or on a device."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class Tokens:
         return Tokens(self.ids[rows], self.mask[rows])
 
     def padded(self, length: int, pad_id: int) -> Tokens:
-        """The same padded to `length`."""
+        """Pad all captions to `length`."""
         extra = length - self.ids.shape[1]
         return Tokens(F.pad(self.ids, (0, extra), value=pad_id), F.pad(self.mask, (0, extra)))
 
     def pin_memory(self) -> Tokens:
-        """The same in page-locked memory."""
+        """Copy to page-locked memory."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory())
 
     def to(self, device: torch.device) -> Tokens:
-        """The same on a device; see `Batch.to`."""
+        """Move to a device; see `Batch.to`."""
         return Tokens(_to(self.ids, device), _to(self.mask, device))
 
 
 class HostTokens:
-    """Tokenized captions that stay on the host when their batch goes to a device.
+    """Tokenized captions that stay on the host when their batch moves to a device.
 
-    Whoever embeds them may then look at their lengths without waiting for the device.
+    Code that embeds them can then read their lengths without waiting for the device.
 
     Args:
         tokens: the captions, on the CPU.
@@ -61,7 +61,7 @@ class HostTokens:
         return HostTokens(self.tokens[rows])
 
     def pin_memory(self) -> HostTokens:
-        """The same in page-locked memory."""
+        """Copy to page-locked memory."""
         return HostTokens(self.tokens.pin_memory())
 
 
@@ -73,7 +73,9 @@ def _pinned(value: Extra) -> Extra:
 
 
 def _to(value: Tensor, device: torch.device) -> Tensor:
-    return value.to(device, non_blocking=device.type not in ("cpu", "mps"))  # on MPS copies overtake each other
+    return value.to(
+        device, non_blocking=device.type not in ("cpu", "mps")
+    )  # on MPS asynchronous copies may be reordered
 
 
 def _extra_to(value: Extra, device: torch.device) -> Extra:
@@ -84,19 +86,18 @@ def _extra_to(value: Extra, device: torch.device) -> Extra:
 
 @dataclass
 class Batch:
-    """Images and captions, tied by an index, so that an image shared by several captions is encoded once.
+    """Images and captions linked by an index, so that an image shared by several captions is encoded once.
 
     Attributes:
-        image: pixels [I, 3, H, W], uint8.
-        image_id: identity of each image, unique in its split [I], int64.
+        image: pixels [I, 3, H, W], uint8, or features [I, ...] if the backbone has an `image_field`.
+        image_id: id of each image, unique in its split [I], int64.
         text: the captions [C, L].
-        text_id: identity of each caption, unique in its split [C], int64.
-        image_index: row of `image` that each caption belongs to [C], int64. In a training batch of
-            plain pairs it is 0 .. B-1.
-        image_extra: further fields of the images that a method needs, by name, each of I rows.
-        text_extra: further fields of the captions that a method needs, by name, each of C rows.
-        keys: shard and key of each image [I], for messages; empty where they aren't known.
-        host_index: `image_index` where it was before the batch went to a device; None while it is there itself.
+        text_id: id of each caption, unique in its split [C], int64.
+        image_index: row of `image` that each caption belongs to [C], int64; 0 .. B-1 in a training batch of pairs.
+        image_extra: further fields of the images that a method needs, by name, with I rows each.
+        text_extra: further fields of the captions that a method needs, by name, with C rows each.
+        keys: shard and key of each image [I], for messages; empty if unknown.
+        host_index: copy of `image_index` on the host after the batch moved to a device; None before.
     """
 
     image: Tensor
@@ -111,21 +112,21 @@ class Batch:
 
     @property
     def text_image_id(self) -> Tensor:
-        """The identity of the image that each caption belongs to [C]."""
+        """The id of each caption's image [C]."""
         return self.image_id[self.image_index]
 
     def __len__(self) -> int:
         return len(self.text_id)
 
     def parts(self, size: int) -> list[Batch]:
-        """The batch in order, in parts of at most `size` captions with their images; 0 for one part.
+        """Split the batch, in order, into parts of at most `size` captions with their images; 0 for one part.
 
-        An image of more captions than that is a part of its own: no image is in two parts.
+        No image is in two parts, so an image with more than `size` captions is a part by itself.
         """
         if not 0 < size < len(self):
             return [self]
         index = (self.image_index if self.host_index is None else self.host_index).tolist()
-        assert index == sorted(index), "captions of an image must stand together, in the order of the images"
+        assert index == sorted(index), "captions of an image must be consecutive, in the order of the images"
         bounds, end = [0], 0
         for row in range(1, len(self) + 1):
             if row == len(self) or index[row] != index[row - 1]:  # an image ends here
@@ -150,9 +151,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device, without waiting for what lies in page-locked memory.
+        """Move to a device, without waiting for copies from page-locked memory.
 
-        Lightning takes this; otherwise it would go through all keys, one by one, in each step.
+        Lightning calls this method; without it, Lightning would visit every key, one by one, in each step.
         """
         device = torch.device(device)
         return Batch(
@@ -168,7 +169,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory, for faster copies to a GPU."""
+        """Copy to page-locked memory, for faster copies to a GPU."""
         return Batch(
             self.image.pin_memory(),
             self.image_id.pin_memory(),

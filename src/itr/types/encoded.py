@@ -1,4 +1,4 @@
-"""What comes out: embeddings, their scores, and the pairs that a loss is computed on."""
+"""Outputs of a model: embeddings, their scores, and the pairs that a loss is computed on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 
 @dataclass
 class Encoded:
-    """One modality after a backbone (and, later, after each method's `embed`).
+    """Embeddings of one modality, from a backbone and then changed by each method's `embed_image` or `embed_text`.
 
     Change a part with `replace`, which keeps the others.
 
     Attributes:
-        pooled: one embedding a sample, not normalised [N, D].
-        tokens: features of patches or words, in the same width [N, T, D].
+        pooled: one embedding per sample, not normalised [N, D].
+        tokens: features of patches or words, of the same width [N, T, D].
         mask: True at a patch or word, False at padding [N, T], bool.
-        unimodal: embedding for search within the modality [N, E]; None where `pooled` serves both.
-        extra: further vectors of each sample by name, each [N, ...]: log-variances, several embeddings a sample. They
-            are gathered, cached, cut into blocks and written to files with the rest.
+        unimodal: embedding for search within the modality [N, E]; None if `pooled` is used for it too.
+        extra: further tensors by name, each [N, ...], such as log-variances or several embeddings per sample. They are
+            gathered, cached, split into blocks and written to files with the rest.
     """
 
     pooled: Tensor
@@ -39,7 +39,7 @@ class Encoded:
 
     @property
     def within(self) -> Tensor:
-        """What is compared within the modality: `unimodal` where there is one, `pooled` otherwise [N, E]."""
+        """The embedding for search within the modality: `unimodal` if present, otherwise `pooled` [N, E]."""
         return self.pooled if self.unimodal is None else self.unimodal
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Encoded:
@@ -49,7 +49,7 @@ class Encoded:
         return Encoded(change(self.pooled), change(self.tokens), change(self.mask), unimodal, extra)
 
     def replace(self, **parts: Any) -> Encoded:
-        """The same with other values for some attributes."""
+        """A copy with some attributes replaced."""
         return replace(self, **parts)
 
     @property
@@ -63,7 +63,7 @@ class Encoded:
         return self.normalised(self.within, wide=True)
 
     def normalised(self, value: Tensor, wide: bool = False) -> Tensor:
-        """One of the embeddings at length 1, in float32 or wider if asked."""
+        """One of the embeddings, scaled to length 1; in float32 or wider if `wide` is set."""
         return normalised(value, wide)
 
     def rows(self, index: Tensor | slice) -> Encoded:
@@ -71,26 +71,26 @@ class Encoded:
         return self.map(lambda tensor: tensor[index])
 
     def without_tokens(self) -> Encoded:
-        """The same with no token-level features [N, 0, D], and without what they hold in memory, as a slice would."""
+        """A copy without token-level features [N, 0, D]; unlike a slice, it does not keep their memory."""
         count, _, width = self.tokens.shape
         tokens, mask = self.tokens.new_empty(count, 0, width), self.mask.new_empty(count, 0)
         return Encoded(self.pooled, tokens, mask, self.unimodal, self.extra)
 
     def shortened(self, length: int) -> Encoded:
-        """The same with the first `length` token-level features alone."""
+        """A copy with only the first `length` token-level features."""
         return Encoded(self.pooled, self.tokens[:, :length], self.mask[:, :length], self.unimodal, self.extra)
 
     def padded(self, length: int) -> Encoded:
-        """The same with token-level features padded to `length`."""
+        """A copy with token-level features padded to `length`."""
         extra = length - self.tokens.shape[1]
         tokens, mask = F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra))
         return Encoded(self.pooled, tokens, mask, self.unimodal, self.extra)
 
     def arrays(self, side: str) -> dict[str, np.ndarray]:
-        """The embeddings as they are written to files, float32.
+        """The arrays that files store, float32.
 
-        SIDE holds `pooled`, SIDE_unimodal and SIDE_<name> the further vectors, SIDE_tokens and SIDE_mask the
-        token-level features if there are any.
+        SIDE contains `pooled`, SIDE_unimodal and SIDE_<name> the further embeddings, and SIDE_tokens and SIDE_mask the
+        token-level features, if there are any.
         """
         kept = {side: self.pooled, f"{side}_unimodal": self.unimodal}
         kept |= {f"{side}_{name}": value for name, value in self.extra.items()}
@@ -115,24 +115,24 @@ class Encoded:
 
 
 def normalised(value: Tensor, wide: bool) -> Tensor:
-    """Embeddings [N, D] at length 1; a row of zeros stays."""
+    """Scale embeddings [N, D] to length 1; rows of zeros stay zero."""
     narrow = wide and value.dtype != torch.float64
     return F.normalize(value.float() if narrow else value, dim=-1)
 
 
 Similarity = Callable[[Encoded, Encoded], Tensor]
-"""Scores every one of I images against every one of C captions [I, C]."""
+"""Scores each of I images against each of C captions [I, C]."""
 
 
 @dataclass
 class Scores:
-    """Some rows of the similarity matrix of a batch's B pairs, both ways; a loss of them is summed over such blocks.
+    """Some rows of the similarity matrix of a batch's B pairs, in both directions; losses add up over such blocks.
 
     Attributes:
         rows: which R of the B pairs these are.
         image_to_text: score of these pairs' images against every caption [R, B], float32 or wider.
-        score_texts: gives `text_to_image`, for a loss that asks for it.
-        positives: True where these pairs and all others are of one image, either way [R, B], bool.
+        score_texts: computes `text_to_image` when a loss uses it.
+        positives: True if a pair of these rows and a pair of the batch have the same image [R, B], bool.
     """
 
     rows: slice
@@ -142,7 +142,7 @@ class Scores:
 
     @staticmethod
     def whole(similarity: Tensor, positives: Tensor) -> Scores:
-        """All rows, of the score of each image and caption [B, B] and where they belong together [B, B], bool."""
+        """All rows, from the scores of all images and captions [B, B] and their true matches [B, B], bool."""
         return Scores(slice(0, len(similarity)), similarity, lambda: similarity.T, positives)
 
     @cached_property
@@ -157,25 +157,25 @@ class Scores:
 
     @property
     def share(self) -> float:
-        """R / B, which of a value that is not made of rows (a regulariser) belongs to these."""
+        """R / B, these rows' share of a value that does not consist of rows, such as a regulariser."""
         return len(self.positives) / self.size
 
 
 @dataclass
 class Pairs:
-    """The B pairs of a training step on all processes, embedded, and the rows of them that a loss is asked for.
+    """The B embedded pairs of a training step on all processes, and the rows for which to compute the loss.
 
-    Row b of everything belongs to pair b. All processes hold the same embeddings; the gradients that reach a row are
+    Row b of each attribute belongs to pair b. All processes have the same embeddings; the gradients of a row are
     summed over processes.
 
     Attributes:
-        image: the images [B], an image of several captions repeated.
+        image: the images [B]; an image with several captions is repeated.
         text: the captions [B].
-        image_id: identity of each row's image [B].
-        scores: the rows of the similarity matrix whose share of the loss is wanted; all of them, unless told otherwise
-            by `itr.training.large_batch`.
-        extra: what methods prepared, by name, each [B, ...].
-        progress: epochs done so far, with the fraction of the current one.
+        image_id: id of each row's image [B].
+        scores: the rows of the similarity matrix whose share of the loss to compute; all rows unless
+            `itr.training.large_batch` divides the batch.
+        extra: values prepared by methods, by name, each [B, ...].
+        progress: number of epochs completed, including the fraction of the current one.
     """
 
     image: Encoded
@@ -187,18 +187,18 @@ class Pairs:
 
     @property
     def rows(self) -> slice:
-        """Which R of the B pairs the loss is asked for."""
+        """The R of the B pairs for which to compute the loss."""
         return self.scores.rows
 
     @property
     def share(self) -> float:
-        """R / B, the share of a term that is not made of rows."""
+        """R / B, these rows' share of a term that does not consist of rows."""
         return self.scores.share
 
     def score(self, similarity: Similarity) -> Scores:
-        """The same rows of another similarity, both ways, from the embeddings at hand.
+        """The same rows of another similarity, in both directions, computed from `image` and `text`.
 
-        A term with a similarity of its own takes rows and columns from this, whatever the blocks of rows.
+        A loss term with its own similarity uses these scores, so it works with any division into blocks.
         """
         return score_rows(similarity, self.image, self.text, self.image_id, self.rows)
 
@@ -207,14 +207,14 @@ class Pairs:
 
 
 def score_rows(similarity: Similarity, image: Encoded, text: Encoded, image_id: Tensor, rows: slice) -> Scores:
-    """Some rows of the similarity matrix of B pairs, both ways, in float32 or wider.
+    """Some rows of the similarity matrix of B pairs, in both directions, in float32 or wider.
 
     Args:
-        similarity: scores every image against every caption.
+        similarity: scores each image against each caption.
         image: images of all pairs [B].
         text: captions of all pairs [B].
-        image_id: identity of each pair's image [B].
-        rows: which pairs.
+        image_id: id of each pair's image [B].
+        rows: the pairs to score.
     """
     image_to_text, positives = _wide(similarity(image.rows(rows), text)), image_id[rows, None] == image_id[None, :]
     if len(image_to_text) == len(image_id):
@@ -223,7 +223,7 @@ def score_rows(similarity: Similarity, image: Encoded, text: Encoded, image_id: 
     mixed, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def score_texts() -> Tensor:
-        with torch.autocast(device, kind, mixed):  # as now, whatever the loss that asks works in
+        with torch.autocast(device, kind, mixed):  # the precision of this call, not that of the loss
             return _wide(similarity(image, text.rows(rows))).T
 
     return Scores(rows, image_to_text, score_texts, positives)

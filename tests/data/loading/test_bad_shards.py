@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from foreign import write_tar
 from itr.backbones import VSE
 from itr.cli import main
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from loaders import make_loader, same, small_backbone
+from third_party import write_tar
 from tiny import TINY_VSE
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 from torch.utils.data._utils import signal_handling
 from torchvision.transforms import InterpolationMode, v2
 
-from foreign import write_tar
 from itr.backbones import VSE
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import stable_id
@@ -26,6 +25,7 @@ from itr.data.shards.writer import Record, write_split
 from itr.errors import UserError
 from itr.images.transforms import Augmentation, decode
 from loaders import make_loader, same, small_backbone
+from third_party import write_tar
 from web import Web
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from foreign import downloaded, make_image, write_tar
 from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
@@ -24,6 +23,7 @@ from itr.data.shards.patterns import expand_braces, names_tars
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
 from itr.errors import UserError
+from third_party import downloaded, make_image, write_tar
 
 
 def samples(root: Path | str, split: str = "train") -> list[Sample]:

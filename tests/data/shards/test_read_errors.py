@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from foreign import downloaded
 from itr.data.shards.remote import WAITS
 from itr.data.shards.streams import open_stream
 from itr.data.shards.tars import read_tar
 from itr.errors import UnreadableError
 from launching import ENOUGH
+from third_party import downloaded
 
 READ = """
 import hashlib, logging, sys

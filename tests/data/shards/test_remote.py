@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from foreign import downloaded
 from itr.cli import main
 from itr.data.model_fields import ModelFields
 from itr.data.shards import remote, streams
@@ -27,6 +26,7 @@ from itr.data.shards.tars import open_shard, read_tar
 from itr.errors import UserError
 from itr.passes.features import make_features
 from launching import ENOUGH
+from third_party import downloaded
 from tiny import TINY_VSE
 from tiny_teachers import save_image_teacher
 from web import Web

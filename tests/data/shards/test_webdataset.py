@@ -12,12 +12,12 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from foreign import make_image, write_tar
 from itr.data.shards.locations import find_split
 from itr.data.shards.tars import read_tar
 from itr.data.shards.writer import Record, write_split
 from itr.errors import UserError
 from itr.images.transforms import decode
+from third_party import make_image, write_tar
 
 # webdataset does not close the tars that it has read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

@@ -1,4 +1,4 @@
-"""The embeddings of a run's split, made once by its checkpoint and kept beside the report."""
+"""The embeddings of a run's split, computed once by its checkpoint and cached next to the report."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path, device: str) -> Gallery:
-    """The embeddings that a checkpoint gives to a split, made unless `cache` holds them.
+    """A checkpoint's embeddings of a split, from `cache` if it is up to date.
 
     Args:
-        checkpoint: file of `itr fit` or `itr convert`.
+        checkpoint: file written by `itr fit` or `itr convert`.
         root: shard folder.
-        split: which of its splits.
-        cache: .npz file that keeps them.
-        device: where to embed.
+        split: data set split to embed.
+        cache: .npz file that stores the embeddings.
+        device: device that embeds.
 
     Raises:
-        UserError: checkpoint or shards can't be used.
+        UserError: the checkpoint or the shards are not usable.
     """
     identity = json.dumps(
         {"checkpoint": file_digest(checkpoint), "data": data_identity(find_split(root, split)), "split": split}
@@ -45,9 +45,9 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
         if same:
             stored = read_embeddings(cache)
             return stored.gallery(None if stored.scored_by == COSINE else scorer_of(open_checkpoint(str(checkpoint))))
-    except Exception:  # none, of another checkpoint, or cut short: made anew
+    except Exception:  # the cache is missing or damaged: embed again
         pass
-    from itr.data.datamodule import ShardData  # they take seconds to import, which kept embeddings do without
+    from itr.data.datamodule import ShardData  # takes seconds to import and is not needed for cached embeddings
     from itr.embedding.shards import embed_shards
 
     shards = ShardData(str(root), num_workers=2, predict_split=split)
@@ -60,22 +60,22 @@ def checkpoint_embeddings(checkpoint: Path, root: Path, split: str, cache: Path,
         with whole_file(cache) as file:
             np.savez(file, allow_pickle=False, identity=np.array(identity), **arrays)
     except OSError as error:
-        log.info("embeddings are not kept for the next report: %s", error)
+        log.info("could not cache the embeddings for the next report: %s", error)
     return gallery
 
 
 def ready_embeddings(path: Path, checkpoint: Path | None) -> Gallery:
-    """The embeddings in a file, scored as the run's model does.
+    """The embeddings in a file, scored by the run's model.
 
     Args:
-        path: file of `itr embed`, or of anyone.
-        checkpoint: the run's checkpoint; without one only embeddings that are scored by cosine can be used.
+        path: file written by `itr embed` or another program.
+        checkpoint: the run's checkpoint; without it, the embeddings must be scored by cosine.
 
     Raises:
-        UserError: the file is damaged, or needs another model.
+        UserError: the file is damaged, or must be scored by another model.
     """
     try:
         scorer = None if checkpoint is None else scorer_of(open_checkpoint(str(checkpoint)))
-    except UserError:  # a damaged checkpoint; the file may do without
+    except UserError:  # the checkpoint is damaged; embeddings scored by cosine do not need it
         scorer = None
     return load_embeddings(path, scorer)

@@ -1,4 +1,4 @@
-"""Everything that a page shows about a run's embeddings, in plain numbers, so that the embeddings can be let go."""
+"""Everything that a report shows about a run's embeddings, as plain numbers, so the embeddings can be freed."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ from itr.report.content.matches import PairJudge
 from itr.report.content.views import CaptionRanks, ranks_by_image
 
 HITS = 5
-MOST_ROWS = 5000  # of which uniformity is taken: it looks at all pairs
+MOST_ROWS = 5000  # embeddings used for uniformity, which compares all pairs
 
 
 @dataclass
 class Measured:
-    """What was found of the embeddings of one run.
+    """Measurements of the embeddings of one run.
 
     Attributes:
-        image_id: the images [N].
-        text_id: the captions [M].
-        own_image: the row of each caption's image [M].
-        ranks: by direction, of each query from 0 [Q].
-        figures: recalls, median and mean rank, and mAP over all true matches where known.
+        image_id: ids of the images [N].
+        text_id: ids of the captions [M].
+        own_image: row of each caption's image [M].
+        scored_by: name of the scorer, as in embedding and metrics files.
+        ranks: rank of each query from 0, by direction [Q].
+        figures: recalls, median and mean rank, and mAP over all true matches if they are known.
         views: ranks of captions by image.
-        capacity: figures of the embedding space by name.
-        missed: by direction, the percent of failures whose first hit holds, or looks as if it did.
-        known: whether the data tell every true match.
-        threshold: from which cosine a caption resembles those of an image.
-        queries: what the gallery shows.
+        capacity: measures of the embedding space by name.
+        missed: by direction, the percentage of failed queries whose first hit is a true or likely match.
+        known: whether the data list every true match.
+        threshold: lowest cosine between captions that makes a hit a likely match.
+        queries: the queries that the gallery shows.
     """
 
     image_id: np.ndarray
     text_id: np.ndarray
     own_image: np.ndarray
+    scored_by: str
     ranks: dict[str, Tensor]
     figures: dict[str, float]
     views: CaptionRanks
@@ -55,13 +57,13 @@ class Measured:
 
 
 def measure(gallery: Gallery, positives: Positives | None, shown: int, device: torch.device) -> Measured:
-    """Rank a gallery and look at it.
+    """Rank a gallery and measure everything that the report shows about it.
 
     Args:
         gallery: embeddings keyed by id.
-        positives: every true match, where known.
-        shown: queries to choose for the page in each direction.
-        device: where to score.
+        positives: all true matches, if known.
+        shown: number of queries per direction to show on the page.
+        device: device that computes the scores.
     """
     own_image = gallery.own_image()
     score = gallery.score(device)
@@ -78,6 +80,7 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
         image_id=gallery.image_id.numpy(),
         text_id=gallery.text_id.numpy(),
         own_image=own_image.numpy(),
+        scored_by=gallery.scorer.name,
         ranks=ranks,
         figures=figures(ranks) | (over_all_positives(gallery, score, positives) if positives else {}),
         views=ranks_by_image(ranks["t2i"], own_image),
@@ -90,13 +93,13 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
 
 
 def figures(ranks: dict[str, Tensor]) -> dict[str, float]:
-    """Recalls in percent, median and mean rank of both directions, and the sum of the recalls."""
+    """Recalls in percent and median and mean rank in both directions, and the sum of the recalls."""
     found = {f"{way}_{name}": value for way in DIRECTIONS for name, value in recalls(ranks[way]).items()}
     return found | {"rsum": sum(found[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
 
 
 def top_hits(score: Score, way: Way, tile: int = 512) -> tuple[Tensor, Tensor]:
-    """The rows and scores of each query's first candidates, best first [Q, HITS], on the CPU."""
+    """The rows and scores of each query's best candidates, best first [Q, HITS], on the CPU."""
     rows, scores = [], []
     for part in tiles(score.num_queries(way), tile):
         found = score.candidates(way, part)
@@ -107,7 +110,7 @@ def top_hits(score: Score, way: Way, tile: int = 512) -> tuple[Tensor, Tensor]:
 
 
 def capacity(gallery: Gallery) -> dict[str, float]:
-    """Figures of the embedding space, over unit embeddings."""
+    """Measures of the embedding space, computed on unit-length embeddings."""
     unit = {"images": gallery.image.pooled.float(), "captions": gallery.text.pooled.float()}
     unit = {name: torch.nn.functional.normalize(rows, dim=-1) for name, rows in unit.items()}
     found: dict[str, float] = {"width": unit["images"].shape[1]}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
+from itr.evaluation.scoring import COSINE
 from itr.report.content.entry import RunEntry, plural
 from itr.report.content.measure import Measured
 from itr.report.page import curves, results
@@ -155,13 +156,23 @@ def _captions(entries: Sequence[RunEntry]) -> str:
 def _rules(entries: Sequence[RunEntry]) -> list[Markup]:
     """How the example queries were chosen, and what the marks mean."""
     found = next(entry.measured for entry in entries if entry.measured)
-    words = "Queries are drawn at random with a fixed seed. Scores are cosine similarities. "
+    words = f"Queries are drawn at random with a fixed seed. {_scoring(entries)} "
     if found.known:
         words += "The data list every true match: a hit marked 'also correct' is a true match that is not annotated."
     else:
         words += LIKELY_MATCHES.format(found.threshold)
     lines = [tag("li", f"{entry.name}: {_missed(entry)}") for entry in entries if entry.measured]
     return [_note(words), tag("ul", *lines)]
+
+
+def _scoring(entries: Sequence[RunEntry]) -> str:
+    """What the scores of the gallery are: cosines, or what each run's model computes."""
+    scorers = {entry.name: entry.measured.scored_by for entry in entries if entry.measured}
+    if set(scorers.values()) == {COSINE}:
+        return "Scores are cosine similarities."
+    if len(set(scorers.values())) == 1:
+        return f"Pairs are scored by {next(iter(scorers.values()))}."
+    return f"Pairs are scored by {'; '.join(f'{scorer} ({name})' for name, scorer in scorers.items())}."
 
 
 LIKELY_MATCHES = (

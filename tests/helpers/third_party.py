@@ -1,4 +1,4 @@
-"""Tars as img2dataset writes them."""
+"""Shards as other programs write them: plain tars and img2dataset's folders."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 def downloaded(
     folder: Path, shards: int = 3, each: int = 5, stats: bool = True, size: int = 16, first: int = 0
 ) -> Path:
-    """A folder that img2dataset filled: five digits a shard, and the shard's number before that of the sample.
+    """A folder as img2dataset writes it: shard names have five digits, and keys start with the shard's number.
 
-    Its key is `000010004`; images that could not be fetched leave gaps between keys.
+    A key is for example `000010004`; images that could not be downloaded leave gaps between keys.
     """
     for shard in range(first, first + shards):
         members: dict[str, bytes] = {}
@@ -46,8 +46,8 @@ def downloaded(
             members[f"{key}.json"] = json.dumps(meta, indent=4).encode()
         write_tar(folder / f"{shard:05d}.tar", members)
         (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1 not looked at")
-        told = {"count": 2 * each, "successes": each, "failed_to_download": each, "failed_to_resize": 0}
-        told |= {"duration": 1.5, "start_time": 1.0, "end_time": 2.5, "status_dict": {"success": each}}
+        counts = {"count": 2 * each, "successes": each, "failed_to_download": each, "failed_to_resize": 0}
+        counts |= {"duration": 1.5, "start_time": 1.0, "end_time": 2.5, "status_dict": {"success": each}}
         if stats:
-            (folder / f"{shard:05d}_stats.json").write_text(json.dumps(told, indent=4))
+            (folder / f"{shard:05d}_stats.json").write_text(json.dumps(counts, indent=4))
     return folder
