@@ -88,7 +88,7 @@ def test_cxc_with_its_judgments(embeddings, tmp_path, capsys):
     assert {"cxc/i2t_r1", "cxc/sis", "cxc/sis_std", "cxc/sits_all"} <= set(found)
     assert abs(found["cxc/sts"]) < 30
     assert main(["evaluate", "cxc", "--embeddings", str(embeddings), "--root", "/none", "--out", "x.json"]) == 1
-    assert "has neither sts_test.csv nor sts_test.csv.gz" in capsys.readouterr().err
+    assert "contains neither sts_test.csv nor sts_test.csv.gz" in capsys.readouterr().err
 
 
 def test_transfer_evaluates_one_model_on_several_data_sets(scenes, tmp_path, capsys):
@@ -105,9 +105,9 @@ def test_transfer_evaluates_one_model_on_several_data_sets(scenes, tmp_path, cap
     assert main([*arguments, "--further", f"[{scenes}]"]) == 1
     assert "the same name" in capsys.readouterr().err
     assert main(["evaluate", "coco", "--out", str(tmp_path / "u.json"), *options]) == 1
-    assert "no source_id, COCO's id of the image" in capsys.readouterr().err
+    assert "no source_id, which is COCO's image id" in capsys.readouterr().err
     assert main(["evaluate", "coco", "--out", "u.json", "--ckpt_path", checkpoint]) == 1
-    assert "give --embeddings FILE, or --ckpt_path CKPT and --data SHARDS" in capsys.readouterr().err
+    assert "give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS" in capsys.readouterr().err
 
 
 def sample(image_id: int, source: int, ids: list[int], numbers: list[int] | None) -> Sample:
