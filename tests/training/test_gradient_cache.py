@@ -79,7 +79,7 @@ def by_hand(model: str, size: int) -> tuple[dict[str, torch.Tensor], torch.Tenso
     extras = [{k: v for method in module.methods.children() for k, v in method.prepare(p).items()} for p in parts]
     images, texts = zip(*[module._embed_pairs(part) for part in parts], strict=True)
     image, text = Encoded.concatenate(list(images)), Encoded.concatenate(list(texts))
-    scores = score_rows(module.backbone.similarity, image, text, batch.text_image_id, slice(0, BATCH))
+    scores = score_rows(module.similarity, image, text, batch.text_image_id, slice(0, BATCH))
     extra = {name: torch.cat([found[name] for found in extras]) for name in extras[0]}
     terms = module._share(Pairs(image, text, batch.text_image_id, scores, extra))
     torch.stack(list(terms.values())).sum().backward()

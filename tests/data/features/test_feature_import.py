@@ -91,7 +91,7 @@ def test_mismatched_arrays_are_refused(graph, tmp_path):
         np.save(file, array)
         fails(graph, file, message)
     np.save(file, np.zeros((9, 2)))
-    fails(graph, file, "without --model", model="x")
+    fails(graph, file, "remove --model", model="x")
     plain = shards(tmp_path / "plain", {"train": [{}]})
     fails(plain, file, r"has one row per node, but '0.jpg' .*`itr prepare mag`")
     several = shards(tmp_path / "several", {"train": [{"node": 0, "captions": ["x", "y"], "caption_ids": [0, 1]}]})
