@@ -33,9 +33,9 @@ def command(folder: Path, shards: Path, *options: str) -> list[str]:
     [
         ("--model.objective=Triplet --model.objective.margin=-1", "margin=-1.0 must not be negative"),
         ("--model.objective.temperature=0", "temperature 0.0 must be within its bounds"),
-        ("--model.backbone.text_config.vocab_size=10", "the text tower knows 10: give the tokenizer that belongs"),
-        ("--model.backbone.max_words=4000", "max_words 4000: this text tower takes 3 to 512 tokens"),
-        ("--model.backbone.dim=0", "dim is 0; it must be 1 or more"),
+        ("--model.backbone.text_config.vocab_size=10", "the text tower only 10; use the tokenizer that belongs"),
+        ("--model.backbone.max_words=4000", "max_words=4000 must be from 3 to 512 for this text tower"),
+        ("--model.backbone.dim=0", "dim=0 must be at least 1"),
         ("--model.optimizer.lr=-1", "optimizer.lr is -1.0"),
         ("--model.optimizer.warmup=-2", "optimizer.warmup is -2.0"),
         ("--model.optimizer.betas=[0.9,1]", "optimizer.betas is [0.9, 1.0]"),

@@ -6,10 +6,8 @@ read the result at the end of the next step, so that no step waits. Then all wri
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -114,16 +112,6 @@ def _say(text: str) -> None:
 def _forwarded() -> bool:
     """Whether the program that started this process forwards signals that may also have reached it directly."""
     return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", FORWARDED))
-
-
-@atexit.register
-def end_workers() -> None:
-    """Kill the data workers of this process when it ends: Python would send each a single SIGTERM, and wait."""
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a crash
-    for worker in workers:
-        worker.kill()
 
 
 class Agreement:
