@@ -16,7 +16,6 @@ from itr.evaluation.model_score import ModelScore, on_model
 from itr.evaluation.rerank import Reranked
 from itr.evaluation.score import Score
 from itr.files.digests import weights_identity
-from itr.methods.base import MethodModule
 from itr.types import Encoded
 
 COSINE = "cosine"
@@ -108,4 +107,6 @@ def _scores_pairs(model: Any) -> bool:
 
 
 def _changes_scores(method: Any) -> bool:
+    from itr.methods.base import MethodModule  # it imports Lightning, which a help text does without
+
     return type(method).change_scores is not MethodModule.change_scores
