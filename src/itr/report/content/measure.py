@@ -12,7 +12,7 @@ from itr.data.shards.positives import Positives
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.ranks import Matches as TrueMatches
 from itr.evaluation.ranks import rank, tiles
-from itr.evaluation.retrieval import DIRECTIONS, over_all_positives, recalls
+from itr.evaluation.retrieval import DIRECTIONS, over_all_positives, recalls, with_rsum
 from itr.evaluation.score import Score, Way
 from itr.report.content.capacity import alignment, effective_rank, modality_gap, uniformity
 from itr.report.content.choose import Query, choose_queries
@@ -94,8 +94,7 @@ def measure(gallery: Gallery, positives: Positives | None, shown: int, device: t
 
 def figures(ranks: dict[str, Tensor]) -> dict[str, float]:
     """Recalls in percent and median and mean rank in both directions, and the sum of the recalls."""
-    found = {f"{way}_{name}": value for way in DIRECTIONS for name, value in recalls(ranks[way]).items()}
-    return found | {"rsum": sum(found[f"{way}_r{k}"] for way in DIRECTIONS for k in (1, 5, 10))}
+    return with_rsum({way: recalls(ranks[way]) for way in DIRECTIONS})
 
 
 def top_hits(score: Score, way: Way, tile: int = 512) -> tuple[Tensor, Tensor]:
