@@ -65,7 +65,8 @@ def caching(modality: Modality, teacher: Teacher, shards: str, out: Path, batch:
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             writer = FeatureWriter(FeaturePaths(Path(folder), "train", modality), header, batch)
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                encode(teacher, reader(), writer, num_workers=WORKERS, max_skipped=0)
+                chunks = reader()
+                encode(teacher, chunks, load_chunks(chunks, WORKERS, 0), writer)
 
     def bare() -> None:
         for inputs in ready:

@@ -119,7 +119,11 @@ def test_accumulated_gradients_are_not_lost(scenes, tmp_path, fails):
         assert main(options(scenes, tmp_path / "parts", *more, *ends)) == 0
     assert checkpoint(tmp_path / "parts")["global_step"] == (3 if fails else 5)
     assert main(options(scenes, tmp_path / "parts", *more, "--ckpt_path=last")) == 0
-    assert not differences(final(tmp_path / "whole"), final(tmp_path / "parts"))
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    if not fails:  # a run that ends early validates once more at its end, and that may be the best score of all
+        for name in ("best", "best weights"):
+            del whole[name], parts[name]
+    assert not differences(whole, parts)
 
 
 @pytest.mark.slow
