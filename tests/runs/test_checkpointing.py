@@ -157,7 +157,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(scenes, tmp_path, capsys):
     path = tmp_path / "checkpoints" / "last.ckpt"
     torch.save({**checkpoint(tmp_path), "itr_format": 99}, path)
     assert main(options(scenes, tmp_path, *QUICK, "--trainer.max_epochs=2", "--ckpt_path=last")) == 1
-    assert "has format 99, and this version reads up to 1: update itr" in capsys.readouterr().err
+    assert "has format 99, but this version reads up to 1: update itr" in capsys.readouterr().err
 
 
 @pytest.mark.slow
