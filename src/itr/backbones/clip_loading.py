@@ -16,9 +16,9 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
+from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_tokenizer
 from itr.backbones.tower_building import avoid_mask_sync, suggest_name
-from itr.errors import UserError
+from itr.errors import UserError, quoted
 
 open_clip: Any = untyped_open_clip  # its functions are untyped, and the package has no explicit exports
 
@@ -87,7 +87,7 @@ def build_clip(config: dict[str, Any], weights: str | None, image_size: int | No
         try:
             model: nn.Module = model_class(**settings)
         except Exception as error:  # open_clip, timm and transformers raise different types
-            raise UserError(f"could not build a CLIP from config {config}: {first_line(error)}") from error
+            raise UserError(f"could not build a CLIP from config {config}: {quoted(error)}") from error
     if text.get("hf_model_name"):
         avoid_mask_sync(model.text.transformer)  # type: ignore[arg-type,union-attr]
     timm_size = vision.get("image_size", 224) if vision.get("timm_model_name") else None
@@ -144,7 +144,7 @@ def _built_in(name: str, pretrained: str | None) -> ClipSource:
         weights = str(open_clip.download_pretrained(pretrained_config))
     except Exception as error:  # network, hub and disk raise different types
         raise UserError(
-            f"could not download pretrained={pretrained!r} of {name} ({first_line(error)}). Pass the path of a "
+            f"could not download pretrained={pretrained!r} of {name} ({quoted(error)}). Pass the path of a "
             "downloaded file, omit the option for random weights, or run once with network access."
         ) from error
     return ClipSource(config, weights, pretrained_config)
@@ -161,7 +161,7 @@ def _from_folder(model: str) -> ClipSource:
             weights = str(download_pretrained_from_hf(location))
         pretrained_config = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:  # see above
-        raise UserError(f"could not load model {model!r}: {first_line(error)}") from error
+        raise UserError(f"could not load model {model!r}: {quoted(error)}") from error
     if weights is None:
         raise UserError(f"model {model!r}: the folder has no weights file; expected one of {', '.join(_WEIGHTS)}")
     return ClipSource(
@@ -198,4 +198,4 @@ def _load(model: nn.Module, weights: str) -> None:
     try:
         open_clip.load_checkpoint(model, weights, strict=True, weights_only=True)
     except Exception as error:  # a wrong file raises anything from KeyError to an unpickling error
-        raise UserError(f"the weights in {weights} do not match the model: {first_line(error)}") from error
+        raise UserError(f"the weights in {weights} do not match the model: {quoted(error)}") from error
