@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 QUOTED_LENGTH = 300  # characters of another library's message
 
 

@@ -147,7 +147,7 @@ def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
         config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
         tower_class, options = _tower_class(kind, config)
         load = partial(tower_class.from_pretrained, name, config=config, dtype=torch.float32, **options)
-        return load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
+        tower: nn.Module = load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
@@ -156,6 +156,7 @@ def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
             f"from the hub failed ({quoted(error)}). Pass a folder made by save_pretrained, define the tower in "
             f"{kind}_config to train it from scratch, or run once with network access."
         ) from error
+    return tower
 
 
 def _probe(kind: TowerKind, pooled: bool, tower: nn.Module, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import ImageSpec
-from itr.backbones.tower_building import config_of, native_image_size, token_features
+from itr.backbones.tower_building import config_of, token_features
 from itr.errors import UserError, quoted
 from itr.weights.dependencies import Run, unused_parameters
 
@@ -37,9 +37,7 @@ def prepare_tower(tower: nn.Module, inputs: dict[str, Any]) -> int:
     except Exception as error:  # architectures raise various types for inconsistent sizes
         shapes = [list(value.shape) for value in inputs.values() if isinstance(value, Tensor)]
         model_type = config_of(tower).model_type
-        raise UserError(
-            f"the {model_type} tower cannot process inputs of shape {shapes}: {quoted(error)}"
-        ) from error
+        raise UserError(f"the {model_type} tower cannot process inputs of shape {shapes}: {quoted(error)}") from error
 
 
 def freeze_unused(module: nn.Module, run: Run) -> int:

@@ -187,8 +187,11 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
 
     if ":" not in name and not _is_timm(name):
         raise UserError(f"timm has no model {name}{suggest_name(name, timm.list_models())}")
+
+    library: Any = timm.data  # it has no explicit exports
+
     def used(module: Any) -> set[str]:
-        size = timm.data.resolve_model_data_config(module)["input_size"]
+        size = library.resolve_model_data_config(module)["input_size"]
         return used_names(module, lambda model, where: _timm_output(model, torch.zeros(1, *size, device=where), output))
 
     try:
@@ -198,7 +201,6 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
         raise
     except Exception as error:  # as above
         raise UserError(f"could not load timm teacher {name} ({quoted(error)}). {OFFLINE_HINT}") from error
-    library: Any = timm.data  # it has no explicit exports
     config: dict[str, Any] = library.resolve_model_data_config(model)
     size = int(config["input_size"][1])
     mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
