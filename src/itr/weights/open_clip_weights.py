@@ -167,8 +167,8 @@ def _ambiguous(source: str, name: str, records: dict[str, dict[str, Any]]) -> st
     other = [tag for tag in records if tag not in quick]
     return (
         f"pretrained={source!r}: a file does not say with which activation it was trained, and the published "
-        f"weights of {name} differ: QuickGELU for {_some(quick)}, GELU for {_some(other)}. Set quick_gelu to true or false "
-        f"(--model.backbone.quick_gelu); for an encoder, use open_clip:{name}-quickgelu/FILE, or "
+        f"weights of {name} differ: QuickGELU for {_some(quick)}, GELU for {_some(other)}. Set quick_gelu to true or "
+        f"false (--model.backbone.quick_gelu); for an encoder, use open_clip:{name}-quickgelu/FILE, or "
         "open_clip:local-dir:FOLDER with an open_clip_config.json"
     )
 
