@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +65,7 @@ def read_weights(path: Path) -> Weights:
     Raises:
         UserError: the file does not exist, has no weights, is damaged, or has objects that could run code.
     """
-    if not path.is_file():
-        raise UserError(f"the weights file {path} does not exist")
-    try:
+    with _reading(path):
         if is_script_archive(path):
             found = read_script_archive(path)
         elif path.suffix == ".safetensors":
@@ -74,25 +74,46 @@ def read_weights(path: Path) -> Weights:
             found = load_file(path)
         else:
             found = _state(_loaded(path), str(path))
-    except UserError:
-        raise
-    except Exception as error:  # archive and pickle readers raise dozens of unrelated types
-        raise UserError(_unreadable(path, error)) from error
     names = {name.rpartition(".")[2] for name in found}
     tensors = {name: value for name, value in found.items() if name.rpartition(".")[2] not in _NOT_WEIGHTS}
     return Weights(tensors, str(path), from_openai=set(SIZES) <= names)
 
 
-def _loaded(path: Path) -> Any:
-    with torch.serialization.safe_globals(_stand_ins(path)):
+def read_checkpoint(path: Path) -> Any:
+    """All that a checkpoint of torch contains, with its tensors still on disk if its format allows that.
+
+    A Namespace is kept; other objects that are neither tensors nor plain values are replaced by stand-ins.
+
+    Raises:
+        UserError: the file does not exist, is damaged, or has objects that could run code.
+    """
+    with _reading(path):
+        return _loaded(path, {"argparse.Namespace": argparse.Namespace})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of readers into messages about the file."""
+    if not path.is_file():
+        raise UserError(f"the weights file {path} does not exist")
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # archive and pickle readers raise dozens of unrelated types
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _loaded(path: Path, kept: Mapping[str, type] = {}) -> Any:  # noqa: B006  it is only read
+    with torch.serialization.safe_globals([(kind, name) for name, kind in {**_stand_ins(path), **kept}.items()]):
         return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """Stand-ins for harmless objects: those that the file refers to, as far as its format lists them."""
+def _stand_ins(path: Path) -> dict[str, type]:
+    """Stand-ins for harmless objects by name: those that the file refers to, as far as its format lists them."""
     listed = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else ()
     names = _ALWAYS | {name for name in listed if name in _TYPES or name.partition(".")[0] in _HARMLESS}
-    return [(type("Skipped", (_Skipped,), {}), name) for name in sorted(names)]
+    return {name: type("Skipped", (_Skipped,), {}) for name in names}
 
 
 def _state(saved: Any, source: str) -> dict[str, Tensor]:
