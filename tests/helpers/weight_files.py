@@ -8,6 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+TINY_CLIP_CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
 
 class Tower(nn.Module):
     """A module with everything that OpenAI's archives have."""

@@ -20,14 +20,10 @@ from itr.errors import UserError
 from itr.teachers.load import load_teacher
 from itr.weights.reading import Weights
 from tiny_teachers import SIZE, save_text_teacher
+from weight_files import TINY_CLIP_CONFIG as CLIP_CONFIG
 from weight_files import save_script
 
 HUB = "laion--CLIP-ViT-L-14-laion2B-s32B-b82K"
-CLIP_CONFIG = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 
 
 def rename(folder: Path, change: Any) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def read_weights(path: Path) -> Weights:
 
             found = load_file(path)
         else:
-            found = _state(_loaded(path), str(path))
+            found = state_in(_loaded(path), str(path))
     names = {name.rpartition(".")[2] for name in found}
     tensors = {name: value for name, value in found.items() if name.rpartition(".")[2] not in _NOT_WEIGHTS}
     return Weights(tensors, str(path), from_openai=set(SIZES) <= names)
@@ -116,8 +116,16 @@ def _stand_ins(path: Path) -> dict[str, type]:
     return {name: type("Skipped", (_Skipped,), {}) for name in names}
 
 
-def _state(saved: Any, source: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, which may be at the top or under one of the usual keys."""
+def state_in(saved: Any, source: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, which may be at the top or under one of the usual keys.
+
+    Args:
+        saved: contents of the file.
+        source: the file, for the message.
+
+    Raises:
+        UserError: it has no tensors by name.
+    """
     for _ in range(3):
         if not isinstance(saved, Mapping):
             break
