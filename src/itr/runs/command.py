@@ -91,7 +91,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             settings = self.config[subcommand]
             root = settings.trainer.default_root_dir  # Lightning expands ~ in some places only
             settings.trainer.default_root_dir = str(Path(root).expanduser())
-            settings.ckpt_path = find_checkpoint(settings, subcommand)
+            settings.ckpt_path = find_checkpoint(settings, subcommand, args or [])
             settings.weights_only = True  # whatever the option or torch's environment variables say
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures

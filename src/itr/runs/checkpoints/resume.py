@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from itr.state.offline import sealed
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
+def find_checkpoint(settings: Namespace, subcommand: str, arguments: Sequence[str] = ()) -> str | None:
     """The file for `--ckpt_path`: a path; `best` or `last` of the run folder; or `auto`, which is `last` if it exists.
 
     A run that torchrun or SLURM restarts resumes from `last`, whatever it started from. Evaluation without the option
@@ -33,6 +34,8 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
     """
     folder = Path(settings.trainer.default_root_dir) / "checkpoints"
     wanted, training = settings.ckpt_path, subcommand == "fit"
+    if training and settings.model.weights and wanted not in (None, "auto") and not started_again():
+        _refuse_weights_beside(wanted, arguments)
     if training and (wanted == "auto" or started_again()):
         there = any(folder.glob("*.ckpt"))
         wanted = LAST.removesuffix(".ckpt") if there else None if wanted == "auto" else wanted
@@ -47,6 +50,14 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
         raise UserError(f"the checkpoint {path} does not exist (in {folder}: {_names(folder)})")
     _refuse_damage(path)
     return str(path)
+
+
+def _refuse_weights_beside(ckpt_path: Any, arguments: Sequence[str]) -> None:
+    """Refuse `--model.weights` on the command line of a run that resumes; in its config it only says how it began."""
+    if any(argument.partition("=")[0] == "--model.weights" for argument in arguments):
+        raise UserError(
+            f"--model.weights starts a new run, and --ckpt_path {ckpt_path} resumes one, with all its state: remove one"
+        )
 
 
 def started_again() -> bool:
@@ -108,7 +119,7 @@ def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any])
         UserError: they are not the settings of one of our models.
     """
     verb = config.subcommand
-    model = {part: deepcopy(saved[part]) for part in PARTS}
+    model = {**{part: deepcopy(saved[part]) for part in PARTS}, "weights": None}
     try:
         with sealed(saved):
             parsed: Namespace = parser.parse_object({verb: {"model": model}}, config)
