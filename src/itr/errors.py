@@ -50,3 +50,38 @@ def quoted(error: BaseException) -> str:
     while lines and reason.endswith(":"):
         reason = f"{reason} {lines.pop(0)}"
     return reason if len(reason) <= QUOTED_LENGTH else f"{reason[:QUOTED_LENGTH]}..."
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value for a message: on one line, without control characters, and of at most about `most` characters.
+
+    Bytes are given as a count, since they say nothing on a screen.
+
+    Args:
+        value: what a user or a file contains; it may be of any type and size.
+        most: longest text to show in full.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value):,} bytes"
+    text = _short_repr(value, most)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _short_repr(value: object, most: int) -> str:
+    """`repr` without first writing out the rest of a long text or of a large container."""
+    if isinstance(value, str):
+        return repr(value[:most]) + (f" and {len(value) - most:,} more characters" if len(value) > most else "")
+    if isinstance(value, dict):
+        items = [f"{shown(key, most)}: {shown(item, most)}" for key, item in list(value.items())[:4]]
+        return f"{{{', '.join([*items, '...'][: len(value)])}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join([*(shown(item, most) for item in value[:4]), '...'][: len(value)])}]"
+    return repr(value)
+
+
+def bounded(text: str, most: int = 4000) -> str:
+    """A message with its middle left out if it is very long, so that its beginning and its advice stay readable."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"

@@ -1,6 +1,6 @@
 """Plant each fault of `faults.py` in a copy of the project, run the fast tests, and say which went unnoticed.
 
-    python tests/mutations/plant.py [WORDS OF A FAULT]
+python tests/mutations/plant.py [WORDS OF A FAULT]
 """
 
 from __future__ import annotations

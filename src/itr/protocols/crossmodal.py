@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from itr.checkpoints import open_checkpoint
 from itr.data.shards.locations import find_split
 from itr.data.shards.positives import find_rows
 from itr.data.shards.schema import split_identity
+from itr.data.tables.reading import read_rows
 from itr.errors import UserError
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
@@ -140,12 +139,8 @@ def judgements(folder: Path, name: str) -> tuple[list[int], list[int], np.ndarra
             "omit --root to measure recalls only"
         )
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as stream:
-            rows = [
-                (*(_number(row[column]) for column in PAIRS[name]), float(row["agg_score"]))
-                for row in csv.DictReader(stream)
-            ]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+        rows = [(*(_number(row[column]) for column in PAIRS[name]), float(row["agg_score"])) for row in read_rows(path)]
+    except (KeyError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a CxC file ({error!r}); download it again") from None
     first, second, score = zip(*rows, strict=True)
     return list(first), list(second), np.array(score)

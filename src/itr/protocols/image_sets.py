@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itr.data.shards.schema import IMAGE_TYPES
-from itr.errors import UserError
+from itr.data.tables.text_files import text_lines
+from itr.errors import UserError, shown
 
 ImageSetLayout = Literal["auto", "cub", "sop", "inshop", "inaturalist", "folder"]
 # Numbers of test images in the protocol that UNICOM and CUSA report. CUB: all images of classes 101 to 200, in both
@@ -74,7 +75,7 @@ def read_images(root: Path, layout: ImageSetLayout) -> LabeledImages:
         raise UserError(f"{len(missing)} of {len(images.names)} images are missing; the first is {missing[0]}")
     if len(images.names) > 1 and len(set(images.labels)) == 1:
         raise UserError(
-            f"all images of {root} are in one class, {images.labels[0]!r}, so every image would be a correct hit"
+            f"all images of {root} are in one class, {shown(images.labels[0])}, so every image would be a correct hit"
         )
     return images
 
@@ -96,11 +97,7 @@ def _marker_file(root: Path, kind: str) -> Path:
 
 
 def _rows(path: Path, columns: int, skip: int = 0) -> Iterator[list[str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"could not read {path}: {error}") from None
-    for number, line in enumerate(lines[skip:], skip + 1):
+    for number, line in enumerate(text_lines(path)[skip:], skip + 1):
         row = line.split()
         if row and len(row) != columns:
             raise UserError(f"{path}, line {number}: expected {columns} words, found {len(row)}")
@@ -145,7 +142,7 @@ def _inaturalist(root: Path, mark: Path) -> LabeledImages:
     found = LabeledImages("inaturalist", root, lists=[mark])
     for (name,) in _rows(mark, 1):
         if name.count("/") < 2:
-            raise UserError(f"{mark} lists {name!r}; expected a path such as FOLDER/.../CLASS/IMAGE")
+            raise UserError(f"{mark} lists {shown(name)}; expected a path such as FOLDER/.../CLASS/IMAGE")
         found.add(name, name.split("/")[-2])
     return found
 

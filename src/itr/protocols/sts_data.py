@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from itr.errors import UserError
+from itr.data.tables.text_files import text_lines
+from itr.errors import UserError, shown
 
 # Number of judged pairs in each file of each test set, as in SentEval and MTEB. STS13 lacks SMT for license reasons.
 COUNTS = {
@@ -80,12 +81,9 @@ class StsReader:
         Raises:
             UserError: the file could not be read.
         """
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"could not read {path}: {error}") from None
+        lines = text_lines(path)
         self.files[path.relative_to(self.root).as_posix()] = path
-        return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        return lines
 
     def rows(self, path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         """Number and columns of each line; quotes are part of the text, and extra columns are allowed."""
@@ -120,7 +118,7 @@ def _add(pairs: JudgedPairs, path: Path, number: int, row: list[str]) -> None:
     try:
         pairs.add(*row)
     except ValueError:
-        raise UserError(f"{path}, line {number}: the score {row[0]!r} is not a number") from None
+        raise UserError(f"{path}, line {number}: the score {shown(row[0])} is not a number") from None
 
 
 def read_sts(root: Path) -> StsData:
@@ -185,7 +183,7 @@ def msrvid_of_benchmark(reader: StsReader) -> JudgedPairs | None:
         for number, row in reader.rows(path, 7) if path else ():
             if tuple(row[:3]) == MSRVID_ROWS and row[4].strip():
                 if not row[3].isdecimal():
-                    raise UserError(f"{path}, line {number}: the pair's number {row[3]!r} is not a number")
+                    raise UserError(f"{path}, line {number}: the pair's number {shown(row[3])} is not a number")
                 rows[int(row[3])] = row[4:7]
     pairs = JudgedPairs()
     for number in sorted(rows):

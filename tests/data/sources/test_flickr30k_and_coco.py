@@ -304,9 +304,9 @@ def test_an_image_in_two_splits_or_twice_in_one_is_rejected(tmp_path):
             "no string `raw`",
         ),
         ("dataset_flickr30k.json", '{"images": []}', "no image with a caption"),
-        ("train.json", "{}", "is not a list of rows"),
-        ("train.json", '[{"image": "x.jpg"}]', "row 0, needs a path"),
-        ("train.json", '[{"caption": "x"}]', "row 0, needs a path"),
+        ("train.json", "{}", "is not a list of objects"),
+        ("train.json", '[{"image": "x.jpg"}]', "row 1: needs a path"),
+        ("train.json", '[{"caption": "x"}]', "row 1: needs a path"),
     ],
 )
 def test_malformed_files_are_named(tmp_path, name, text, message):

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from itr.data.shards.schema import IMAGE_TYPES
+from itr.data.tables.parquet import InnerImage
+from itr.errors import shown
 from itr.images.decode import JPEG, PILLOW_FORMATS
 
 READ_THREADS = 16
@@ -54,6 +56,11 @@ def check_image_file(root: str, name: str) -> tuple[str, str]:
     return f"{status.st_size} {status.st_mtime_ns}", _problem_of_content(path, head)
 
 
+def check_inner_images(inner: Mapping[str, InnerImage], names: Sequence[str]) -> list[tuple[str, str]]:
+    """As `check_image_file`, for images inside tables: the hash of their bytes instead of a time."""
+    return [(inner[name].digest, problem_of_head(inner[name].head)) for name in names]
+
+
 def _problem_of_name(root: str, name: str) -> str:
     if ".." in name and ".." in Path(name).parts:
         return "is outside the image folder"
@@ -65,17 +72,25 @@ def _problem_of_name(root: str, name: str) -> str:
 
 
 def _problem_of_content(path: str, head: bytes) -> str:
+    problem = problem_of_head(head)
+    if not problem or not head:
+        return problem
+    try:
+        with Image.open(path, formats=PILLOW_FORMATS):  # Pillow recognizes more formats, whatever the extension
+            return ""
+    except Exception:
+        return problem
+
+
+def problem_of_head(head: bytes) -> str:
+    """What is wrong with an image that begins with these bytes; empty if it may be an image."""
     if head.startswith(IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return ""
     if not head:
         return "is empty"
     if head.lstrip().lower().startswith(HTML_MAGIC):
         return "is a web page, not an image"
-    try:
-        with Image.open(path, formats=PILLOW_FORMATS):  # Pillow recognizes more formats, whatever the extension
-            return ""
-    except Exception:
-        return f"is not an image (it starts with {bytes(head[:12])!r})"
+    return f"is not an image (it starts with {bytes(head[:12])!r})"
 
 
 def extension_of(name: str) -> str:
@@ -85,6 +100,6 @@ def extension_of(name: str) -> str:
 
 def format_problems(problems: Sequence[tuple[str, str]], total: int, split: str, root: Path) -> str:
     """A message with the number of problems and the first five."""
-    lines = "".join(f"\n  {image}: {problem}" for image, problem in problems[:5])
+    lines = "".join(f"\n  {shown(image, 200)[1:-1]}: {problem}" for image, problem in problems[:5])
     more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{len(problems)} of {total} images of {split} cannot be used (image folder: {root}):{lines}{more}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from itr.data.preparing.image_files import check_image_files, format_problems
+from itr.data.preparing.image_files import check_image_files, check_inner_images, format_problems
 from itr.data.raw.entries import ImageEntry, RawData, check_images_are_unique
 from itr.data.shards.captions import CaptionCleaner
 from itr.errors import UserError
@@ -27,7 +26,7 @@ def select_usable(raw: RawData, bad_images: Literal["refuse", "skip"]) -> Usable
     check_images_are_unique(entries)
     if not raw.image_root.is_dir() and any(entries.values()):
         raise UserError(f"image folder {raw.image_root} does not exist")
-    found = {split: _check_files(raw.image_root, split, part, bad_images) for split, part in entries.items()}
+    found = {split: _check_files(raw, split, part, bad_images) for split, part in entries.items()}
     found = {split: part for split, part in found.items() if part}
     if not found:
         raise UserError(f"{raw.source}: found no usable image with a caption")
@@ -56,12 +55,13 @@ def _with_captions(raw: RawData) -> dict[str, list[ImageEntry]]:
 
 
 def _check_files(
-    root: Path, split: str, entries: list[ImageEntry], bad_images: Literal["refuse", "skip"]
+    raw: RawData, split: str, entries: list[ImageEntry], bad_images: Literal["refuse", "skip"]
 ) -> list[tuple[ImageEntry, str]]:
     """Check every image file; skip or reject those that are missing or not images."""
     checks: list[tuple[str, str]] = []
+    root, names = raw.image_root, [entry.image for entry in entries]
     with tqdm(total=len(entries), desc=f"checking {split}", unit=" images", disable=None) as bar:
-        for block in check_image_files(root, [entry.image for entry in entries]):
+        for block in [check_inner_images(raw.inner, names)] if raw.inner else check_image_files(root, names):
             checks += block
             bar.update(len(block))
     problems = [(entry.image, problem) for entry, (_, problem) in zip(entries, checks, strict=True) if problem]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from itr.data.preparing.image_files import format_problems
 from itr.data.preparing.shard_maker import MadeShard, ShardMaker, ShardPlan
 from itr.data.preparing.shard_pool import make_shards
+from itr.data.preparing.unpacking import UNPACKED, unpack_images
 from itr.data.preparing.usable import UsableEntries, select_usable
 from itr.data.raw.entries import RawData
 from itr.data.shards.schema import Manifest, Split
@@ -88,7 +89,8 @@ def write_shards(raw: RawData, writing: Writing) -> Manifest:
     manifest = Manifest(raw.source, _fields(found), {}, {**raw.settings, **writing.settings()})
     with Staging(Path(writing.out).expanduser()) as staging:
         skip = writing.bad_images == "skip"
-        maker = ShardMaker(raw.image_root, staging.path, writing.resize, writing.quality, skip)
+        images = staging.path / UNPACKED if raw.inner else raw.image_root
+        maker = ShardMaker(images, staging.path, writing.resize, writing.quality, skip)
         plans = [plan for split, part in found.items() for plan in maker.plan(split, part, writing.shard_size)]
         fingerprint = _fingerprint(manifest, plans)
         existing = staging.holds(fingerprint)
@@ -97,7 +99,7 @@ def write_shards(raw: RawData, writing: Writing) -> Manifest:
             print(f"{_counts(existing)}\n{staging.folder} is already up to date")
             return existing
         staging.refuse_unlisted_tars(list(found))
-        made = _make(maker, plans, staging, writing.workers)
+        made = _make(maker, plans, staging, raw, writing.workers)
         _report_bad(raw, plans, made, skip)
         for plan, result in zip(plans, made, strict=True):
             if result.shard and result.shard.images:
@@ -118,7 +120,9 @@ def _fingerprint(manifest: Manifest, plans: list[ShardPlan]) -> str:
     return hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_workers: int) -> list[MadeShard]:
+def _make(
+    maker: ShardMaker, plans: list[ShardPlan], staging: Staging, raw: RawData, num_workers: int
+) -> list[MadeShard]:
     """Make the shards of all plans; keep those that an earlier run finished."""
     finished = [maker.finished(plan) for plan in plans]
     dropped = staging.clear({plan.path for plan, made in zip(plans, finished, strict=True) if made})
@@ -129,6 +133,8 @@ def _make(maker: ShardMaker, plans: list[ShardPlan], staging: Staging, num_worke
     done = total - sum(len(plan.entries) for plan in todo)
     if done:
         print(f"continuing: {len(plans) - len(todo)} of {len(plans)} shards are already finished")
+    if raw.inner:
+        unpack_images(raw.inner, [entry.image for plan in todo for entry in plan.entries], staging)
     with tqdm(total=total, initial=done, desc="writing", unit=" images", disable=None) as bar:
         new = iter(make_shards(maker, todo, num_workers, bar))
     return [made or next(new) for made in finished]

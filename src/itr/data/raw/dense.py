@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from itr.data.raw.entries import ImageEntry, RawData
-from itr.data.raw.files import collapse_whitespace, read_json, report_examples
-from itr.data.raw.tables import read_rows
-from itr.errors import UserError, refusing
+from itr.data.raw.files import read_json, report_examples
+from itr.data.tables.cells import cell_key, cell_texts
+from itr.data.tables.reading import read_json_lines, read_rows
+from itr.errors import UserError, refusing, shown
 
 JOIN = "join"
-DENSE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+DENSE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 DENSE_KEY_COLUMNS = ("image", "image_path", "filename", "file_name", "file", "name", "path", "key", "id", "asin")
 DENSE_TEXT_COLUMNS = ("dense", "dense_caption", "dense_captions", "text", "description", "captions", "caption")
 
@@ -23,7 +23,7 @@ def attach_dense(data: RawData, dense: str | None, published_order: bool = False
 
     Args:
         data: what the source found; its entries are changed in place.
-        dense: `join` to join each image's own captions into one text; or a file: a table (JSON, JSONL, CSV, TSV) with
+        dense: `join` to join each image's own captions into one text; or a file: a table (JSON, JSONL, CSV, TSV, Parquet) with
             a column of image names, or D2S-VSE's JSONL, which has one line per training image and no names. None does
             nothing.
         published_order: whether the training images are in the order of D2S-VSE's file.
@@ -59,15 +59,11 @@ def _by_line(path: Path) -> list[list[str]] | None:
         return None
     texts: list[list[str] | None] = []
     # A blank line counts: it may stand for an image.
-    with refusing(f"could not read {path}"), path.open(encoding="utf-8-sig", newline="\n") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}, is not valid JSON: {error}") from None
+    with refusing(f"could not read {path}"):
+        for number, row in read_json_lines(path, blank=True):
             if isinstance(row, dict) and any(name in row for name in DENSE_KEY_COLUMNS):
                 return None
-            texts.append(None if row is None else _texts(row, path))
+            texts.append(None if row is None else _texts(row, f"{path}, line {number}"))
     while texts and texts[-1] is None:
         texts.pop()
     return [found or [] for found in texts]
@@ -139,25 +135,20 @@ def _rows(path: Path) -> Iterable[tuple[str, list[str]]]:
     raw = read_json(path) if path.suffix.lower() == ".json" else None  # a list of rows is read like any other table
     if isinstance(raw, dict):
         for name, value in raw.items():
-            yield name, _texts(value if isinstance(value, dict) else {"dense": value}, path)
+            yield name, _texts(value if isinstance(value, dict) else {"dense": value}, f"{path}, {shown(name)}")
         return
     for row in read_rows(path):
-        name = next((str(row[column]).strip() for column in DENSE_KEY_COLUMNS if row.get(column) not in (None, "")), "")
+        keys = (cell_key(row[column], row.where, column) for column in DENSE_KEY_COLUMNS if column in row)
+        name = next(filter(None, keys), "")
         if not name:
             raise UserError(
-                f"{path} has a row without an image name; add a column such as {', '.join(DENSE_KEY_COLUMNS[:4])}"
+                f"{row.where} is without an image name; add a column such as {', '.join(DENSE_KEY_COLUMNS[:4])}"
             )
-        yield name, _texts(row, path)
+        yield name, _texts(row, row.where)
 
 
-def _texts(row: Any, path: Path) -> list[str]:
+def _texts(row: Any, where: str) -> list[str]:
     column = next((column for column in DENSE_TEXT_COLUMNS if column in row), None) if isinstance(row, dict) else None
     if column is None:
-        raise UserError(
-            f"{path}: a row has no text in any of the columns {', '.join(DENSE_TEXT_COLUMNS)}: {str(row)[:80]}"
-        )
-    value = row[column]
-    texts = [
-        collapse_whitespace(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
-    ]
-    return [text for text in texts if text]
+        raise UserError(f"{where} has no text in any of the columns {', '.join(DENSE_TEXT_COLUMNS)}: {shown(row)}")
+    return cell_texts(row[column], where, column)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from itr.data.tables.parquet import InnerImage
 from itr.errors import UserError
 
 
@@ -37,12 +40,35 @@ class RawData:
         entries: the images of each split, in a stable order.
         source: name for the manifest; if empty, the name of the source on the command line.
         settings: options of the source that affect the result, for the manifest.
+        inner: for images inside Parquet files, where they are, by their name in `entries`.
     """
 
     image_root: Path
     entries: dict[str, list[ImageEntry]]
     source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    inner: dict[str, InnerImage] = field(default_factory=dict)
+
+
+def draw_splits(entries: list[ImageEntry], holdout: float, seed: int, what: str) -> dict[str, list[ImageEntry]]:
+    """Draw images at random for val, and as many for test; the rest is train.
+
+    Args:
+        entries: the images.
+        holdout: fraction of the images to draw for each of the two.
+        seed: random seed of the draw.
+        what: the file that defines no splits, for the notice.
+
+    Raises:
+        UserError: the fraction is not at least 0 and less than 0.5.
+    """
+    if not 0 <= holdout < 0.5:
+        raise UserError(f"holdout={holdout} must be at least 0 and less than 0.5")
+    order = np.random.default_rng(seed).permutation(len(entries))
+    held = round(holdout * len(entries))
+    parts = {"train": order[2 * held :], "val": order[:held], "test": order[held : 2 * held]}
+    print(f"{what} defines no splits: drew {held} images each for val and test (--holdout {holdout})")
+    return {name: [entries[i] for i in sorted(part)] for name, part in parts.items()}
 
 
 def check_images_are_unique(entries: dict[str, list[ImageEntry]]) -> None:

@@ -10,6 +10,7 @@ from itr.data.raw.entries import ImageEntry
 from itr.data.raw.files import collapse_whitespace, find_file, has_visible_text, read_json, report_examples
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import RawLayout
+from itr.data.tables.text_files import text_lines
 from itr.errors import UserError
 
 # File names of each split; the first that exists is read. For COCO, `testall` is all 5,000 images, `test` the first
@@ -111,15 +112,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: the file is not UTF-8.
     """
-    raw = path.read_bytes()
-    try:
-        lines = raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = raw[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}, line {number}, is not valid UTF-8 ({error.reason}); convert the file to UTF-8"
-        ) from None
-    return [collapse_whitespace(line) for line in (lines[:-1] if not lines[-1] else lines)]
+    return [collapse_whitespace(line) for line in text_lines(path)]
 
 
 def match_captions_to_ids(captions: list[str], ids: list[str], captions_path: Path, ids_path: Path) -> list[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from itr.data.raw.files import collapse_whitespace, find_file, read_json
-from itr.data.raw.tables import read_rows
-from itr.errors import UserError
+from itr.data.raw.files import find_file, read_json
+from itr.data.tables.cells import cell_key, cell_texts
+from itr.data.tables.reading import Row, read_rows
+from itr.errors import UserError, shown
 
-LONGEST_CELL = 16_000_000  # characters; a product's description may exceed the csv module's limit of 131,072
 CATEGORIES = ("category", "second_category", "third_category", "subreddit")
 KEY_COLUMNS = ("asin", "id", "image")
 NODE_TEXT_COLUMNS = ("raw_text", "title", "text")
@@ -50,38 +49,30 @@ def read_magb(top: Path, stem: str, texts: str | None, dense_column: str | None)
     print(f"nodes: {path}")
     nodes: dict[int, GraphNode] = {}
     column = texts or ""
-    for number, row in enumerate(_rows(path)):
+    for row in read_rows(path):
         column = column or ("text" if "text" in row else "caption")
         for needed in filter(None, ("id", column, dense_column)):
             if needed not in row:
                 raise UserError(
                     f"{path} has no column {needed!r}; choose one of {', '.join(map(str, row))} with --texts"
                 )
-        node = _node(row, column, dense_column, path, number)
+        node = _node(row, column, dense_column)
         if node.number in nodes:
             raise UserError(f"{path} has the id {node.number} twice; ids must be unique")
         nodes[node.number] = node
     return path.parent, [nodes[number] for number in sorted(nodes)]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    before = csv.field_size_limit(LONGEST_CELL)
-    try:
-        yield from read_rows(path)
-    finally:
-        csv.field_size_limit(before)
-
-
-def _node(row: dict[str, Any], column: str, dense_column: str | None, path: Path, number: int) -> GraphNode:
+def _node(row: Row, column: str, dense_column: str | None) -> GraphNode:
     try:
         id_ = int(row["id"])
     except (TypeError, ValueError):
-        raise UserError(f"{path}, node {number}: the id {row['id']!r} is not an integer") from None
+        raise UserError(f"{row.where}: the id {shown(row['id'])} is not an integer") from None
     meta: dict[str, Any] = {name: row[name] for name in CATEGORIES if row.get(name)}
     if row.get("label"):
         meta["label"] = int(row["label"]) if str(row["label"]).isdecimal() else row["label"]
-    dense = collapse_whitespace(row[dense_column] or "") if dense_column else ""
-    return GraphNode(id_, str(id_), collapse_whitespace(row[column] or ""), [dense] if dense else [], meta)
+    dense = _joined(row[dense_column], row.where, dense_column) if dense_column else ""
+    return GraphNode(id_, str(id_), _joined(row[column], row.where, column), [dense] if dense else [], meta)
 
 
 def read_mm_graph(top: Path, name: str, titles: str | None) -> tuple[Path, list[GraphNode]]:
@@ -128,24 +119,21 @@ def _labels(path: Path, mapping: dict[int, str]) -> dict[int, dict[str, int]]:
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     raw = read_json(path) if path.suffix.lower() == ".json" else None
     if isinstance(raw, dict):
-        yield from ((str(key), _joined(value)) for key, value in raw.items())
+        yield from ((str(key), _joined(value, str(path), shown(key))) for key, value in raw.items())
         return
     for row in read_rows(path):
-        if not isinstance(row, dict):
-            raise UserError(f"{path} is not a table with named columns")
-        key = next((row[column] for column in KEY_COLUMNS if row.get(column) not in (None, "")), None)
+        key = next(filter(None, (cell_key(row.get(column), row.where, column) for column in KEY_COLUMNS)), "")
         column = next((column for column in NODE_TEXT_COLUMNS if column in row), None)
-        if key is None or column is None:
+        if not key or column is None:
             raise UserError(
-                f"{path} needs a key column ({', '.join(KEY_COLUMNS)}) and a text column "
-                f"({', '.join(NODE_TEXT_COLUMNS)}); a row has {', '.join(row)}"
+                f"{row.where}: a row needs a key column ({', '.join(KEY_COLUMNS)}) and a text column "
+                f"({', '.join(NODE_TEXT_COLUMNS)}); it has {', '.join(row)}"
             )
-        yield str(key), _joined(row[column])
+        yield key, _joined(row[column], row.where, column)
 
 
-def _joined(value: Any) -> str:
-    texts = value if isinstance(value, list) else [value]
-    return collapse_whitespace(" ".join(text for text in texts if isinstance(text, str)))
+def _joined(value: Any, where: str, column: str) -> str:
+    return " ".join(cell_texts(value, where, column))
 
 
 def load_tensors(path: Path, what: str) -> Any:

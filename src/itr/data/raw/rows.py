@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from itr.data.raw.entries import ImageEntry
-from itr.data.raw.files import collapse_whitespace, find_file, has_visible_text, read_json, report_examples
+from itr.data.raw.files import find_file, has_visible_text, report_examples
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import RawLayout
-from itr.errors import UserError
+from itr.data.tables.cells import cell_key, cell_texts
+from itr.data.tables.reading import Row, read_rows
+from itr.errors import UserError, shown
 
 ROW_IMAGE_COLUMNS = ("image", "image_path")
 
@@ -42,15 +43,12 @@ def read_json_rows(path: Path, images: ImageFolders) -> list[ImageEntry]:
     Raises:
         UserError: the file does not contain such rows.
     """
-    rows = read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is not a list of rows with image and caption")
     entries: dict[str, ImageEntry] = {}
     blank: list[object] = []
-    for number, row in enumerate(rows):
-        image, captions = _parse(row, number, path)
-        kept = [caption for caption in map(collapse_whitespace, captions) if has_visible_text(caption)]
-        blank += [f"row {number}"] * (len(captions) - len(kept))
+    for row in read_rows(path):
+        image, captions, number = _parse(row)
+        kept = [caption for caption in captions if has_visible_text(caption)]
+        blank += [row.where.rpartition(", ")[2]] * (number - len(kept))
         if kept:
             entry = entries.setdefault(image, ImageEntry(image))
             entry.captions += kept
@@ -62,13 +60,13 @@ def read_json_rows(path: Path, images: ImageFolders) -> list[ImageEntry]:
     return list(entries.values())
 
 
-def _parse(row: dict[str, Any], number: int, path: Path) -> tuple[str, list[str]]:
-    image: str = next((row[column] for column in ROW_IMAGE_COLUMNS if isinstance(row.get(column), str)), "")
+def _parse(row: Row) -> tuple[str, list[str], int]:
+    """The image of a row, its captions, and how many there are with the empty ones."""
+    image = next(filter(None, (cell_key(row.get(name), row.where, name) for name in ROW_IMAGE_COLUMNS)), "")
     caption = row.get("caption")
-    captions: list[Any] = caption if isinstance(caption, list) else [caption]
-    if not image.strip() or not all(isinstance(text, str) for text in captions):
+    if not image or caption is None:
         raise UserError(
-            f"{path}, row {number}, needs a path `image` or `image_path`, and a string or list of strings `caption`; "
-            f"it has {', '.join(f'{key}: {str(value)[:40]!r}' for key, value in row.items())}"
+            f"{row.where}: needs a path `image` or `image_path`, and a string or list of strings `caption`; "
+            f"it is {shown(row, 200)}"
         )
-    return image, captions
+    return image, cell_texts(caption, row.where, "caption"), len(caption) if isinstance(caption, list) else 1

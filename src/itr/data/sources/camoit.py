@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from itr.data.raw.entries import ImageEntry, RawData
-from itr.data.raw.files import collapse_whitespace, find_file, read_json, report_examples, require_folder
+from itr.data.raw.files import find_file, read_json, report_examples, require_folder
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import Collection
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.sources.base import Source
-from itr.errors import UserError
+from itr.data.tables.cells import cell_texts
+from itr.errors import UserError, shown
 
 IMAGE_FOLDERS = ("images", "CamoIT/images", "")
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in IMAGE_TYPES)
@@ -88,8 +89,9 @@ def _read(path: Path, column: str, images: ImageFolders, masks: set[str]) -> lis
     entries: list[ImageEntry] = []
     blank: list[object] = []
     for row in rows:
-        name, text = str(row["name"]), row.get(column)
-        if not isinstance(text, str) or not text.strip():
+        name = str(row["name"])
+        texts = cell_texts(row.get(column), f"{path}, {shown(name)}", column)
+        if not texts:
             blank.append(name)
             continue
         image = images.find(name)
@@ -98,7 +100,7 @@ def _read(path: Path, column: str, images: ImageFolders, masks: set[str]) -> lis
             image = images.by_stem.get(name.rpartition("/")[2], missing)
         stem = image.rpartition("/")[2].rpartition(".")[0]
         meta = {"source_id": name} | ({"mask": f"{MASK_FOLDER}/{stem}.png"} if stem in masks else {})
-        entries.append(ImageEntry(image, [collapse_whitespace(text)], meta=meta))
+        entries.append(ImageEntry(image, texts, meta=meta))
     report_examples(f"{path.name}: skipped rows without {column}", blank)
     return entries
 

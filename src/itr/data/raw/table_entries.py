@@ -1,0 +1,193 @@
+"""The images of tables with their captions: which columns are read, rows of one image merged, splits by file or column."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from itr.data.raw.entries import ImageEntry
+from itr.data.raw.files import report_examples
+from itr.data.shards.schema import IMAGE_TYPES
+from itr.data.tables.cells import cell_key, cell_texts
+from itr.data.tables.finding import METADATA, SPLIT_ALIASES, FoundTable, split_of_path
+from itr.data.tables.parquet import InnerImage
+from itr.data.tables.reading import Row, read_rows
+from itr.errors import UserError, shown
+
+TABLE_IMAGE_COLUMNS = (
+    "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name", "file", "path", "img",
+)  # fmt: skip
+TABLE_CAPTION_COLUMNS = (
+    "captions", "caption", "text", "texts", "sentences", "description", "title", "comment", "raw",
+)  # fmt: skip
+NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment)s?[ _-]?\d+", re.IGNORECASE)
+IMAGE_STARTS = {
+    b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif",
+}  # fmt: skip
+INNER = "inside:"  # begins the key of an image inside a Parquet file, before the hash of its bytes
+LONGEST_INNER_NAME = 200  # bytes
+
+
+@dataclass
+class Columns:
+    """The columns of images and captions, as the user names them; None to find them by their usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+
+    def find(self, row: Row, name: str) -> tuple[str, list[str]]:
+        """The column of the image and those of the captions, which are reported.
+
+        Raises:
+            UserError: the table lacks one of them.
+        """
+        image = self.image or next((column for column in TABLE_IMAGE_COLUMNS if column in row), None)
+        usual = next((column for column in TABLE_CAPTION_COLUMNS if column in row), None)
+        numbered = [column for column in row if NUMBERED_CAPTION.fullmatch(column)]
+        captions = [self.caption] if self.caption else [usual] if usual else numbered
+        for title, given, found in (("image", self.image, [image]), ("caption", self.caption, captions)):
+            if not found or any(column not in row for column in found):
+                raise UserError(
+                    f"{name} has no {title} column{f' {given!r}' if given else ''}; "
+                    f"choose one of {', '.join(shown(column)[1:-1] for column in row)} with --{title}_column"
+                )
+        assert image is not None
+        unread = [column for column in row if column not in (image, *captions, "split", "dense", "")]
+        others = f"; columns that are not read: {', '.join(unread[:10])}{', ...' * (len(unread) > 10)}" * bool(unread)
+        print(f"{name}: images from the column {image}, captions from {', '.join(captions)}{others}")
+        return image, captions
+
+
+class TableEntries:
+    """Collects the images of the tables of a data set; rows of the same image are merged.
+
+    Args:
+        columns: which columns to read.
+
+    Attributes:
+        inner: images inside Parquet files, by the key of their entries.
+        names: the tables, for messages.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.inner: dict[str, InnerImage] = {}
+        self._files: list[str] = []
+        self._groups: dict[tuple[str, str], dict[str, ImageEntry]] = {}  # by split of the file and of the row
+
+    @property
+    def names(self) -> str:
+        """The names of the tables."""
+        return ", ".join(self._files)
+
+    def add(self, table: FoundTable, with_folder: bool) -> None:
+        """Add the rows of a table.
+
+        Args:
+            table: the table.
+            with_folder: whether image paths are relative to the folder of the table.
+
+        Raises:
+            UserError: the table is malformed.
+        """
+        self._files.append(table.path.name)
+        incomplete: list[str] = []
+        found: tuple[str, list[str]] | None = None
+        has_split = False
+        for row in read_rows(table.path):
+            if found is None:
+                found, has_split = self.columns.find(row, table.path.name), "split" in row
+            image, captions = self._image(row, found[0]), _texts(row, found[1])
+            if not image or not captions:
+                incomplete.append(row.where.rpartition(", ")[2])
+                continue
+            split = _split_of_row(row, table) if has_split else ""
+            if not has_split and not table.split and table.path.stem.lower() == METADATA:
+                split = split_of_path(image)
+            if table.folder and with_folder and not image.startswith(("/", INNER)):
+                image = f"{table.folder}/{image}"
+            entry = self._groups.setdefault((table.split, split), {}).setdefault(image, ImageEntry(image))
+            entry.captions += captions
+            entry.dense += cell_texts(row.get("dense"), row.where, "dense")
+        report_examples(f"{table.path.name}: skipped rows without an image or a caption", incomplete)
+
+    def _image(self, row: Row, column: str) -> str:
+        cell = row.get(column)
+        if not isinstance(cell, InnerImage):
+            return cell_key(cell, row.where, column)
+        if not cell.digest:
+            return cell.path
+        self.inner.setdefault(INNER + cell.digest, cell)
+        return INNER + cell.digest
+
+    def by_split(self) -> dict[str, list[ImageEntry]]:
+        """The images of each split: by the column `split` if the tables have it, else by the names of files and folders.
+
+        Images of no split have the key "".
+        """
+        by_row = all(row for _, row in self._groups)
+        if by_row and any(file not in ("", row) for file, row in self._groups):
+            print("the column split says which split an image is in, not the name of its file")
+        merged: dict[str, dict[str, ImageEntry]] = {}
+        for (file, row), entries in self._groups.items():
+            images = merged.setdefault(row if by_row else file, {})
+            for key, entry in entries.items():
+                known = images.setdefault(key, entry)
+                if known is not entry:
+                    known.captions += entry.captions
+                    known.dense += entry.dense
+        return {split: list(images.values()) for split, images in merged.items()}
+
+
+def _texts(row: Row, columns: Iterable[str]) -> list[str]:
+    return [text for column in columns for text in cell_texts(row.get(column), row.where, column)]
+
+
+def _split_of_row(row: Row, table: FoundTable) -> str:
+    name = str(row.get("split")).strip().lower()
+    if name in SPLIT_ALIASES:
+        return SPLIT_ALIASES[name]
+    if table.split:
+        return ""
+    raise UserError(
+        f"{row.where} has the unknown split {shown(row.get('split'))}; use one of {', '.join(SPLIT_ALIASES)}"
+    )
+
+
+def name_inner_images(entries: dict[str, list[ImageEntry]], inner: dict[str, InnerImage]) -> dict[str, InnerImage]:
+    """Give the entries of images inside Parquet files the names that the data set has for them, or else numbers.
+
+    Returns:
+        The images by these names.
+
+    Raises:
+        UserError: other rows have only the path of an image.
+    """
+    if not inner:
+        return {}
+    found = {entry.image: entry for part in entries.values() for entry in part}
+    if outside := next((image for image in found if image not in inner), None):
+        raise UserError(
+            f"some rows contain images, but the row of {shown(outside)} does not; use one table of each kind"
+        )
+    names = {key: _inner_name(inner[key]) for key in found}
+    counts = Counter(names.values())
+    for key, name in names.items():
+        if counts[name] > 1:
+            names[key] = f"{inner[key].file.stem}-{inner[key].row:08d}-{name}"
+    for part in entries.values():
+        for entry in part:
+            entry.image = names[entry.image]
+    return {name: inner[key] for key, name in names.items()}
+
+
+def _inner_name(image: InnerImage) -> str:
+    """The file name of an image, without folders, since it is not a path to trust."""
+    kind = next((kind for start, kind in IMAGE_STARTS.items() if image.head.startswith(start)), "bin")
+    name = PurePosixPath(image.path.replace("\\", "/")).name
+    if not name.strip(".") or not name.isprintable() or len(name.encode(errors="replace")) > LONGEST_INNER_NAME:
+        return f"{image.file.stem}-{image.row:08d}.{kind}"
+    return name if name.rpartition(".")[2].lower() in IMAGE_TYPES else f"{name}.{kind}"
