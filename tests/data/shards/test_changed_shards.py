@@ -202,6 +202,7 @@ def test_no_copy_mixes_two_versions(tmp_path):
     with Web(tmp_path / "cc", cut=400_000, tags=True, if_range=False) as web:
         shard = find_split(web.url, "00000.tar", str(copies)).shards[0]
         replace(tar, new)
+        os.utime(tar, (1e9, 1e9))
         with pytest.raises(UserError, match="changed while it was read"):
             captions(shard)
         assert not list(copies.glob("*.tar"))
