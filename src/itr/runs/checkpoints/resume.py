@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
@@ -68,11 +68,32 @@ def started_again() -> bool:
 def _best_if_there(folder: Path) -> str | None:
     best = folder / BEST
     if not best.is_file():
+        if any((folder.parent / part).exists() for part in ("checkpoints", "logs", "config.yaml")):
+            there = f"{_names(folder)}; give --ckpt_path" if any(folder.glob("*.ckpt")) else "no checkpoint"
+            raise UserError(
+                f"the run in {folder.parent} has no {BEST} to measure: {folder} holds {there}. To measure the model "
+                "that the config builds instead, choose a folder without a run by --trainer.default_root_dir"
+            )
         log.info("no --ckpt_path given and %s does not exist: measuring the model that the config builds", best)
         return None
     log.info("no --ckpt_path given: using %s", best)
     _refuse_damage(best)
     return str(best)
+
+
+def check_trained(module: Any, ckpt_path: str | None) -> None:
+    """Refuse to measure random weights.
+
+    Raises:
+        UserError: no checkpoint is given, and parts of the model are not pretrained either.
+    """
+    untrained = module.backbone.untrained
+    if ckpt_path is None and untrained:
+        raise UserError(
+            "no checkpoint is given, and the model that the config builds has random weights "
+            f"({', '.join(untrained)}): its metrics would mean "
+            "nothing. Train it by `itr fit`, or give --ckpt_path or pretrained weights"
+        )
 
 
 def _names(folder: Path) -> str:
@@ -136,19 +157,6 @@ def namespace_to_dict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [namespace_to_dict(item) for item in value]
     return value
-
-
-def refuse_swa(trainer: pl.Trainer) -> None:
-    """Refuse StochasticWeightAveraging, whose averages no checkpoint contains.
-
-    Raises:
-        UserError: the trainer has that callback.
-    """
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise UserError(
-            "StochasticWeightAveraging puts its averages into the model after the last checkpoint is written, and a "
-            "stopped run does not resume exactly; use --trainer.callbacks+=EMAWeightAveraging or WeightAveraging"
-        )
 
 
 class SameOrder(pl.Callback):
