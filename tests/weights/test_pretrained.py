@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClas
 from itr.backbones import CLIP
 from itr.backbones.clip_loading import build_clip, find_clip_source
 from itr.backbones.tower_building import make_tower
+from itr.backbones.towers import pretrained_image_spec
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
 from itr.weights.reading import Weights
@@ -121,6 +122,19 @@ def test_a_pooler_is_needed_only_where_it_is_used(tmp_path: Path) -> None:
     load_teacher("image", str(tmp_path), "tokens")
     with pytest.raises(UserError, match=r"missing: .*post_layernorm"):
         load_teacher("image", str(tmp_path))
+
+
+def test_preprocessing_that_a_folder_names_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "do_normalize": False, "resample": 3}))
+
+    spec = pretrained_image_spec(str(tmp_path), None)
+
+    assert (spec.size, spec.mean, spec.std, spec.interpolation) == (16, (0, 0, 0), (1, 1, 1), "bicubic")
+    assert "not supported" not in caplog.text
+    file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "resample": 1}))
+    pretrained_image_spec(str(tmp_path), None)
+    assert "the resampling 1, which is not supported: images are resized with bicubic" in caplog.text
 
 
 def test_text_teachers_are_checked(tmp_path: Path) -> None:
