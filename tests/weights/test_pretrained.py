@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -58,6 +60,22 @@ def test_towers_of_wrapped_models_are_loaded(tmp_path: Path, prefix: str, kind: 
     tower = make_tower("vision", str(tmp_path / "tower"), None).state_dict()
 
     assert all(torch.equal(value, tower[name]) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model_state_dict"])
+def test_towers_in_torch_files_are_loaded_under_any_usual_key(tmp_path: Path, key: str) -> None:
+    plain = make_tower("vision", str(vit(tmp_path / "plain")), None).state_dict()
+    file = vit(tmp_path / "tower") / "model.safetensors"
+    saved = prefixed("module.")(load_file(file)) | ({"args": argparse.Namespace(lr=1)} if not key else {})
+    torch.save({"epoch": np.float64(1), key: saved} if key else saved, file.with_name("pytorch_model.bin"))
+    file.unlink()
+
+    tower = make_tower("vision", str(tmp_path / "tower"), None).state_dict()
+
+    assert all(torch.equal(value, tower[name]) for name, value in plain.items())
+    file.with_name("pytorch_model.bin").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"could not read the weights in .*pytorch_model\.bin: Unsupported operand"):
+        make_tower("vision", str(tmp_path / "tower"), None)
 
 
 def test_a_wrapper_of_an_inner_module_is_removed(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def _tower(modality: Literal["vision", "text"], name: str, pooled: bool = False)
     try:
         return make_tower(modality, name, None, pooled)
     except UserError as error:
-        if error.__cause__ is None:  # its message is complete
+        if error.__cause__ is None or Path(name).is_dir():  # its message is complete
             raise
         raise UserError(
             f"could not load teacher {name} ({quoted(error.__cause__ or error)}). {OFFLINE_HINT}"
