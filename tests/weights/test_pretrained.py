@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClassification, ViTModel
 
@@ -19,6 +20,7 @@ from itr.backbones import CLIP
 from itr.backbones.clip_loading import build_clip, find_clip_source
 from itr.backbones.tower_building import make_tower
 from itr.backbones.towers import pretrained_image_spec
+from itr.cli import main
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
 from itr.weights.reading import Weights
@@ -218,6 +220,25 @@ def test_timm_teachers_are_checked(tmp_path: Path) -> None:
     rename(folder, lambda _: without("blocks.1")(saved))
     with pytest.raises(UserError, match=r"do not match the teacher; missing: blocks\.1"):
         load_teacher("image", name)
+
+
+@pytest.mark.parametrize("verb", ["features", "evaluate"])
+def test_verbs_end_with_an_error_if_an_encoder_lacks_weights(
+    tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    tower = str(vit(tmp_path / "tower"))
+    rename(Path(tower), without("layer.0.attention"))
+    images, out = tmp_path / "images", tmp_path / "out.json"
+    arguments = {
+        "features": [f"--data={scenes}", "--modality=image", f"--model={tower}", f"--out={tmp_path / 'out'}"],
+        "evaluate": ["images", f"--root={images}", f"--image_model={tower}", f"--out={out}"],
+    }
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(images / name)
+
+    assert main([verb, *arguments[verb]]) == 1
+    assert "do not match the vision tower; missing: " in capsys.readouterr().err
 
 
 # CLIP
