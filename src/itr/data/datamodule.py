@@ -144,8 +144,8 @@ class ShardData(pl.LightningDataModule):
         return None if pairs is None else Positives.from_pairs(*pairs)
 
     def identity(self, stage: Stage) -> dict[str, Any]:
-        """Hash and counts that identify a split."""
-        return split_identity(self._find(stage), self.splits[stage])
+        """Hash and counts that identify a split, as they were when the run began to read it."""
+        return split_identity(self.found.get(stage) or self._find(stage), self.splits[stage])
 
     def order(self) -> dict[str, Any]:
         """The settings that determine the order of a training epoch, except for the epoch itself."""
