@@ -15,6 +15,7 @@ from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.stored import FeatureFile
 from itr.data.loading.dense_texts import FORMAT, DenseTexts
 from itr.errors import UserError
+from loaders import make_loader, small_backbone
 
 CHANGED = "changed since the run began; start again"
 
@@ -76,3 +77,19 @@ def test_true_matches_and_identity_are_those_of_the_start(scenes, tmp_path):
     assert data.identity("test") == before
     assert data.positives("test") is pairs
     assert ShardData(str(tmp_path / "shards")).identity("test") != before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_prepared_again_between_two_epochs_stops_the_run(scenes, tmp_path, workers):
+    shutil.copytree(scenes, tmp_path / "shards")
+    backbone = small_backbone()
+    loader = make_loader(tmp_path / "shards", "train", backbone, True, workers=workers)
+    assert len(list(loader)) == 11
+    tar = tmp_path / "shards" / "train" / "000002.tar"
+    data = tar.read_bytes()
+    rewrite(tar, data)  # the same content again
+    assert len(list(loader)) == 11
+    middle = len(data) // 2
+    rewrite(tar, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    with pytest.raises(UserError, match=r"000002.tar changed since the run began.*makes 1 bad shard"):
+        list(loader)
