@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from itr.checkpoints import open_checkpoint
+from itr.checkpoints import open_identified
 from itr.distributed import choose_device
 from itr.embedding.files import pooled_only
 from itr.errors import UserError
-from itr.evaluation.provenance import checkpoint_identity, encoder_name
+from itr.evaluation.provenance import encoder_name
 from itr.evaluation.scoring import CosineScorer, Scorer, scorer_of
 from itr.files.digests import weights_identity
 from itr.images.transforms import BadImageError, EvaluationTransform, decode
@@ -193,8 +193,8 @@ def open_embedder(
     if name is not None:
         return teacher_embedder(modality, name, device, **settings)
     assert ckpt_path is not None
-    module = open_checkpoint(ckpt_path)
-    return module_embedder(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
+    module, identity = open_identified(ckpt_path)
+    return module_embedder(module, device, model=identity, **settings)
 
 
 class View(NamedTuple):

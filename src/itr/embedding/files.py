@@ -102,12 +102,23 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str, scorer: Scorer | None =
         text_id[columns],
         owner.long()[columns],
         scorer or CosineScorer(),
+        *_samples(where, arrays, rows),
     )
     try:
         gallery.own_image()
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return gallery
+
+
+def _samples(where: str, arrays: Mapping[str, Tensor], order: Tensor) -> tuple[Tensor | None, int]:
+    """Which images have the same content, and the number of samples, see `Gallery.arrays`."""
+    same, number = arrays.get("image_same_as"), arrays.get("num_samples")
+    if same is not None and (same.shape != order.shape or same.is_floating_point()):
+        raise UserError(f"{where}: image_same_as must be {len(order)} whole numbers, one for each image; or remove it")
+    if number is not None and (number.numel() != 1 or int(number) < len(order)):
+        raise UserError(f"{where}: num_samples must be {len(order)} or more; or remove it")
+    return None if same is None else same.long()[order], 0 if number is None else int(number)
 
 
 def pooled_only(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:

@@ -108,8 +108,11 @@ def image_set_identity(images: LabeledImages, hits: SameClassHits, digests: list
         "classes": len(set(images.labels)),
         "queries": queries,
         "queries_left_out": queries - len(hits.query),
+        "gallery": len(images.names if images.gallery is None else images.gallery),
         "blake2b": combined_digest(files),
     }
+    if len(set(digests)) < len(digests):
+        facts["equal_images"] = len(digests) - len(set(digests))
     published = PUBLISHED.get(images.name)
     return facts if published is None else facts | {"published_images": published}
 
@@ -122,6 +125,8 @@ def image_set_warnings(data: dict[str, Any]) -> list[str]:
             f"{data['name']} has {data['images']:,} images here but {data['published_images']:,} in the published "
             "protocol, so the metrics are not comparable with published ones"
         )
+    if equal := data.get("equal_images"):
+        lines.append(f"{equal:,} images are equal to another one, so some queries can find themselves")
     if data["queries_left_out"]:
         skipped = f"{data['queries_left_out']} of {data['queries']} queries"
         lines.append(f"skipped {skipped}, because their class has no other image")

@@ -22,6 +22,14 @@ from itr.errors import UserError, refusing
 from itr.files.states import FileState
 
 
+class NoSplitError(UserError):
+    """The shard folder exists, but not this split of it; the message lists what is there."""
+
+
+class NoTarsError(UserError):
+    """No tar has a name that was given."""
+
+
 def find_split(root: str | Path, split: str, cache: str | None = None, strict: bool = True) -> Split:
     """The shards of a split, each with its place.
 
@@ -120,10 +128,13 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
             message = f"{root} is not finished; run the same `itr prepare` command again to continue"
             raise UserError(message) from None
         pattern = _below(root, f"{split}/*.tar")
-        return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
+        try:
+            return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
+        except NoTarsError as error:
+            raise NoSplitError(str(error)) from None
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known})")
+        raise NoSplitError(f"{redacted(root)} has no split {split!r} (it has: {known})")
     found = manifest.splits[split]
     for shard in found.shards:
         where, seen = _below(root, shard.path), Seen(shard.bytes, shard.sha256)
@@ -184,7 +195,7 @@ def _refuse(pattern: str, root: str) -> NoReturn:
         hint = "correct the list" if near else "the server does not list its files; name them: {00000..00041}.tar"
     elif root:
         hint = f"lists of tars are relative to {root}, and {hint}"
-    raise UserError(f"no shards match {redacted(pattern)}{near}; {hint}")
+    raise NoTarsError(f"no shards match {redacted(pattern)}{near}; {hint}")
 
 
 def _near(pattern: str) -> str:
