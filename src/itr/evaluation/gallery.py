@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,8 @@ from itr.evaluation.score import Score
 from itr.evaluation.scoring import CosineScorer, Scorer
 from itr.types import Batch, Encoded, Tokens
 
+NORMALIZED = "normalized"
+UNIT_TOLERANCE = 1e-4
 MIXING = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # the factors of splitmix64
 
 
@@ -67,15 +70,23 @@ class Gallery:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of an embedding file: `image` [N, D], `text` [M, D], `image_id`, `caption_id`, `caption_image_id`.
 
-        `scored_by` is the scorer's name; see `Encoded.arrays` for further embeddings.
+        `scored_by` is the scorer's name, `normalized` whether `image` and `text` have unit length; see `Encoded.arrays`
+        for further embeddings.
         """
+        rows = {**self.image.arrays("image"), **self.text.arrays("text")}
         ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
         return {
-            **self.image.arrays("image"),
-            **self.text.arrays("text"),
+            **rows,
             **{name: value.numpy() for name, value in ids.items()},
             "scored_by": np.array(self.scorer.name),
+            NORMALIZED: np.array(has_unit_length(rows)),
         }
+
+
+def has_unit_length(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether all embeddings `image` [N, D] and `text` [M, D], of those that are there, have unit length."""
+    rows = [arrays[name] for name in ("image", "text") if name in arrays]
+    return all(bool((np.abs(np.linalg.norm(part, axis=1) - 1) < UNIT_TOLERANCE).all()) for part in rows)
 
 
 @dataclass

@@ -60,6 +60,8 @@ def evaluate_images(
     if tile < 1:
         raise UserError(f"--tile is {tile}; it must be 1 or more")
     target, images = figures_file(out), read_images(Path(root).expanduser(), layout)
+    for notice in images.notices:
+        print(notice)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
     embedder = open_embedder("image", ckpt_path, image_model, device, **settings)
     found = embedder.images(images.paths)
