@@ -64,8 +64,9 @@ def test_mistakes_are_named(checkpoint, options, message, capsys):
 
 
 def test_files_that_are_not_checkpoints(tmp_path, capsys):
-    path = tmp_path / "a.ckpt"
+    path, lines = tmp_path / "a.ckpt", tmp_path / "lines.txt"
+    lines.write_text("a dog")
     for said in ("a.ckpt does not exist", "is not a checkpoint that"):
-        assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", "x"]) == 1
+        assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", str(lines)]) == 1
         assert said in capsys.readouterr().err
         path.write_bytes(b"nothing")

@@ -12,6 +12,7 @@ NAME itself, the plain array of strings, is also written if it takes at most 1 M
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ def string_arrays(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
     """
     encoded = [value.encode("utf-8", ERRORS if _fits(value) else "replace") for value in values]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    arrays = {f"{name}_utf8": np.frombuffer(b"".join(encoded), np.uint8), f"{name}_offsets": offsets}
+    arrays: dict[str, np.ndarray] = {
+        f"{name}_utf8": np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}_offsets": offsets,
+    }
     if 4 * max(map(len, values), default=0) * len(values) <= max(PLAIN_BYTES, PLAIN_BYTES_EACH * len(values)):
         arrays[name] = np.array(values, dtype=np.str_)
     return arrays
@@ -52,7 +56,7 @@ def strings_of(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
     if f"{name}_utf8" not in arrays:
         return [str(value) for value in arrays[name]]
     data, offsets = arrays[f"{name}_utf8"].tobytes(), arrays[f"{name}_offsets"].tolist()
-    return [data[start:end].decode("utf-8", ERRORS) for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [data[start:end].decode("utf-8", ERRORS) for start, end in pairwise(offsets)]
 
 
 def load_strings(path: str | Path, name: str) -> list[str]:

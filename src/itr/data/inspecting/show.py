@@ -167,7 +167,7 @@ def _card(sample: SampleHeader) -> Card:
 def _thumbnail(data: bytes) -> bytes:
     """A small image in a format that browsers support; empty if it could not be decoded."""
     try:
-        small = shrink(data, THUMBNAIL, quality=85) or data
+        small = shrink(data, THUMBNAIL, quality=85, flatten=True) or data
         if small.startswith(tuple(BROWSER_FORMATS)):
             return small
         buffer = io.BytesIO()
