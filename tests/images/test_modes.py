@@ -17,7 +17,6 @@ from itr.images.decode import shrink
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform, read_view
 
 SIZE = 32
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "coco-sample"
 MODES = ["L", "RGB", "CMYK", "1", "P", "LA", "RGBA", "P with transparency", "L with transparency"]
 
 
@@ -49,12 +48,10 @@ def in_mode(image: Image.Image, mode: str) -> tuple[bytes, Image.Image]:
     return stream.getvalue(), Image.open(io.BytesIO(stream.getvalue()))
 
 
-def real_images() -> list[Image.Image]:
-    table = REAL / "val.jsonl"
-    if not table.is_file():
-        pytest.skip(f"the sample of COCO is not in {REAL}")
-    rows = [json.loads(line) for line in table.read_text().split("\n")[:3]]
-    return [Image.open(REAL / row["image"]) for row in rows]
+def real_images(shared: Path) -> list[Image.Image]:
+    folder = shared / "data" / "coco-sample"
+    rows = [json.loads(line) for line in (folder / "val.jsonl").read_text().split("\n")[:3]]
+    return [Image.open(folder / row["image"]) for row in rows]
 
 
 def theirs_open_clip(image: Image.Image) -> np.ndarray:
@@ -69,16 +66,29 @@ def theirs_transformers(image: Image.Image) -> np.ndarray:
     return processor(image, return_tensors="np")["pixel_values"][0].astype(float)
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # Pillow, of the published preprocessing
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("to_rgb", "theirs"), [("after_resize", theirs_open_clip), ("white", theirs_transformers)])
-@pytest.mark.parametrize("images", [lambda: [scene(), scene(SIZE, SIZE)], real_images], ids=["scene", "coco"])
-def test_pixels_match_the_published_preprocessing(images, mode, to_rgb, theirs):
+PUBLISHED = [("after_resize", theirs_open_clip), ("white", theirs_transformers)]
+
+
+def check_pixels(images: list[Image.Image], mode: str, to_rgb: str, theirs) -> None:
     transform = EvaluationTransform(spec(to_rgb))
-    for image in images():
+    for image in images:
         data, stored = in_mode(image, mode)
         ours = read_view(data, 10**7, transform).numpy()
         assert np.abs(ours - theirs(stored)).max() <= 1.01  # of 255: rounding
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # Pillow, in the published preprocessing
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("to_rgb", "theirs"), PUBLISHED)
+def test_pixels_match_the_published_preprocessing(mode, to_rgb, theirs):
+    check_pixels([scene(), scene(SIZE, SIZE)], mode, to_rgb, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("to_rgb", "theirs"), PUBLISHED)
+def test_pixels_of_real_images_match_the_published_preprocessing(shared, mode, to_rgb, theirs):
+    check_pixels(real_images(shared), mode, to_rgb, theirs)
 
 
 def test_the_two_ways_differ_where_images_are_transparent():

@@ -71,7 +71,7 @@ def decode_stored(data: bytes, max_pixels: int) -> np.ndarray | Image.Image:
                 return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
         with _opened(data) as image:
             _check_pixels(_pixels(image), max_pixels)
-            shallow = _in_8_bits(image)
+            shallow = in_8_bits(image)
             if _is_plain(shallow):
                 return np.array(to_rgb(shallow))
             return shallow.copy()
@@ -81,8 +81,12 @@ def decode_stored(data: bytes, max_pixels: int) -> np.ndarray | Image.Image:
         raise BadImageError(_reason(error)) from None
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """The decoded image with 8 bits a channel."""
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """An image with 8 bits a channel.
+
+    Raises:
+        DepthError: it is not known which of its values is white.
+    """
     image.load()
     if is_deep(image):
         return to_8_bits(image)
@@ -188,7 +192,7 @@ def shrink(data: bytes, short_side: int, quality: int, flatten: bool = False) ->
             scale = short_side / min(image.size)
             width, height = (max(1, round(side * scale)) for side in image.size)
             image.draft(None, (2 * width, 2 * height))  # type: ignore[arg-type]
-            shallow = _in_8_bits(image)
+            shallow = in_8_bits(image)
             if not flatten and not _shrinks_alike(shallow):
                 return None
             small = to_rgb(shallow).resize((width, height), Image.Resampling.BICUBIC)
