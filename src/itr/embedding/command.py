@@ -21,7 +21,7 @@ from itr.embedding.files import SCORED_BY
 from itr.embedding.shards import embed_shards
 from itr.embedding.strings import string_arrays
 from itr.errors import UserError
-from itr.evaluation.gallery import NORMALIZED, has_unit_length
+from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED, has_unit_length
 from itr.files.writing import file_to_write, whole_file
 from itr.images.folders import FoundImages, find_images
 from itr.teachers.base import Precision
@@ -96,7 +96,7 @@ def embed(
     shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
     print(f"embedded {shapes}: {target}")
     if not arrays[NORMALIZED]:
-        print("these embeddings are not normalized: divide each by its length before you compare them by dot products")
+        print(NOT_NORMALIZED)
 
 
 def images_below(folder: Path) -> FoundImages:
@@ -106,7 +106,8 @@ def images_below(folder: Path) -> FoundImages:
         UserError: the folder does not exist or contains no image.
     """
     if not folder.is_dir():
-        raise UserError(f"--images: the folder {folder} does not exist")
+        problem = "is a file; give the folder that contains it" if folder.is_file() else "does not exist"
+        raise UserError(f"--images: the folder {folder} {problem}")
     found = find_images(folder)
     if not found.names:
         raise UserError("\n".join([f"--images: {folder} contains no images", *found.notices()]))

@@ -17,6 +17,9 @@ from itr.evaluation.scoring import CosineScorer, Scorer
 from itr.types import Batch, Encoded, Tokens
 
 NORMALIZED = "normalized"
+NOT_NORMALIZED = (
+    "these embeddings are not normalized: divide each by its length before you compare them by dot products"
+)
 UNIT_TOLERANCE = 1e-4
 MIXING = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # the factors of splitmix64
 

@@ -24,6 +24,8 @@ JPEG = b"\xff\xd8\xff"
 # Formats that Pillow may decode, whatever the file's extension. Some of its other formats run a program (EPS runs
 # Ghostscript), or are containers whose header does not give the size of the image (ICO, ICNS).
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+MODES = ("L", "RGB", "1", "P", "LA", "RGBA", "CMYK")  # those that backbones may convert in their own ways, and two more
+EQUAL_MODES = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
 
@@ -82,7 +84,7 @@ def decode_stored(data: bytes, max_pixels: int) -> np.ndarray | Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """An image with 8 bits a channel.
+    """An image with 8 bits a channel, in one of `MODES`.
 
     Raises:
         DepthError: it is not known which of its values is white.
@@ -91,7 +93,7 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     if is_deep(image):
         return to_8_bits(image)
     check_color_depth(image)
-    return image
+    return image if image.mode in MODES else image.convert(EQUAL_MODES.get(image.mode, "RGB"))
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -140,7 +142,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def has_transparency(image: Image.Image) -> bool:
     """Whether an image has an alpha channel, or a color that is transparent."""
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return image.mode in ("RGBA", "LA") or "transparency" in image.info
 
 
 def drop_transparency(image: Image.Image) -> Image.Image:
@@ -205,7 +207,7 @@ def shrink(data: bytes, short_side: int, quality: int, flatten: bool = False) ->
 
 def _shrinks_alike(image: Image.Image) -> bool:
     """Whether backbones see the same image after it was resized and placed on white."""
-    if image.mode in ("P", "1", "PA"):
+    if image.mode in ("P", "1"):
         return False
     return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 

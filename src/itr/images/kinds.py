@@ -14,6 +14,13 @@ IMAGE_TYPES = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "gif", "tif", "tiff", "avif",
     "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", *HEIF_TYPES,
 )  # fmt: skip
+STARTS = {
+    b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif",
+    b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P4": "pbm", b"P5": "pgm", b"P6": "ppm",
+}  # fmt: skip
+BRANDS = {b"avif": "avif", b"avis": "avif"} | dict.fromkeys(
+    (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"), "heic"
+)
 HEIF_HINT = "install pillow-heif: pip install 'itr[images]'"
 MOST_KINDS = 12  # named in one message
 
@@ -27,6 +34,15 @@ def reads_heif() -> bool:
 def image_type(name: str) -> str:
     """The lower-case extension of a file name: `jpg` for `a/B.JPG`."""
     return os.path.splitext(name)[1].lower().lstrip(".")
+
+
+def type_of_bytes(head: bytes) -> str:
+    """The type of an image that begins with these 12 or more bytes; empty if it is of no type that is read."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        return BRANDS.get(head[8:12], "")
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "")
 
 
 def is_image(name: str) -> bool:

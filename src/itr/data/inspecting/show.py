@@ -22,7 +22,7 @@ from itr.data.inspecting.verify import read_manifest
 from itr.data.shards.schema import IMAGE_TYPES, Manifest, Split
 from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
-from itr.images.decode import BadImageError, decode_pixels, shrink
+from itr.images.decode import BadImageError, decode_pixels, pillow_formats, shrink
 
 THUMBNAIL = 240
 
@@ -151,7 +151,7 @@ def _size(stream: IO[bytes]) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
-            return Image.open(stream).size
+            return Image.open(stream, formats=pillow_formats()).size
     except Exception:  # Pillow raises many types for files that are not images
         return None
 

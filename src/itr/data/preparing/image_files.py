@@ -18,14 +18,12 @@ from PIL import Image
 
 from itr.data.tables.parquet import InnerImage
 from itr.errors import shown
-from itr.images.decode import JPEG, pillow_formats
-from itr.images.kinds import HEIF_HINT, HEIF_TYPES, IMAGE_TYPES, image_type, reads_heif
+from itr.images.decode import pillow_formats
+from itr.images.kinds import HEIF_HINT, HEIF_TYPES, IMAGE_TYPES, image_type, reads_heif, type_of_bytes
 
 READ_THREADS = 16
 FILES_PER_BLOCK = 256
-IMAGE_MAGIC = (JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-IMAGE_MAGIC += (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"P4", b"P5", b"P6")  # JPEG 2000 and PNM
-HEIF_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
+NEEDS_HEIF = f"is a HEIC file, which needs an extra package; {HEIF_HINT}"
 HTML_MAGIC = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
@@ -70,7 +68,7 @@ def _problem_of_name(root: str, name: str) -> str:
         return "is outside the image folder"
     kind = image_type(name)
     if kind in HEIF_TYPES and not reads_heif():
-        return f"is a HEIC file, which needs an extra package; {HEIF_HINT}"
+        return NEEDS_HEIF
     if kind not in IMAGE_TYPES:
         return f"does not have one of the extensions {', '.join(IMAGE_TYPES)}"
     return ""
@@ -89,9 +87,10 @@ def _problem_of_content(path: str, head: bytes) -> str:
 
 def problem_of_head(head: bytes) -> str:
     """What is wrong with an image that begins with these bytes; empty if it may be an image."""
-    if head.startswith(IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-        return ""
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+    kind = type_of_bytes(head)
+    if kind in HEIF_TYPES and not reads_heif():
+        return NEEDS_HEIF
+    if kind:
         return ""
     if not head:
         return "is empty"
