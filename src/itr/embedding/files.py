@@ -172,8 +172,9 @@ def read_embeddings(path: Path) -> StoredEmbeddings:
                 arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is not a dictionary
                 return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
         with np.load(path, allow_pickle=False) as kept:
-            arrays = {key: torch.from_numpy(kept[key]) for key in kept if kept[key].dtype.kind in "fiub"}
-            return StoredEmbeddings(arrays, str(kept[SCORED_BY]) if SCORED_BY in kept else COSINE, str(path))
+            found = {key: kept[key] for key in kept}
+        arrays = {key: torch.from_numpy(value) for key, value in found.items() if value.dtype.kind in "fiub"}
+        return StoredEmbeddings(arrays, str(found.get(SCORED_BY, COSINE)), str(path))
     except Exception as error:  # safetensors and zipfile have their own error types
         raise UserError(f"could not read {path} as .npz or .safetensors: {error}") from None
 

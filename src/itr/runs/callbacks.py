@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from itr.commands.configs import MADE_WITH, made_with
 from itr.errors import UserError
+from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED
 from itr.evaluation.provenance import (
     about,
     checkpoint_identity,
@@ -170,8 +171,11 @@ class Results(pl.Callback):
             return
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
-        np.savez(path, allow_pickle=False, **gallery.arrays())
+        arrays = gallery.arrays()
+        np.savez(path, allow_pickle=False, **arrays)
         print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
+        if not arrays[NORMALIZED]:
+            print(NOT_NORMALIZED)
 
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

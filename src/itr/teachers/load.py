@@ -205,7 +205,7 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
     size = int(config["input_size"][1])
     mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     resize: Literal["squash", "shortest"] = "squash" if config["crop_mode"] == "squash" else "shortest"
-    spec = ImageSpec(size, config["mean"], config["std"], mode, resize)
+    spec = ImageSpec(size, config["mean"], config["std"], mode, resize, to_rgb="drop")
 
     return Encoder(model, lambda image: _timm_output(model, image, output), spec, int(size / config["crop_pct"]))
 
@@ -230,5 +230,5 @@ def _open_clip(name: str, output: TeacherOutput) -> Encoder:
 
 def _unicom(path: str, output: TeacherOutput) -> Encoder:
     model = load_unicom(path)
-    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
+    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize")
     return Encoder(model, model.forward_features if output == "tokens" else model, spec)

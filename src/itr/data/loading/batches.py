@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
-from itr.images.transforms import BadImageError, decode, stack_images
+from itr.images.transforms import BadImageError, decode_for, stack_images
 from itr.types import Batch
 
 
@@ -34,7 +35,7 @@ class BatchMaker:
     Attributes:
         reading: how samples are read.
         training: whether unusable samples may be skipped; in evaluation they are an error.
-        transform: turns a decoded image [3, H, W] into [3, size, size], uint8.
+        transform: turns a decoded image into [3, size, size], uint8.
         tokenizer: tokenizer of the captions.
         fields: the other fields of a batch.
         epoch: counts the unusable samples.
@@ -43,7 +44,7 @@ class BatchMaker:
 
     reading: ReadOptions
     training: bool
-    transform: Callable[[Tensor], Tensor]
+    transform: Callable[[Any], Tensor]
     tokenizer: Tokenizer
     fields: Sequence[Field]
     epoch: SharedEpoch
@@ -103,7 +104,7 @@ class BatchMaker:
         if self.features is not None:
             return torch.empty(0)
         try:
-            pixels = decode(sample.image, self.reading.max_pixels)
+            pixels = decode_for(sample.image, self.reading.max_pixels, getattr(self.transform, "to_rgb", "white"))
         except BadImageError as error:
             self._skip(f"could not decode image {sample.name} ({sample.where}): {error}")
             return None

@@ -17,13 +17,13 @@ from typing import Any, TypeGuard
 from itr.data.shards.seen import Seen
 from itr.errors import UserError
 from itr.files.writing import whole_file
+from itr.images.kinds import IMAGE_TYPES as IMAGE_TYPES
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
 STAGING = ".preparing"  # folder inside the shard folder that holds shards until all are complete
 FORMAT = "itr-shards/1"
 LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes that file systems allow
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True)
