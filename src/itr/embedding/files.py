@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.errors import UserError
+from itr.errors import UserError, shown
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.scoring import COSINE, CosineScorer, Scorer
 from itr.types import Encoded
@@ -25,6 +25,8 @@ PARTS = (
     "unimodal",
 )  # image_... and text_... that are not further embeddings
 SCORED_BY = "scored_by"
+IDS = tuple(key for key in KEYS if key.endswith("_id"))
+LONGEST_ID = 18  # digits of an id that is written as text
 
 
 @dataclass
@@ -161,10 +163,37 @@ def read_embeddings(path: Path) -> StoredEmbeddings:
                 arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is not a dictionary
                 return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
         with np.load(path, allow_pickle=False) as kept:
-            arrays = {key: torch.from_numpy(kept[key]) for key in kept if kept[key].dtype.kind in "fiub"}
+            arrays = {key: torch.from_numpy(found) for key in kept if (found := _numbers(key, kept[key])) is not None}
             return StoredEmbeddings(arrays, str(kept[SCORED_BY]) if SCORED_BY in kept else COSINE, str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # safetensors and zipfile have their own error types
         raise UserError(f"could not read {path} as .npz or .safetensors: {error}") from None
+
+
+def _numbers(key: str, found: np.ndarray) -> np.ndarray | None:
+    """An array as numbers, also if it holds whole numbers written as texts; None if it is of no use here, as names are.
+
+    Raises:
+        UserError: it is needed as numbers, and is not.
+    """
+    if found.dtype.kind in "fiub" or key not in KEYS:
+        return found if found.dtype.kind in "fiub" else None
+    texts = found.reshape(-1).tolist()
+    kinds = {"U": "texts", "S": "bytes", "O": "objects", "c": "complex numbers"}
+    kind = kinds.get(found.dtype.kind, f"values of type {found.dtype}")
+    if key not in IDS:
+        raise UserError(f"{key} holds {kind}, such as {shown(texts[0] if texts else None)}; it needs numbers")
+    odd = next((text for text in texts if not (isinstance(text, str) and text.isascii() and text.isdecimal())), None)
+    if odd is not None or not texts:
+        raise UserError(
+            f"{key} holds {kind}, such as {shown(odd)}; it needs whole numbers: number them, and keep the texts"
+        )
+    if max(map(len, texts)) > LONGEST_ID:
+        raise UserError(
+            f"{key} holds a number that is too large: {shown(max(texts, key=len))}; ids have at most 63 bits"
+        )
+    return np.array([int(text) for text in texts], dtype=np.int64).reshape(found.shape)
 
 
 def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.tables.parquet import InnerImage
-from itr.errors import shown
+from itr.errors import bounded
 from itr.images.decode import JPEG, PILLOW_FORMATS
 
 READ_THREADS = 16
@@ -100,6 +100,10 @@ def extension_of(name: str) -> str:
 
 def format_problems(problems: Sequence[tuple[str, str]], total: int, split: str, root: Path) -> str:
     """A message with the number of problems and the first five."""
-    lines = "".join(f"\n  {shown(image, 200)[1:-1]}: {problem}" for image, problem in problems[:5])
+    lines = "".join(f"\n  {_plain(image)}: {problem}" for image, problem in problems[:5])
     more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{len(problems)} of {total} images of {split} cannot be used (image folder: {root}):{lines}{more}"
+
+
+def _plain(name: str) -> str:
+    return bounded(name if name.isprintable() else repr(name)[1:-1], 300)

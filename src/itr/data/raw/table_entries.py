@@ -1,4 +1,4 @@
-"""The images of tables with their captions: which columns are read, rows of one image merged, splits by file or column."""
+"""The images of tables with their captions: columns to read, rows of one image, splits by file, folder or column."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ TABLE_CAPTION_COLUMNS = (
 )  # fmt: skip
 NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment)s?[ _-]?\d+", re.IGNORECASE)
 IMAGE_STARTS = {
-    b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif",
+    b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif",
+    b"MM\0*": "tif",
 }  # fmt: skip
 INNER = "inside:"  # begins the key of an image inside a Parquet file, before the hash of its bytes
 LONGEST_INNER_NAME = 200  # bytes
@@ -124,7 +125,7 @@ class TableEntries:
         return INNER + cell.digest
 
     def by_split(self) -> dict[str, list[ImageEntry]]:
-        """The images of each split: by the column `split` if the tables have it, else by the names of files and folders.
+        """The images of each split: by the column `split` if all rows have it, else by the names of files and folders.
 
         Images of no split have the key "".
         """
@@ -152,7 +153,9 @@ def _split_of_row(row: Row, table: FoundTable) -> str:
         return SPLIT_ALIASES[name]
     if table.split:
         return ""
-    raise UserError(f"{row.where} has the unknown split {shown(row.get('split'))}; use one of {', '.join(SPLIT_ALIASES)}")
+    raise UserError(
+        f"{row.where} has the unknown split {shown(row.get('split'))}; use one of {', '.join(SPLIT_ALIASES)}"
+    )
 
 
 def name_inner_images(entries: dict[str, list[ImageEntry]], inner: dict[str, InnerImage]) -> dict[str, InnerImage]:
@@ -168,7 +171,9 @@ def name_inner_images(entries: dict[str, list[ImageEntry]], inner: dict[str, Inn
         return {}
     found = {entry.image: entry for part in entries.values() for entry in part}
     if outside := next((image for image in found if image not in inner), None):
-        raise UserError(f"some rows contain images, but the row of {shown(outside)} does not; use one table of each kind")
+        raise UserError(
+            f"some rows contain images, but the row of {shown(outside)} does not; use one table of each kind"
+        )
     names = {key: _inner_name(inner[key]) for key in found}
     counts = Counter(names.values())
     for key, name in names.items():

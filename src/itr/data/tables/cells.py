@@ -16,7 +16,9 @@ from itr.errors import UserError, shown
 
 STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 MISSING = r"(?:None|nan|null|NaN)"
-WRITTEN_LIST = re.compile(rf"\[\s*(?:{STRING}|{MISSING})(?:(?:\s*,\s*|\s+)(?:{STRING}|{MISSING}))*\s*,?\s*\]", re.DOTALL)
+WRITTEN_LIST = re.compile(
+    rf"\[\s*(?:{STRING}|{MISSING})(?:(?:\s*,\s*|\s+)(?:{STRING}|{MISSING}))*\s*,?\s*\]", re.DOTALL
+)
 WRITTEN_TUPLE = re.compile(rf"\(\s*{STRING}(?:\s*,\s*{STRING})*\s*,?\s*\)", re.DOTALL)
 LOOKS_WRITTEN = re.compile(r"""\[\s*['"{].*['"}]\s*\]""", re.DOTALL)
 RAW = "raw"  # of a sentence of Karpathy's files
@@ -79,7 +81,7 @@ def _text(item: Any, where: str, column: str) -> str:
 
 
 def _listed(text: str, where: str, column: str) -> Any:
-    """The list that a text writes out; the text itself if it is an ordinary one, which may also begin with a bracket."""
+    """The list that a text writes out; or the text, if it is an ordinary one, which may also begin with a bracket."""
     stripped = text.strip()
     if stripped[:1] + stripped[-1:] not in ("[]", "()"):
         return text

@@ -135,4 +135,3 @@ def _tables_of_split(folder: Path) -> list[Path]:
     if len(tables) == 1 or all(path.stem.isdecimal() for path in tables):
         return tables
     raise UserError(f"{folder} has several tables ({', '.join(path.name for path in tables[:5])}); keep one")
-
