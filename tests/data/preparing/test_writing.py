@@ -179,9 +179,8 @@ def test_all_bad_files_are_reported_and_nothing_is_written(tmp_path):
     }.items():
         with pytest.raises(UserError) as caught:
             prepare(make_entries(tmp_path / "raw", "good.jpg", name), tmp_path / "out")
-        assert f"1 of 2 images of train cannot be used (image folder: {tmp_path / 'raw'}):\n  {name}: {problem}" in str(
-            caught.value
-        )
+        begin = f"1 of 2 images of train cannot be used (image folder: {tmp_path / 'raw'}):"
+        assert f"{begin}\n  {repr(name)[1:-1]}: {problem}" in str(caught.value)
     names = [*expected, str(tmp_path / "outside.jpg"), "gone.jpg", "good.jpg"]
     with pytest.raises(UserError, match=r"(?s)8 of 9 images.*empty.jpg.*and 3 more\n.*--bad_images skip"):
         prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out")

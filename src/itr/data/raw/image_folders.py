@@ -14,8 +14,8 @@ from itr.errors import UserError
 # Where the images of Flickr30K and COCO usually are, relative to the given folder; "" is the folder itself.
 USUAL_FOLDERS = (
     "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images",
-    "flickr30k_images/flickr30k_images", "images", "Images", "train2014", "val2014", "images/train2014", "images/val2014",
-    "train2017", "val2017", "images/train2017", "images/val2017",
+    "flickr30k_images/flickr30k_images", "images", "Images", "train2014", "val2014", "train2017", "val2017",
+    "images/train2014", "images/val2014", "images/train2017", "images/val2017",
 )  # fmt: skip
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})\.jpg")  # the name of 2014, or of 2017
 

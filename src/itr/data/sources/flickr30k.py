@@ -26,7 +26,8 @@ class Flickr30K(Source):
         layout: karpathy is dataset_flickr30k.json; text is {train,dev,test}_caps.txt and _ids.txt with id_mapping.json;
             rows is flickr30k_{train,val,test}.json, new_{train,val,test}.json or {train,val,test}.json; kaggle is
             results.csv or captions.txt, divided by split_file; auto detects it.
-        image_root: folder of the images; by default, root or its subfolder flickr30k-images, flickr30k_images or images.
+        image_root: folder of the images; by default, root or its subfolder flickr30k-images, flickr30k_images or
+            images.
         splits: comma-separated splits to read; by default, all available ones.
         split_file: split of Kaggle's captions: dataset_flickr30k.json, or a folder with train.txt, val.txt and test.txt
             that name one image a line; by default, the first one in root; without any, images are drawn at random.
