@@ -117,9 +117,10 @@ def test_precisions_with_clipping(scenes, tmp_path, precision):
     assert run("test", tmp_path, scenes, f"--trainer.precision={precision}") == 0
 
 
-def test_without_a_checkpoint_the_model_is_evaluated_as_built(scenes, tmp_path, caplog):
-    assert run("test", tmp_path, scenes, *TINY_VSE) == 0
-    assert "measuring the model that the config builds" in caplog.text
+def test_random_weights_are_not_measured(scenes, tmp_path, capsys):
+    assert run("test", tmp_path, scenes, *TINY_VSE) == 1
+    assert "the config builds has random weights (the vision tower, the text tower)" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_validate_prints_metrics(trained, scenes, capsys):

@@ -20,6 +20,7 @@ from itr.evaluation.scoring import scorer_of
 from itr.methods import Method, MethodModule
 from itr.objectives import Objective
 from itr.retriever import Retriever
+from itr.state.starting_weights import StartingWeights
 from itr.training.compiling import Compilation
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch
@@ -40,6 +41,8 @@ class RetrievalModule(Retriever):
         optimizer: AdamW and its schedule.
         large_batch: how a batch that does not fit is trained on.
         compilation: what `torch.compile` makes faster.
+        weights: checkpoint of itr, or run folder, from whose weights a new run starts; its optimizer and counters are
+            not used. A resumed run does not read it.
 
     Attributes:
         last_gallery: the embeddings that the last evaluation or prediction gave.
@@ -55,7 +58,11 @@ class RetrievalModule(Retriever):
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
         large_batch: LargeBatch = LargeBatch(),  # noqa: B008
         compilation: Compilation = Compilation(),  # noqa: B008
+        weights: str | None = None,
     ) -> None:
+        start = None if weights is None else StartingWeights.open(weights, methods)
+        if start is not None:
+            start.fill_backbone(backbone)  # before a method copies a part of it
         super().__init__(backbone, methods)
         self.objective = objective
         self.optimizer_settings = optimizer
@@ -66,6 +73,8 @@ class RetrievalModule(Retriever):
         self.metrics: dict[str, float] = {}
         self.last_terms: dict[str, Tensor] = {}  # of the last training step, of the whole batch
         self._builder = GalleryBuilder(self.needs_tokens)
+        if start is not None:
+            start.fill_rest(objective, self.methods)
 
     # Training
 
@@ -220,7 +229,8 @@ class RetrievalModule(Retriever):
     def describe(self) -> dict[str, Any]:
         """The arguments of an equal module, as plain types.
 
-        `large_batch` and `compilation` are left out: they change no result, and a resumed run may use others.
+        `large_batch` and `compilation` are omitted: they change no result, and a resumed run may use others. So is
+        `weights`: a checkpoint contains its own.
         """
         return {
             "backbone": self.backbone.describe(),

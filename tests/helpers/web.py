@@ -20,6 +20,9 @@ class Web:
         forbidden: whether it answers every request with status 403.
         page: whether it answers every request with a web page.
         shift: number of bytes by which a partial answer starts too late.
+        tags: whether it gives every version of a file its own ETag.
+        if_range: whether it answers a request for part of another version with the whole file.
+        vague: whether a partial answer lacks Content-Range.
         seen: (method, path, Range) of each request.
     """
 
@@ -30,6 +33,9 @@ class Web:
     forbidden: bool = False
     page: bool = False
     shift: int = 0
+    tags: bool = False
+    if_range: bool = True
+    vague: bool = False
     seen: list[tuple[str, str, str]] = field(default_factory=list)
 
     def __enter__(self) -> Web:
@@ -76,12 +82,17 @@ class Answer(SimpleHTTPRequestHandler):
             return super().do_GET()
         data = path.read_bytes()
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.state.ranges else None
+        date, tag = self.date_time_string(int(path.stat().st_mtime)), f'"{path.stat().st_mtime_ns}"'
+        if self.state.if_range and self.headers.get("If-Range") not in (None, date, tag):
+            span = None
         first = int(span[1]) + self.state.shift if span else 0
         last = min(int(span[2]), len(data) - 1) if span and span[2] else len(data) - 1
         self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(last + 1 - first))
-        self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
-        if span:
+        self.send_header("Last-Modified", date)
+        if self.state.tags:
+            self.send_header("ETag", tag)
+        if span and not self.state.vague:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.end_headers()
         body = data[first : last + 1]

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,7 +121,8 @@ def test_a_model_trained_without_infonce_has_no_temperature_to_convert(tmp_path)
     saved = torch.load(path, weights_only=True)
     saved["config"]["loss_config"]["contrastive"]["is_on"] = False
     tau = saved["model"].pop("tau")
-    torch.save(saved, path)
+    saved |= {"model": {f"module._orig_mod.{name}": value for name, value in saved["model"].items()}}
+    torch.save({**saved, "best": np.float64(61.2)}, path)
     found = read_cusa_model(path).state_dict()
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
     assert found["objective.temperature.value"] == tau

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,7 +90,7 @@ def module_of(vision: dict, stage: int = 2, **knobs) -> RetrievalModule:
     return module
 
 
-def write(module: RetrievalModule, path: Path, vision: str, prefix: str = "", **changes) -> Path:
+def write(module: RetrievalModule, path: Path, vision: str, prefix: str = "", best: float = 1.5, **changes) -> Path:
     state = {n: v for n, v in module.state_dict().items() if not n.startswith("objective.")}
     weights = {official_name(name, vision): value for name, value in state.items()}
     assert len(weights) == len(state)
@@ -105,7 +106,7 @@ def write(module: RetrievalModule, path: Path, vision: str, prefix: str = "", **
     if vision == "swin":
         name = "img_enc.visual_encoder.encoder.layers.0.blocks.0.attention.self.relative_position_index"
         weights[name] = torch.zeros(16, 16, dtype=torch.int64)
-    content = {"model": {prefix + name: value for name, value in weights.items()}, "epoch": 3, "best_rsum": 1.5,
+    content = {"model": {prefix + name: value for name, value in weights.items()}, "epoch": 3, "best_rsum": best,
                "Eiters": 12, "opt": argparse.Namespace(**options(**changes))}  # fmt: skip
     torch.save(content, path)
     return path
@@ -133,7 +134,9 @@ def embeddings(module: RetrievalModule) -> list[torch.Tensor]:
 )
 def test_a_checkpoint_in_the_official_layout(tmp_path, vision, knobs, changes):
     module = module_of(vision, **knobs)
-    path = write(module, tmp_path / "a.pth", vision["model_type"], "module." if knobs else "", **changes)
+    path = write(
+        module, tmp_path / "a.pth", vision["model_type"], "module._orig_mod." if knobs else "", np.float64(1), **changes
+    )
     converted = read_d2s_model(path)
     assert converted.methods["d2s"].residual is knobs.get("residual", True)
     assert converted.methods["d2s"].distillation == knobs.get("distillation", "cosine")
@@ -196,7 +199,7 @@ def test_other_files_are_rejected(tmp_path):
 
 def test_configs_of_other_sizes_are_rejected(tmp_path):
     path = write(module_of(VIT), tmp_path / "a.pth", "vit")
-    with pytest.raises(UserError, match=r"in another shape .*backbone\.vision_tower"):
+    with pytest.raises(UserError, match=r"of another shape: backbone\.vision_tower.*Pass the configs"):
         read_d2s_model(path, vision_config={**VIT, "intermediate_size": 8})
 
 

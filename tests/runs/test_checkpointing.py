@@ -57,9 +57,26 @@ class NoRoomForLast(pl.Callback):
 
 @pytest.mark.slow
 def test_the_best_checkpoint_stays_if_the_last_could_not_be_written(scenes, tmp_path):
-    assert fit_scored(scenes, tmp_path, (100.0, 50.0, 60.0), NoRoomForLast()).best_score == 100.0
+    saver = fit_scored(scenes, tmp_path, (100.0, 50.0, 60.0), NoRoomForLast())
+    assert saver.best_score == 100.0
+    assert "after step 15, whose checkpoint could not be written: no checkpoint" in saver.unwritten(15)
     assert checkpoint(tmp_path, "best")["global_step"] == 5
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+class LosesTheBest(pl.Callback):
+    """Deletes the best checkpoint at the beginning of the second epoch."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.current_epoch == 1:
+            (Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scores", "step"), [((100.0, 50.0, 60.0), 15), ((100.0, 50.0, 40.0), 10)])
+def test_a_best_checkpoint_that_was_deleted_is_written_again(scenes, tmp_path, scores, step):
+    assert fit_scored(scenes, tmp_path, scores, LosesTheBest()).best_score == max(scores[1:])
+    assert checkpoint(tmp_path, "best")["global_step"] == step
 
 
 def fit_scored(scenes: Path, tmp_path: Path, scores: tuple[float, ...], *callbacks: pl.Callback) -> Checkpoints:
@@ -157,7 +174,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(scenes, tmp_path, capsys):
     path = tmp_path / "checkpoints" / "last.ckpt"
     torch.save({**checkpoint(tmp_path), "itr_format": 99}, path)
     assert main(options(scenes, tmp_path, *QUICK, "--trainer.max_epochs=2", "--ckpt_path=last")) == 1
-    assert "has format 99, and this version reads up to 1: update itr" in capsys.readouterr().err
+    assert "has format 99, but this version reads up to 1: update itr" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -45,12 +45,6 @@ def command(folder: Path, shards: Path, *options: str) -> list[str]:
         ("--data.num_workers=-1", "data.num_workers is -1; it must be 0 or more"),
         ("--data.captions=3", "must be 1 or more and divide batch_size = 8"),
         ("--data.texts=dense --data.captions=all", "applies only to sparse captions"),
-        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches is 0"),
-        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1; give a norm"),
-        (
-            "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1",
-            "StochasticWeightAveraging puts its averages into the model after the last checkpoint is written",
-        ),
         ("--watch.max_bad_steps=0", "watch.max_bad_steps is 0; it must be 1 or more"),
     ],
 )

@@ -198,7 +198,7 @@ def test_a_full_disk_neither_stops_training_nor_harms_the_earlier_file(scenes, t
         process = start(options(scenes, disk / "run", *more), log)
         wait_for_text(log, "slow after step 5", process)
         subprocess.run(["dd", "if=/dev/zero", f"of={disk}/filler", "bs=1M"], capture_output=True)
-        assert process.wait(ENOUGH) == 0
+        assert process.wait(ENOUGH) == 1  # training went on, but its end is not on the disk
         told = log.read_text()
         assert "could NOT write" in told
         assert "last.ckpt (No space left on device)" in told

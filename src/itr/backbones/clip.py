@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone, ImageSpec
-from itr.backbones.clip_towers import image_features, needs_full_length, text_features, text_parts, vision_parts
+from itr.backbones.clip_towers import (
+    image_features,
+    needs_full_length,
+    probe_embeddings,
+    text_features,
+    text_parts,
+    vision_parts,
+)
 from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.tower_building import suggest_name
 from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
@@ -44,6 +51,8 @@ class CLIP(Backbone):
         resize: `shortest` crops the center, `squash` distorts; by default as for the weights.
         clean: how to clean captions before tokenization (see `itr.backbones.tokenizers.clean_function`); by default
             as for the weights.
+        quick_gelu: whether the towers use the quick approximation of GELU, as OpenAI's do; by default as for the
+            weights or the config. A local file does not say; it is asked for if published weights of the model differ.
     """
 
     fetched = ("model", "pretrained")
@@ -62,13 +71,16 @@ class CLIP(Backbone):
         interpolation: Literal["bicubic", "bilinear"] | None = None,
         resize: Literal["shortest", "squash"] | None = None,
         clean: Clean | None = None,
+        quick_gelu: bool | None = None,
     ) -> None:
         # open_clip and timm take a second to import
         from itr.backbones.clip_loading import build_clip, find_clip_source, make_clip_tokenizer
 
         super().__init__()
         allow_only_one(model=model, config=config)
-        source = find_clip_source(model, pretrained, config)
+        set_by_user = {"mean": image_mean, "std": image_std, "interpolation": interpolation, "resize_mode": resize}
+        given = [name for name, value in set_by_user.items() if value is not None]
+        source = find_clip_source(model, pretrained, config, quick_gelu, given)
         self.config = source.config
         self.model = build_clip(source.config, source.weights, image_size)
         self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
@@ -129,6 +141,7 @@ class CLIP(Backbone):
             "image_std": list(spec.std),
             "interpolation": spec.interpolation,
             "resize": spec.resize,
+            "quick_gelu": None,  # it is in the config
         }
         return description
 
@@ -146,9 +159,8 @@ class CLIP(Backbone):
         for name in ("logit_scale", "logit_bias", "text_decoder"):
             if hasattr(self.model, name):
                 delattr(self.model, name)
-        if not pretrained:
+        if not pretrained or not isinstance(scale, Tensor):  # the weights may lack it
             return None, None
-        assert isinstance(scale, Tensor)
         return float((-scale.detach()).exp()), float(bias.detach()) if isinstance(bias, Tensor) else None
 
     def _check_vocabulary(self) -> None:
@@ -159,13 +171,8 @@ class CLIP(Backbone):
             )
 
     def _probe(self, model: nn.Module, device: torch.device) -> Tensor:
-        """Both embeddings of a dummy input [2, D], to find the parameters that they depend on."""
-        size = self.image_spec.size
         length = self.tokenizer.max_length if needs_full_length(self.text_tower) else 2
-        ids = torch.ones(1, length, dtype=torch.int64, device=device)
-        image = image_features(model.visual, torch.zeros(1, 3, size, size, device=device))
-        text = text_features(getattr(model, "text", model), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
-        return torch.cat([image.pooled, text.pooled])
+        return probe_embeddings(model, self.image_spec.size, length, device)
 
     def _freeze(self, prefixes: list[str]) -> list[str]:
         """Freeze parameters by prefix; returns the prefixes, with `text` expanded."""
@@ -199,11 +206,13 @@ def _image_spec(preprocess: dict[str, Any], visual: Any) -> ImageSpec:
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
     default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD)
     resize = preprocess.get("resize_mode")
+    if resize not in (None, "shortest", "squash"):
+        raise UserError(f"resize_mode {resize!r} of the weights is not supported; set resize to shortest or squash")
     return default.override(
         preprocess.get("mean"),
         preprocess.get("std"),
         "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
-        "squash" if resize not in (None, "shortest") else "shortest",
+        resize,
     )
 
 

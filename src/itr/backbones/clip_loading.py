@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, first_line, load_tokenizer
+from itr.backbones.clip_towers import probe_embeddings
+from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_tokenizer
 from itr.backbones.tower_building import avoid_mask_sync, suggest_name
-from itr.errors import UserError
+from itr.errors import UserError, quoted
+from itr.weights.dependencies import used_names
+from itr.weights.open_clip_weights import fill_clip, properties_of
+from itr.weights.reading import Weights, read_weights
 
 open_clip: Any = untyped_open_clip  # its functions are untyped, and the package has no explicit exports
 
@@ -40,36 +45,51 @@ class ClipSource:
 
     Attributes:
         config: open_clip's model config.
-        weights: file with pretrained weights; None for random ones.
+        weights: pretrained weights, or the file with them; None for random ones.
         preprocess: mean, std, interpolation and resize_mode, if known.
         folder: folder of the tokenizer files, if they are not loaded by name.
     """
 
     config: dict[str, Any]
-    weights: str | None = None
+    weights: str | Weights | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
 
 
-def find_clip_source(model: str | None, pretrained: str | None, config: dict[str, Any] | None) -> ClipSource:
+def find_clip_source(
+    model: str | None,
+    pretrained: str | None,
+    config: dict[str, Any] | None,
+    quick_gelu: bool | None = None,
+    given: Sequence[str] = (),
+) -> ClipSource:
     """Resolve a name of open_clip (`ViT-B-32`, `local-dir:FOLDER`, `hf-hub:ORG/NAME`) or an inline config.
 
+    Args:
+        model: the name.
+        pretrained: tag or local file.
+        config: inline config, if there is no name.
+        quick_gelu: the activation that the user asks for.
+        given: preprocessing that the user has set, by its name in open_clip.
+
     Raises:
-        UserError: the name, tag, file or setting is unknown, or a download failed.
+        UserError: the name, tag, file or setting is unknown, a download failed, or a file may have either activation.
     """
     if model is None:
-        source = ClipSource(copy.deepcopy(config or SMALL_CLIP), weights=_file(pretrained) if pretrained else None)
+        source = _inline(copy.deepcopy(config or SMALL_CLIP), pretrained)
     elif model.startswith(("local-dir:", "hf-hub:")):
         if pretrained is not None:
             raise UserError(f"pretrained={pretrained!r}: {model} has its own weights; remove the option")
         source = _from_folder(model)
     else:
-        source = _built_in(model.replace("/", "-"), pretrained)
+        source = _built_in(model.replace("/", "-"), pretrained, quick_gelu, given)
+    if quick_gelu is not None:
+        source.config["quick_gelu"] = quick_gelu
     _check_keys(source.config)
     return source
 
 
-def build_clip(config: dict[str, Any], weights: str | None, image_size: int | None) -> nn.Module:
+def build_clip(config: dict[str, Any], weights: str | Weights | None, image_size: int | None) -> nn.Module:
     """Build the model of an open_clip config in float32, with the weights of a file if given."""
     settings = copy.deepcopy(config)
     vision, text = settings["vision_cfg"], settings["text_cfg"]
@@ -87,14 +107,14 @@ def build_clip(config: dict[str, Any], weights: str | None, image_size: int | No
         try:
             model: nn.Module = model_class(**settings)
         except Exception as error:  # open_clip, timm and transformers raise different types
-            raise UserError(f"could not build a CLIP from config {config}: {first_line(error)}") from error
+            raise UserError(f"could not build a CLIP from config {config}: {quoted(error)}") from error
     if text.get("hf_model_name"):
         avoid_mask_sync(model.text.transformer)  # type: ignore[arg-type,union-attr]
     timm_size = vision.get("image_size", 224) if vision.get("timm_model_name") else None
     if timm_size is not None:
         _resize_timm(model.visual, timm_size)
     if weights is not None:
-        _load(model, weights)
+        fill_clip(model, weights if isinstance(weights, Weights) else _contents(weights), lambda: _used(model))
     if timm_size is not None and image_size not in (None, timm_size):
         _resize_timm(model.visual, image_size)
     return model
@@ -116,13 +136,30 @@ def make_clip_tokenizer(
     return HFTokenizer(serialized, length, full_length, clean or options.get("clean", "whitespace"), strip_end)
 
 
-def _file(path: str) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"pretrained={path!r}: the file does not exist; to use a tag, also set `model`")
-    return path
+def _contents(path: str) -> Weights:
+    """The weights in a file; of a file that only open_clip reads, only its path."""
+    return Weights({}, path) if path.endswith((".npz", ".npy")) else read_weights(Path(path))
 
 
-def _built_in(name: str, pretrained: str | None) -> ClipSource:
+def _used(model: Any) -> set[str]:
+    """The names of the weights that the embeddings depend on."""
+    size, text = model.visual.image_size, getattr(model, "text", model)
+    side, length = int(size[0] if isinstance(size, tuple) else size), int(getattr(text, "context_length", 0) or 2)
+    return used_names(model, lambda module, device: probe_embeddings(module, side, length, device))
+
+
+def _inline(config: dict[str, Any], pretrained: str | None) -> ClipSource:
+    if pretrained is None:
+        return ClipSource(config)
+    if not Path(pretrained).is_file():
+        raise UserError(f"pretrained={pretrained!r}: the file does not exist; to use a tag, also set `model`")
+    weights = _contents(pretrained)
+    if weights.from_openai:
+        config.setdefault("quick_gelu", True)
+    return ClipSource(config, weights)
+
+
+def _built_in(name: str, pretrained: str | None, quick_gelu: bool | None, given: Sequence[str]) -> ClipSource:
     config = open_clip.get_model_config(name)
     if config is None:
         known = open_clip.list_models()
@@ -130,24 +167,35 @@ def _built_in(name: str, pretrained: str | None) -> ClipSource:
             f"open_clip has no model {name!r}{suggest_name(name, known)}; open_clip.list_models() lists them"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    # A local file does not define its preprocessing; that of the model's published weights is the best guess.
-    pretrained_config = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
-    if pretrained is None or Path(pretrained).is_file():
-        return ClipSource(config, pretrained, pretrained_config)
-    pretrained_config = open_clip.get_pretrained_cfg(name, pretrained)
-    if not pretrained_config:
+    if pretrained is None:
+        return ClipSource(config, None, open_clip.get_pretrained_cfg(name, tags[0]) if tags else {})
+    if Path(pretrained).is_file():
+        return _from_file(name, config, pretrained, quick_gelu, given)
+    record = open_clip.get_pretrained_cfg(name, pretrained)
+    if not record:
         hint = suggest_name(pretrained, tags) or f"; its tags: {', '.join(tags) or 'none'}"
         raise UserError(f"pretrained={pretrained!r} is neither a file nor a tag of {name}{hint}")
     # If weights were trained with another activation than the config's, open_clip only warns.
-    config["quick_gelu"] = bool(pretrained_config.get("quick_gelu", False))
+    config["quick_gelu"] = bool(config.get("quick_gelu") or record.get("quick_gelu"))
     try:
-        weights = str(open_clip.download_pretrained(pretrained_config))
+        weights = str(open_clip.download_pretrained(record))
     except Exception as error:  # network, hub and disk raise different types
         raise UserError(
-            f"could not download pretrained={pretrained!r} of {name} ({first_line(error)}). Pass the path of a "
+            f"could not download pretrained={pretrained!r} of {name} ({quoted(error)}). Pass the path of a "
             "downloaded file, omit the option for random weights, or run once with network access."
         ) from error
-    return ClipSource(config, weights, pretrained_config)
+    return ClipSource(config, weights, record)
+
+
+def _from_file(
+    name: str, config: dict[str, Any], path: str, quick_gelu: bool | None, given: Sequence[str]
+) -> ClipSource:
+    """A built-in model with the weights of a local file; what is assumed about them is logged."""
+    weights = _contents(path)
+    found = properties_of(weights, name, config, quick_gelu, given)
+    config["quick_gelu"] = found.quick_gelu
+    found.announce(path, name)
+    return ClipSource(config, weights, found.preprocess)
 
 
 def _from_folder(model: str) -> ClipSource:
@@ -161,7 +209,7 @@ def _from_folder(model: str) -> ClipSource:
             weights = str(download_pretrained_from_hf(location))
         pretrained_config = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:  # see above
-        raise UserError(f"could not load model {model!r}: {first_line(error)}") from error
+        raise UserError(f"could not load model {model!r}: {quoted(error)}") from error
     if weights is None:
         raise UserError(f"model {model!r}: the folder has no weights file; expected one of {', '.join(_WEIGHTS)}")
     return ClipSource(
@@ -192,10 +240,3 @@ def _resize_timm(visual: Any, size: Any) -> None:
     if getattr(patches, "img_size", None) not in (None, (size, size)):
         visual.set_input_size(size)
     visual.image_size = (size, size)
-
-
-def _load(model: nn.Module, weights: str) -> None:
-    try:
-        open_clip.load_checkpoint(model, weights, strict=True, weights_only=True)
-    except Exception as error:  # a wrong file raises anything from KeyError to an unpickling error
-        raise UserError(f"the weights in {weights} do not match the model: {first_line(error)}") from error

@@ -46,6 +46,21 @@ def text_features(text: Any, tokens: Tokens) -> Encoded:
     return _causal_text(text, tokens)
 
 
+def probe_embeddings(model: Any, size: int, length: int, device: torch.device) -> Tensor:
+    """Both embeddings of a dummy input [2, D], to find the weights of a CLIP that they depend on.
+
+    Args:
+        model: a CLIP of open_clip.
+        size: side length of the image.
+        length: length of the caption in tokens.
+        device: device of the model.
+    """
+    ids = torch.ones(1, length, dtype=torch.int64, device=device)
+    image = image_features(model.visual, torch.zeros(1, 3, size, size, device=device))
+    text = text_features(getattr(model, "text", model), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
+    return torch.cat([image.pooled, text.pooled])
+
+
 def vision_parts(visual: Any) -> list[nn.Module]:
     """The modules of a vision tower that do most of the work, for compilation."""
     if type(visual).__name__ == "VisionTransformer":

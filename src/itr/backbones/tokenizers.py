@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from itr.backbones.words import Words, clip_words, is_plain, pad_rows, special_frame
-from itr.errors import UserError
+from itr.errors import UserError, quoted
 from itr.types import Tokens
 
 Clean = Literal["lower", "whitespace", "canonicalize", "words"]
@@ -160,7 +160,7 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
     except Exception as error:  # the hub and its clients raise many unrelated types
         raise UserError(
             f"could not load tokenizer {name!r}: it is not a local folder with tokenizer files, and loading it from "
-            f"the hub failed ({first_line(error)}). Pass a local folder or a tokenizer.json, or run once with network "
+            f"the hub failed ({quoted(error)}). Pass a local folder or a tokenizer.json, or run once with network "
             "access."
         ) from error
     if not loaded.is_fast:
@@ -204,11 +204,6 @@ def plain_words(caption: str) -> str:
 
 
 _TO_BLANKS = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, for quoting."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _storable(caption: str) -> str:

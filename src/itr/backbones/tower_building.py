@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from itr.backbones.tokenizers import first_line
 from itr.component import plain
-from itr.errors import UserError
+from itr.errors import UserError, quoted
 from itr.private_api.transformers import NAME_KEY, attention_of
+from itr.weights.pretrained import load_pretrained
 
 TowerKind = Literal["vision", "text"]
 ATTENTION_NAME = "itr_sdpa"
@@ -41,13 +42,20 @@ _NOT_ARCHITECTURE = {
 }  # fmt: skip
 
 
-def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None) -> nn.Module:
+def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None, pooled: bool = False) -> nn.Module:
     """A tower with pretrained weights for a name, or with random weights for a config.
 
+    Args:
+        kind: what it embeds.
+        name: folder or name on the hub.
+        config: config, if there is no name.
+        pooled: whether its own pooled output is used, if it has one; otherwise only its tokens are.
+
     Raises:
-        UserError: the tower could not be loaded, or the config is invalid.
+        UserError: the tower could not be loaded, weights that it needs are missing or do not fit, or the config is
+            invalid.
     """
-    tower = _new_tower(kind, config or {}) if name is None else _pretrained_tower(kind, name)
+    tower = _new_tower(kind, config or {}) if name is None else _pretrained_tower(kind, name, pooled)
     avoid_mask_sync(tower)
     return tower
 
@@ -63,6 +71,18 @@ def describe_tower(tower: nn.Module) -> dict[str, Any]:
 def config_of(tower: nn.Module) -> Any:
     """The config of a tower of transformers; its settings depend on the architecture."""
     return tower.config
+
+
+def native_image_size(tower: nn.Module) -> int | None:
+    """Side length of the images that a vision tower was made for; None if it accepts any size."""
+    size: Any = getattr(config_of(tower), "image_size", None)
+    return int(size[0]) if isinstance(size, (list, tuple)) else size
+
+
+def token_features(output: Any) -> Tensor:
+    """The last hidden state as tokens [N, T, W]; the cells of a feature map [N, W, H, W'] are its tokens."""
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
 
 
 def suggest_name(word: str, words: Any) -> str:
@@ -115,27 +135,39 @@ def _new_tower(kind: TowerKind, config: dict[str, Any]) -> nn.Module:
     try:
         tower: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, **options)
     except Exception as error:  # architectures raise various types for inconsistent sizes
-        raise UserError(f"{kind}_config {config}: could not build this tower ({first_line(error)})") from error
+        raise UserError(f"{kind}_config {config}: could not build this tower ({quoted(error)})") from error
     return tower
 
 
-def _pretrained_tower(kind: TowerKind, name: str) -> nn.Module:
+def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
     from transformers import AutoConfig
 
     try:
         config: Any = AutoConfig.from_pretrained(name)
         config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
         tower_class, options = _tower_class(kind, config)
-        tower: nn.Module = tower_class.from_pretrained(name, config=config, dtype=torch.float32, **options)
+        load = partial(tower_class.from_pretrained, name, config=config, dtype=torch.float32, **options)
+        tower: nn.Module = load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
         raise UserError(
             f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and loading it "
-            f"from the hub failed ({first_line(error)}). Pass a folder made by save_pretrained, define the tower in "
+            f"from the hub failed ({quoted(error)}). Pass a folder made by save_pretrained, define the tower in "
             f"{kind}_config to train it from scratch, or run once with network access."
         ) from error
     return tower
+
+
+def _probe(kind: TowerKind, pooled: bool, tower: nn.Module, device: torch.device) -> Tensor:
+    """The output of a tower that is used, for a dummy input, to find the weights that it depends on."""
+    if kind == "text":
+        output: Any = tower(input_ids=torch.ones(1, 3, dtype=torch.int64, device=device))
+    else:
+        size = native_image_size(tower) or 224
+        output = tower(pixel_values=torch.zeros(1, 3, size, size, device=device))
+    whole: Tensor | None = getattr(output, "pooler_output", None) if pooled else None
+    return token_features(output) if whole is None else whole.flatten(1)
 
 
 def _tower_class(kind: TowerKind, config: Any) -> tuple[Any, dict[str, Any]]:
@@ -166,7 +198,7 @@ def _checked_config(argument: str, config: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(**config)
     except Exception as error:  # transformers' validation errors have their own types
-        raise UserError(f"{argument}: {first_line(error)}") from error
+        raise UserError(f"{argument}: {quoted(error)}") from error
 
 
 def _known_keys(model_type: str) -> set[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import ImageSpec
-from itr.backbones.tokenizers import first_line
-from itr.backbones.tower_building import config_of
-from itr.errors import UserError
+from itr.backbones.tower_building import config_of, token_features
+from itr.errors import UserError, quoted
+from itr.weights.dependencies import Run, unused_parameters
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +37,12 @@ def prepare_tower(tower: nn.Module, inputs: dict[str, Any]) -> int:
     except Exception as error:  # architectures raise various types for inconsistent sizes
         shapes = [list(value.shape) for value in inputs.values() if isinstance(value, Tensor)]
         model_type = config_of(tower).model_type
-        raise UserError(
-            f"the {model_type} tower cannot process inputs of shape {shapes}: {first_line(error)}"
-        ) from error
+        raise UserError(f"the {model_type} tower cannot process inputs of shape {shapes}: {quoted(error)}") from error
 
 
-def freeze_unused(module: nn.Module, run: Callable[[nn.Module, torch.device], Tensor]) -> int:
+def freeze_unused(module: nn.Module, run: Run) -> int:
     """Freeze the parameters that `run(module, device)` [..., W] does not depend on; returns its width W."""
-    try:
-        width, unused = _unused(copy.deepcopy(module).to("meta").eval(), run, torch.device("meta"))
-    except (NotImplementedError, RuntimeError):  # architectures that depend on values need real ones
-        training = module.training
-        width, unused = _unused(module.eval(), run, torch.device("cpu"))
-        module.train(training)
+    width, unused = unused_parameters(module, run)
     for name, parameter in module.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
@@ -66,12 +57,6 @@ def enable_checkpointing(tower: nn.Module) -> None:
         enable({"use_reentrant": False})
     else:
         log.warning("gradient_checkpointing is ignored: the %s tower does not support it", config_of(tower).model_type)
-
-
-def native_image_size(tower: nn.Module) -> int | None:
-    """Side length of the images that a vision tower was made for; None if it accepts any size."""
-    size: Any = getattr(config_of(tower), "image_size", None)
-    return int(size[0]) if isinstance(size, (list, tuple)) else size
 
 
 def caption_limit(tower: nn.Module, tokenizer_limit: int, requested: int | None) -> int:
@@ -108,12 +93,6 @@ def check_fractions(**fractions: float) -> None:
             raise UserError(f"{name}={value} must be between 0 and 1")
 
 
-def token_features(output: Any) -> Tensor:
-    """The last hidden state as tokens [N, T, W]; the cells of a feature map [N, W, H, W'] are its tokens."""
-    hidden: Tensor = output.last_hidden_state
-    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-
-
 def pretrained_image_spec(name: str, size: int | None) -> ImageSpec:
     """Image format of a pretrained tower; ImageNet's mean and standard deviation if its folder does not define them."""
     from transformers.image_processing_base import ImageProcessingMixin
@@ -138,13 +117,3 @@ def pretrained_image_spec(name: str, size: int | None) -> ImageSpec:
         interpolation="bilinear" if config.get("resample") == 2 else "bicubic",
         resize="squash" if squash else "shortest",
     )
-
-
-def _unused(
-    module: nn.Module, run: Callable[[nn.Module, torch.device], Tensor], device: torch.device
-) -> tuple[int, set[str]]:
-    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    with torch.enable_grad():  # gradients may be disabled where a checkpoint is opened
-        features = run(module, device)
-        gradients = torch.autograd.grad(features.sum(), list(named.values()), allow_unused=True)
-    return features.shape[-1], {name for name, gradient in zip(named, gradients, strict=True) if gradient is None}

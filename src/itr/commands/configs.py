@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from itr.commands.order import files_first
 from itr.component import Component, plain, subclasses
 from itr.errors import UserError
 from itr.importing import DOTTED, add_current_folder, import_module_of_user
@@ -57,6 +58,8 @@ def made_with(path: str) -> str:
 def resolve_configs(arguments: list[str]) -> list[str]:
     """The same command line with the paths of shipped configs: `--config demo.yaml`, `--data=data/coco.yaml`.
 
+    Options win over files wherever they are given, see `files_first`.
+
     If an option or a config names a class of the current folder, that folder becomes importable.
     """
     add_current_folder(name for argument in arguments for name in dotted_names(_value(argument)))
@@ -73,7 +76,7 @@ def resolve_configs(arguments: list[str]) -> list[str]:
                 yield last
             option = argument
 
-    return list(resolved())
+    return files_first(list(resolved()))
 
 
 def _value(argument: str) -> Any:

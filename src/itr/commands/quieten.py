@@ -19,6 +19,7 @@ def quieten() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`IterableDataset` has `__len__` defined.*",  # the length of our streams is exact
         ".*the hooks will not be called on every batch.*",  # values are clamped after each step, not each batch
+        ".*You requested to overfit but enabled .* shuffling.*",  # it cannot see the order of our streams
         ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -159,6 +159,7 @@ class ShardData(pl.LightningDataModule):
             "texts": self.texts,
             "shuffle_buffer": self.shuffle_buffer,
             "seed": self.seed,
+            "overfit_batches": self._trainer.overfit_batches,  # type: ignore[attr-defined]
             "shards": data_identity(stream.reading.split),
         }
 
@@ -181,7 +182,8 @@ class ShardData(pl.LightningDataModule):
     def _training_position(self) -> tuple[int, int]:
         trainer = self._trainer
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if trainer.fit_loop.restarting else 0
-        return trainer.current_epoch, done
+        # The order of epoch 0 in all epochs makes the same first batches, with the same captions and augmentation.
+        return 0 if trainer.overfit_batches else trainer.current_epoch, done  # type: ignore[attr-defined]
 
     def _find(self, stage: Stage) -> Split:
         split = self.splits[stage]

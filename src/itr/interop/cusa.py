@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from itr.backbones import CLIP
@@ -18,6 +17,8 @@ from itr.methods.cusa import CUSA
 from itr.methods.cusa_temperatures import SIDES, Temperatures
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
+from itr.weights.matching import fill, without_wrappers
+from itr.weights.reading import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _built(saved: Any, path: Path, text_heads: int | None) -> RetrievalModule:
     for key in ("model", "config"):
         if not isinstance(saved, dict) or key not in saved:
             raise UserError(f"{path} has no {key!r}: it is not a checkpoint of CUSA's authors")
-    weights: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved["model"].items()}
+    weights: dict[str, Tensor] = without_wrappers(saved["model"], {f"{_TOWER}ln_final.weight"})
     objective, method = from_loss_config(saved["config"]["loss_config"])
     tower = {name.removeprefix(_TOWER): value for name, value in weights.items() if name.startswith(_TOWER)}
     module = RetrievalModule(CLIP(config=clip_config(tower, text_heads), clean="words"), objective, [method])
@@ -60,10 +61,7 @@ def _built(saved: Any, path: Path, text_heads: int | None) -> RetrievalModule:
             state[ours] = value.float()
     if saved["config"]["loss_config"]["contrastive"]["is_on"] and "tau" not in weights:
         raise UserError(f"{path}: the temperature 'tau' is missing")
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{path}: weights and settings do not match: {error}") from error
+    fill(module, state, str(path), "the settings in it")
     log.info("read %s: epoch %s, best %s", path, saved.get("epoch", "?"), saved.get("best", "?"))
     return module
 
@@ -76,11 +74,7 @@ def load_cusa_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # anything from a zip error to a rejected global
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"could not read {path} as a checkpoint of tensors and plain values: {first}") from error
+    return read_checkpoint(path)
 
 
 def clip_config(weights: Mapping[str, Tensor], text_heads: int | None = None) -> dict[str, Any]:

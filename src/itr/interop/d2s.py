@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from itr.backbones.vse import VSE
@@ -18,6 +16,8 @@ from itr.methods.d2s import D2S
 from itr.module import RetrievalModule
 from itr.objectives import Triplet
 from itr.training.optim import OptimizerSettings
+from itr.weights.matching import fill, without_wrappers
+from itr.weights.reading import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def read_d2s_model(
         hardest_after = 1.0 if options.get("max_violation", True) else 1e9
         objective = Triplet(float(options.get("margin", 0.2)), hardest_after)
         module = RetrievalModule(backbone, objective, methods, OptimizerSettings(lr=2e-4))
-        _fill(module, renamed, path)
+        own = [name for name in module.state_dict() if not name.startswith("objective.")]  # the file has no objective
+        fill(module, renamed, str(path), "the model", lambda: own, "Pass the configs of its towers")
         return module.eval()
 
 
@@ -85,19 +86,12 @@ def load_d2s_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not Path(path).is_file():
         raise UserError(f"file {str(path)!r} does not exist")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            saved: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # archive and pickle readers raise many unrelated types
-        raise UserError(
-            f"{str(path)!r} is not a D2S-VSE checkpoint, or has objects that could run code, and was not opened: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    saved = read_checkpoint(path)
     if not isinstance(saved, dict) or not {"model", "opt"} <= saved.keys():
         raise UserError(f"{str(path)!r} is not a D2S-VSE checkpoint: it needs `model` and `opt`")
     with refusing(f"{str(path)!r} is not a D2S-VSE checkpoint"):
-        weights = {str(name).removeprefix("module."): value for name, value in saved["model"].items()}
         needed = ("img_enc.image_encoder.fc.weight", "txt_enc.bert.embeddings.word_embeddings.weight")
+        weights = without_wrappers(saved["model"], needed)
         for name in needed:
             if name not in weights:
                 raise UserError(
@@ -172,18 +166,3 @@ def made_up_tokenizer(vocabulary: int, length: int) -> str:
         },
     }  # fmt: skip
     return json.dumps(settings)
-
-
-def _fill(module: RetrievalModule, weights: dict[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    missing = sorted(name for name in own.keys() - weights.keys() if not name.startswith("objective."))
-    unknown = sorted(weights.keys() - own.keys())
-    wrong = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
-    for what, names in (("lacks", missing), ("also has", unknown), ("has in another shape", wrong)):
-        if names:
-            raise UserError(
-                f"{str(path)!r} does not match the model: "
-                f"it {what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; "
-                "pass the configs of its towers"
-            )
-    module.load_state_dict({**own, **weights}, strict=True)  # the file has no weights of the objective

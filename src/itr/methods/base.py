@@ -83,10 +83,12 @@ class Method(Component, pl.Callback, ABC):
         name: key of its module in the checkpoint and prefix of its values in the log.
         needs: fields of a training batch that it uses (`itr.data.loading.fields` lists them). The data module reads
             them; if one is missing, its error message names the command that creates it.
+        replaces_backbone: whether `build` replaces the weights of the backbone, which `model.weights` sets too.
     """
 
     name: str
     needs: tuple[str, ...] = ()
+    replaces_backbone: bool = False
 
     def fields(self) -> Sequence[Field]:
         """User-defined fields that the loader's workers read for the method; called after `setup`."""

@@ -86,6 +86,7 @@ class D2S(Method):
             if number < 0:
                 raise UserError(f"D2S.{name} is {number}; it must be 0 or more")
         self.stage1 = stage1
+        self.replaces_backbone = stage1 is not None
         self.num_prompts, self.depth, self.heads, self.mlp_ratio = num_prompts, depth, heads, mlp_ratio
         self.placement, self.cross_attention, self.pooling = placement, cross_attention, pooling
         self.residual, self.distillation, self.weight, self.cached = residual, distillation, weight, cached

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from itr.backbones.base import Backbone
 from itr.errors import UserError, refusing
 from itr.types import Encoded, Tokens
+from itr.weights.matching import fill
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,9 @@ def load_stage1(backbone: Backbone, path: Path) -> None:
     prefix = "backbone."
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     try:
-        backbone.load_state_dict(own, strict=True)
-    except RuntimeError as error:
-        lines = "; ".join(line.strip()[:200] for line in str(error).splitlines()[1:3])
-        raise UserError(f"D2S.stage1: {str(path)!r} was trained with a different backbone ({lines})") from error
+        fill(backbone, own, str(path), "the backbone")
+    except UserError as error:
+        raise UserError(f"D2S.stage1: {str(path)!r} was trained with a different backbone ({error})") from error
     backbone.untrained = ()
     log.info("D2S starts from the first stage in %s", path)
 

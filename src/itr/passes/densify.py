@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from itr.backbones.tokenizers import first_line
 from itr.commands.parsing import run_verb
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, data_identity, stable_id
 from itr.distributed import choose_device
-from itr.errors import UserError
+from itr.errors import UserError, quoted
 from itr.images.transforms import BadImageError, decode
 from itr.passes.dense_writer import DenseWriter
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
 from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
+from itr.weights.pretrained import load_pretrained
 
 PROMPT = "Describe this image in detail."
 LLAVA = "USER: <image>\n{prompt} ASSISTANT:"  # for a processor without a chat template
@@ -116,10 +116,13 @@ class Describer:
         dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+            load = partial(AutoModelForImageTextToText.from_pretrained, name, dtype=dtype)
+            self.model: Any = load_pretrained(load, name, "the vision-language model")
+        except UserError:
+            raise
         except Exception as error:  # the hub, its clients and the readers of weights raise many unrelated types
             raise UserError(
-                f"could not load model {name} ({first_line(error)}). Give the folder of a downloaded model, or run "
+                f"could not load model {name} ({quoted(error)}). Give the folder of a downloaded model, or run "
                 "once with network access"
             ) from error
         self.model.to(device).eval()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,26 @@ def forget_compiled(module: nn.Module) -> None:
     Missing: a public method that undoes `nn.Module.compile`.
     """
     module._compiled_call_impl = None
+
+
+@contextmanager
+def state_loads_through(change: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]) -> Iterator[None]:
+    """Meanwhile every `load_state_dict` loads what `change(module, weights)` returns.
+
+    Missing: a public hook on the weights that another library, such as timm, loads into the modules that it makes.
+    """
+    from torch import nn
+
+    original = nn.Module.load_state_dict
+
+    def load(module: nn.Module, state_dict: Any, *args: Any, **options: Any) -> Any:
+        return original(module, change(module, dict(state_dict)), *args, **options)
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 class StartsWorkersWithin:

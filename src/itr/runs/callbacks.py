@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,6 +33,16 @@ PROTOCOL = (
 )
 
 
+def without_enums(value: Any) -> Any:
+    """A config whose enumerations, such as those of Lightning's Timer, are replaced by what YAML can store."""
+    if isinstance(value, Namespace):
+        plain: Any = Namespace
+        return plain(**{key: without_enums(item) for key, item in vars(value).items()})
+    if isinstance(value, (list, tuple)):
+        return [without_enums(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 class SaveConfig(SaveConfigCallback):
     """Keeps the complete config of a training run as `config.yaml` in the run folder."""
 
@@ -42,7 +54,15 @@ class SaveConfig(SaveConfigCallback):
             names = [made_with(str(config)) for config in self.config.get("config") or ()]
             head = f"{MADE_WITH}{', '.join(names)}\n" if names else ""  # a comment: the file stays a config
             with whole_file(path) as file:  # a resumed run rewrites it, and may be killed meanwhile
-                file.write((head + self.parser.dump(self.config, skip_none=False)).encode())
+                file.write((head + self.parser.dump(self._lasting(), skip_none=False)).encode())
+
+    def _lasting(self) -> Any:
+        """The config without options of this one command: the next command with the file must not repeat them."""
+        config = self.config.clone()
+        for option, unset in (("ckpt_path", None), ("weights_only", None), ("overwrite", False)):
+            if option in config:
+                config[option] = unset
+        return without_enums(config)
 
 
 class History(pl.Callback):
@@ -106,11 +126,14 @@ class Results(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the metrics and write them to a file."""
         self._show(trainer, pl_module)
-        self._write(trainer, pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(trainer, pl_module)
 
     @rank_zero_only
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the embeddings."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
         np.savez(path, allow_pickle=False, **gallery.arrays())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,18 +25,18 @@ from itr.commands.parsing import FriendlyParser
 from itr.commands.quieten import quieten
 from itr.data.datamodule import ShardData
 from itr.errors import UserError
-from itr.files.writing import check_writable
 from itr.module import RetrievalModule
 from itr.private_api.lightning import TakesSavedSettings, no_signal_handlers
 from itr.runs.callbacks import History, ProgressBar, Results, SaveConfig
-from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.runs.checkpoints.checkpointing import Checkpoints
-from itr.runs.checkpoints.resume import SameOrder, check_settings, find_checkpoint, refuse_swa, with_saved
+from itr.runs.checkpoints.resume import SameOrder, check_settings, check_trained, find_checkpoint, with_saved
 from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.loggers import Csv, TensorBoard, survive_full_disk
 from itr.runs.processes import follow_launcher, wait_for_processes, watch_processes
 from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
+from itr.runs.run_folder import FolderLock, check_folders, check_new_run, outcome
 from itr.runs.stopping import Signals, Stopped, requeue
+from itr.runs.trainer_options import check_options, check_trainer, saves_checkpoints, writes_nothing
 from itr.runs.waiting import DataWait
 from itr.runs.watch import Watch
 from itr.state.offline import sealed
@@ -51,8 +52,14 @@ class Parser(FriendlyParser, LightningArgumentParser):
 class TrainingCLI(TakesSavedSettings, LightningCLI):
     """Puts a run's files below `--trainer.default_root_dir` and finds checkpoints there by name."""
 
-    def __init__(self, arguments: list[str] | None = None, run: bool = True, signals: Signals | None = None) -> None:
-        self.signals = signals or Signals()
+    def __init__(
+        self,
+        arguments: list[str] | None = None,
+        run: bool = True,
+        signals: Signals | None = None,
+        lock: FolderLock | None = None,
+    ) -> None:
+        self.signals, self.lock = signals or Signals(), lock or FolderLock()
         self.saved: dict[str, Any] | None = None  # the model settings of the checkpoint
         self.parsers: list[LightningArgumentParser] = []  # one for each verb
         super().__init__(
@@ -91,7 +98,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             settings = self.config[subcommand]
             root = settings.trainer.default_root_dir  # Lightning expands ~ in some places only
             settings.trainer.default_root_dir = str(Path(root).expanduser())
-            settings.ckpt_path = find_checkpoint(settings, subcommand)
+            settings.ckpt_path = find_checkpoint(settings, subcommand, args or [])
             settings.weights_only = True  # whatever the option or torch's environment variables say
             if "verbose" in settings:
                 settings.verbose = False  # `Results` shows the figures
@@ -134,21 +141,19 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
         settings = options["trainer"]
         root = settings["default_root_dir"]
         settings["default_root_dir"] = str(root)
-        if settings["accumulate_grad_batches"] < 1:
-            raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
-        if (settings["gradient_clip_val"] or 0) < 0:
-            raise UserError(f"trainer.gradient_clip_val is {settings['gradient_clip_val']}; give a norm, or 0 for none")
         training = self.subcommand == "fit"
+        check_options(settings, training)
         if training and not self.datamodule.splits["val"]:
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
-            settings["logger"] = self._loggers(root) if training else False
+            settings["logger"] = self._loggers(root) if training and not writes_nothing(settings) else False
         own: list[Callback] = [Results(), *self._progress_bar(settings)]
         if training:
-            folder = Path(os.path.abspath(root)) / "checkpoints"
             own += [History(), DataWait(), UnusedParameters(), SameOrder()]
+        settings["enable_checkpointing"] = self.saves = training and saves_checkpoints(settings)
+        if self.saves:
+            folder = Path(os.path.abspath(root)) / "checkpoints"
             own.append(Checkpoints(folder, options["checkpoint"], self.signals, fresh=not options["ckpt_path"]))
-        settings["enable_checkpointing"] = training
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         try:
@@ -157,7 +162,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             raise UserError(str(error)) from error
         no_signal_handlers(trainer)  # `Checkpoints` stops the run at the end of a step, for a signal to any rank
         check_numbers(trainer)
-        refuse_swa(trainer)
+        check_trainer(trainer)
         use_fresh_rendezvous(trainer)
         watch_processes(trainer)
         return trainer
@@ -169,44 +174,51 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
 
     @staticmethod
     def _progress_bar(settings: Any) -> list[Callback]:
-        if settings["enable_progress_bar"] is False:
+        given = settings["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        theirs = any(isinstance(callback, AnyProgressBar) for callback in given)
+        if settings["enable_progress_bar"] is False or theirs:
             return []
         return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
 
     def before_fit(self) -> None:
-        """Never overwrite a run without `--overwrite`."""
-        settings = self.config["fit"]
-        folder = Path(settings.trainer.default_root_dir) / "checkpoints"
-        there = any((folder / name).exists() for name in (LAST, BEST, PREVIOUS))
-        if there and not settings.ckpt_path and not settings.overwrite:
-            raise UserError(
-                f"{settings.trainer.default_root_dir} already holds a run. Resume it by --ckpt_path last, choose "
-                "another folder by --trainer.default_root_dir, or give --overwrite true"
-            )
-        self._check_folder("checkpoints", "logs")
+        """Hold the run folder, and never overwrite a run without `--overwrite`."""
+        settings, trainer = self.config["fit"], self.trainer
+        root = Path(trainer.default_root_dir)
+        if writes_nothing(settings.trainer):
+            return
+        if trainer.is_global_zero:
+            self.lock.hold(root)
+        check_new_run(root, bool(settings.ckpt_path), settings.overwrite, self.saves)
+        if trainer.is_global_zero:
+            check_folders(root, "checkpoints", "logs")
+
+    def before_validate(self) -> None:
+        """Check that there is something to measure."""
+        self._check_evaluation()
 
     def before_test(self) -> None:
-        """Check that the metrics can be written before anything is measured."""
-        self._check_folder()
+        """Check that there is something to measure, and that the metrics can be written, before anything is read."""
+        self._check_evaluation()
 
     def before_predict(self) -> None:
         """Check that the embeddings can be written before anything is embedded."""
-        self._check_folder()
+        self._check_evaluation()
 
-    def _check_folder(self, *parts: str) -> None:
-        if self.trainer.is_global_zero:
-            root = Path(self.trainer.default_root_dir)
-            for folder in (root, *(root / part for part in parts)):
-                check_writable(folder, "--trainer.default_root_dir")
+    def _check_evaluation(self) -> None:
+        settings = self.config[self.subcommand]
+        check_trained(self.model, settings.ckpt_path)
+        if self.trainer.is_global_zero and self.subcommand != "validate" and not writes_nothing(settings.trainer):
+            check_folders(Path(self.trainer.default_root_dir))
 
     def after_fit(self) -> None:
-        """Print where the results are."""
+        """Print where the results are.
+
+        Raises:
+            UserError: what was trained is not on disk.
+        """
         if self.trainer.is_global_zero:
-            root = self.trainer.default_root_dir
-            print(f"\nthe run is in {root}: checkpoints/, config.yaml, logs/ (`tensorboard --logdir {root}`)")
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoints) and (message := callback.unwritten(self.trainer.global_step)):
-                    log.error(message)
+            print(f"\n{outcome(self.trainer)}")
 
 
 def main(arguments: list[str]) -> int:
@@ -215,13 +227,13 @@ def main(arguments: list[str]) -> int:
     quieten()
     follow_launcher()
     torch.set_float32_matmul_precision("high")
-    signals = Signals()
+    signals, lock = Signals(), FolderLock()
     signals.listen()
     if arguments[0] == "fit":
         survive_full_disk()
     try:
         with meeting():
-            cli = TrainingCLI(resolve_configs(arguments), signals=signals)
+            cli = TrainingCLI(resolve_configs(arguments), signals=signals, lock=lock)
         wait_for_processes(cli.trainer)
     except MisconfigurationException as error:  # settings that Lightning refuses for this checkpoint
         raise UserError(str(error)) from error
@@ -232,5 +244,6 @@ def main(arguments: list[str]) -> int:
                 requeue()
         return stop.status
     finally:
+        lock.release()
         signals.release()
     return 0

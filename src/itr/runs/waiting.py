@@ -35,6 +35,7 @@ class DataWait(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the clock, which starts after the first batch: for that the workers have to start."""
         self._since, self._spent, self._waited = None, 0.0, -1.0
+        self._logged = min(self._logged, _waited(trainer))  # the loader may be a new one
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Log at the logging steps."""

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from itr.backbones.base import ImageSpec, Tokenizer
-from itr.backbones.tokenizers import first_line
-from itr.errors import UserError
+from itr.errors import UserError, quoted
 from itr.images.transforms import EvaluationTransform
 from itr.types import Tokens
 
@@ -88,7 +87,7 @@ class Teacher:
         try:
             self.width = self.encode(probe).shape[1]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"the teacher could not encode a test input of its own size: {first_line(error)}") from None
+            raise UserError(f"the teacher could not encode a test input of its own size: {quoted(error)}") from None
 
     def encode(self, inputs: TeacherInputs) -> Tensor:
         """Features [n, D], float32, on the CPU, of images [n, 3, H, H], uint8, or of captions."""

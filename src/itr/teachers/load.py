@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.clip_towers import image_features
-from itr.backbones.tokenizers import HFTokenizer, first_line, load_tokenizer
-from itr.backbones.tower_building import make_tower, suggest_name
-from itr.backbones.towers import caption_limit, native_image_size, pretrained_image_spec, token_features
-from itr.errors import UserError
+from itr.backbones.tokenizers import HFTokenizer, load_tokenizer
+from itr.backbones.tower_building import make_tower, native_image_size, suggest_name, token_features
+from itr.backbones.towers import caption_limit, pretrained_image_spec
+from itr.errors import UserError, quoted
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
 from itr.teachers.unicom import load_unicom
 from itr.types import Tokens
+from itr.weights.dependencies import used_names
+from itr.weights.pretrained import checked_state_loads, load_pretrained
 
 TeacherOutput = Literal["pooled", "tokens"]
 PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # captions for comparing tokenizers
@@ -81,10 +83,20 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
         raise UserError(f"teacher {name} needs sentence-transformers: pip install sentence-transformers")
     from sentence_transformers import SentenceTransformer
 
+    def load(**options: Any) -> Any:
+        return SentenceTransformer(name, device=device, model_kwargs=options)
+
+    def run_probe(module: Any, where: torch.device) -> Tensor:
+        ids = torch.ones(1, 3, dtype=torch.int64, device=where)
+        embedded: Tensor = module({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"]
+        return embedded
+
     try:
-        model: Any = SentenceTransformer(name, device=device)
+        model: Any = load_pretrained(load, name, "the teacher", run_probe)
+    except UserError:
+        raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
-        raise UserError(f"could not load teacher {name} ({first_line(error)}). {OFFLINE_HINT}") from error
+        raise UserError(f"could not load teacher {name} ({quoted(error)}). {OFFLINE_HINT}") from error
 
     tokenizer = _tokenizer_like(name, model)
     if tokenizer is not None:
@@ -134,7 +146,7 @@ def _text(name: str) -> Encoder:
 def _vision(name: str, output: TeacherOutput) -> Encoder:
     from transformers.image_processing_base import ImageProcessingMixin
 
-    tower = _tower("vision", name)
+    tower = _tower("vision", name, pooled=output == "pooled")
     try:
         size = ImageProcessingMixin.get_image_processor_dict(name)[0].get("size") or {}
     except (OSError, ValueError):
@@ -152,12 +164,14 @@ def _vision(name: str, output: TeacherOutput) -> Encoder:
     return Encoder(tower, run, spec, size.get("shortest_edge") if isinstance(size, dict) else None)
 
 
-def _tower(modality: Literal["vision", "text"], name: str) -> nn.Module:
+def _tower(modality: Literal["vision", "text"], name: str, pooled: bool = False) -> nn.Module:
     try:
-        return make_tower(modality, name, None)
+        return make_tower(modality, name, None, pooled)
     except UserError as error:
+        if error.__cause__ is None:  # its message is complete
+            raise
         raise UserError(
-            f"could not load teacher {name} ({first_line(error.__cause__ or error)}). {OFFLINE_HINT}"
+            f"could not load teacher {name} ({quoted(error.__cause__ or error)}). {OFFLINE_HINT}"
         ) from error
 
 
@@ -173,22 +187,32 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
 
     if ":" not in name and not _is_timm(name):
         raise UserError(f"timm has no model {name}{suggest_name(name, timm.list_models())}")
-    try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # as above
-        raise UserError(f"could not load timm teacher {name} ({first_line(error)}). {OFFLINE_HINT}") from error
+
     library: Any = timm.data  # it has no explicit exports
+
+    def used(module: Any) -> set[str]:
+        size = library.resolve_model_data_config(module)["input_size"]
+        return used_names(module, lambda model, where: _timm_output(model, torch.zeros(1, *size, device=where), output))
+
+    try:
+        with checked_state_loads(name, "the teacher", used):
+            model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise UserError(f"could not load timm teacher {name} ({quoted(error)}). {OFFLINE_HINT}") from error
     config: dict[str, Any] = library.resolve_model_data_config(model)
     size = int(config["input_size"][1])
     mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     resize: Literal["squash", "shortest"] = "squash" if config["crop_mode"] == "squash" else "shortest"
     spec = ImageSpec(size, config["mean"], config["std"], mode, resize)
 
-    def run(image: Tensor) -> Tensor:
-        found: Tensor = model.forward_features(image) if output == "tokens" else model(image)
-        return found.flatten(1)
+    return Encoder(model, lambda image: _timm_output(model, image, output), spec, int(size / config["crop_pct"]))
 
-    return Encoder(model, run, spec, int(size / config["crop_pct"]))
+
+def _timm_output(model: Any, image: Tensor, output: TeacherOutput) -> Tensor:
+    found: Tensor = model.forward_features(image) if output == "tokens" else model(image)
+    return found.flatten(1)
 
 
 def _open_clip(name: str, output: TeacherOutput) -> Encoder:

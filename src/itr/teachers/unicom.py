@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itr.errors import UserError
+from itr.errors import UserError, refusing
+from itr.weights.matching import fill, without_wrappers
+from itr.weights.reading import read_weights
 
 HEAD_WIDTH = 64
 
@@ -104,16 +106,18 @@ def load_unicom(path: str | Path) -> Unicom:
             f"weights file {path} does not exist; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
             "https://github.com/deepglint/unicom/releases and pass its path as --model unicom:PATH"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-        width, _, patch, _ = state["patch_embed.proj.weight"].shape
-        side = math.isqrt(state["pos_embed"].shape[1])
-        depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
-        hidden, dim = len(state["blocks.0.mlp.fc1.weight"]), len(state["feature.2.weight"])
-        model = Unicom(side * patch, patch, width, depth, hidden, dim)
-        model.load_state_dict(state)
-    except Exception as error:  # unpickling, missing names and wrong shapes raise different types
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a UNICOM ViT weights file: {reason}") from None
+    weights = read_weights(Path(path))
+    with refusing(f"{path} is not a UNICOM ViT weights file"):
+        state = without_wrappers(weights.tensors, {"patch_embed.proj.weight", "pos_embed", "feature.2.weight"})
+        model = _unicom_of(state)
+        fill(model, state, str(path), "UNICOM's ViT")
     return model
+
+
+def _unicom_of(state: dict[str, Tensor]) -> Unicom:
+    """A model of the sizes that the weights have."""
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    side = math.isqrt(state["pos_embed"].shape[1])
+    depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
+    hidden, dim = len(state["blocks.0.mlp.fc1.weight"]), len(state["feature.2.weight"])
+    return Unicom(side * patch, patch, width, depth, hidden, dim)

@@ -72,10 +72,24 @@ def scheduled_adamw(
     # A fused step unscales float16 gradients itself, which is too late for clipping.
     fused = device.type in ("cuda", "cpu") and not (scaled and trainer.gradient_clip_val)
     optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=fused)
-    total = int(trainer.estimated_stepping_batches)
+    total = _total_steps(trainer, settings)
     epochs = total * trainer.accumulate_grad_batches / max(1, trainer.num_training_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings, total, epochs))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _total_steps(trainer: pl.Trainer, settings: OptimizerSettings) -> int:
+    """The steps of the whole run; 0 for a run without an end under a schedule that needs none."""
+    steps = trainer.estimated_stepping_batches
+    if 0 <= steps < math.inf:
+        return int(steps)
+    if settings.schedule != "constant" or 0 < settings.warmup < 1:
+        raise UserError(
+            f"model.optimizer.schedule {settings.schedule} with warmup {settings.warmup} depends on the length of the "
+            "run, which has no end: set --trainer.max_epochs or --trainer.max_steps, or give "
+            "--model.optimizer.schedule constant and --model.optimizer.warmup as a number of steps"
+        )
+    return 0
 
 
 def clip_gradients(

@@ -20,11 +20,13 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from itr.data.shards.remote import is_url, read_bytes, redacted, size_and_version, with_retries
+from itr.data.shards.remote import describe, is_url, read_bytes, redacted, version_of, with_retries
 from itr.data.shards.schema import Place, Shard, is_whole, stable_id
+from itr.data.shards.seen import Seen, headers_of
 from itr.data.shards.tars import count_tar
 from itr.errors import UnreadableError
 from itr.files.locks import locked
+from itr.files.states import FileState
 from itr.files.writing import own_ending, whole_file
 
 THREADS = 8
@@ -93,20 +95,25 @@ def _shard(tar: Tar) -> Shard:
 
 def _look_up(place: Place) -> Tar:
     """What is known of a tar without reading it."""
-    look = size_and_version if is_url(place.location) else _local_size_and_version
-    size, version = look(place.location)
-    tar = Tar(replace(place, version=version), size)
+    size, version, seen = (_at_url if is_url(place.location) else _on_disk)(place.location)
+    tar = Tar(replace(place, version=version, seen=seen), size)
     tar.counts = _remembered(tar.record)
     if tar.counts is None and (stated := _stated_counts(place.location)):
         _remember(tar, stated)
     return tar
 
 
-def _local_size_and_version(path: str) -> tuple[int, str]:
+def _at_url(url: str) -> tuple[int, str, Seen]:
+    found = describe(url)
+    size = int(found.get("size") or 0)
+    return size, version_of(found), Seen(headers=headers_of(found) | ({"size": str(size)} if size else {}))
+
+
+def _on_disk(path: str) -> tuple[int, str, Seen]:
     found = with_retries(path, partial(os.stat, path))
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise UnreadableError(f"{path} is not a file, but a pipe or a device; correct the list of tars")
-    return found.st_size, str(found.st_mtime_ns)
+    return found.st_size, str(found.st_mtime_ns), Seen(state=with_retries(path, partial(FileState.of, path)))
 
 
 def _remembered(record: Path) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +17,9 @@ from itr.data.shards.counts import count_shards
 from itr.data.shards.patterns import expand_braces, find_tars, names_tars, split_list
 from itr.data.shards.remote import AbsentError, check_kind, find_urls, is_url, read_bytes, redacted
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
+from itr.data.shards.seen import Seen
 from itr.errors import UserError, refusing
+from itr.files.states import FileState
 
 
 def find_split(root: str | Path, split: str, cache: str | None = None, strict: bool = True) -> Split:
@@ -123,9 +126,13 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
         raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known})")
     found = manifest.splits[split]
     for shard in found.shards:
-        shard.place = Place(_below(root, shard.path), version=shard.sha256 or str(shard.bytes), cache=cache)
-        if strict and not is_url(root) and not os.path.isfile(shard.place.location):
-            raise UserError(f"shard {shard.place.location} of the manifest does not exist; prepare the shards again")
+        where, seen = _below(root, shard.path), Seen(shard.bytes, shard.sha256)
+        if not is_url(root):
+            with suppress(OSError):
+                seen.state = FileState.of(where)
+            if strict and not os.path.isfile(where):
+                raise UserError(f"shard {where} of the manifest does not exist; prepare the shards again")
+        shard.place = Place(where, version=shard.sha256 or str(shard.bytes), cache=cache, seen=seen)
     return found
 
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
@@ -150,10 +150,14 @@ def _words(error: Exception) -> str:
     return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
 
 
-def size_and_version(url: str) -> tuple[int, str]:
-    """Size of a file in bytes (0 if unknown), and its version, which changes with its content."""
-    found: dict[str, Any] = with_retries(url, lambda: _info(url))
-    return int(found.get("size") or 0), " ".join(str(found[name]) for name in VERSIONS if found.get(name))
+def describe(url: str) -> dict[str, Any]:
+    """What a server or store says about a file, such as its `size` in bytes."""
+    return with_retries(url, lambda: _info(url))
+
+
+def version_of(found: Mapping[str, Any]) -> str:
+    """The version of a file by its description; it changes with the content, and is empty if unknown."""
+    return " ".join(str(found[name]) for name in VERSIONS if found.get(name))
 
 
 def _info(url: str) -> dict[str, Any]:

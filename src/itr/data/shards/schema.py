@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+from itr.data.shards.seen import Seen
 from itr.errors import UserError
 from itr.files.writing import whole_file
 
@@ -35,12 +36,14 @@ class Place:
             folders may have the same keys, so it is part of their ids.
         version: changes with the content of a URL.
         cache: folder that keeps a copy of a URL; empty for none.
+        seen: what this process knows of its content.
     """
 
     location: str
     folder: str = ""
     version: str = ""
     cache: str = ""
+    seen: Seen = field(default_factory=Seen, compare=False)
 
 
 @dataclass

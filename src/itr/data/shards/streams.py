@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
 
-from itr.data.shards.remote import connect, is_url, redacted, with_retries
+from itr.data.shards.remote import connect, is_url, redacted, version_of, with_retries
+from itr.data.shards.seen import HEADERS, Seen, headers_of
 from itr.errors import UnreadableError, UserError
+from itr.files.states import FileState
 from itr.files.writing import whole_file
 
 BLOCK = 2**23  # bytes per request to a store other than HTTP
@@ -23,32 +27,48 @@ class HttpResponse:
     """The response to one HTTP request for a file from byte `first` on; the server need not support ranges.
 
     The file class of fsspec requests block after block, and fails if the server does not support ranges.
+
+    Attributes:
+        position: the byte of the file that `read` returns next.
     """
 
     response: Any = None
 
-    def __init__(self, system: Any, url: str, first: int) -> None:
+    def __init__(self, system: Any, url: str, first: int, known: Mapping[str, str]) -> None:
         self.loop = system.loop
         self._ahead = b""
-        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={first}-"} if first else {})}
+        headers = {"Accept-Encoding": "identity"}
+        if first:
+            headers["Range"] = f"bytes={first}-"
+            strong = [known[key] for key in HEADERS if key in known and not known[key].startswith("W/")]
+            if strong:
+                headers["If-Range"] = strong[0]  # a server that has another version then returns all of it
         try:
             sync(self.loop, self._ask, system, url, headers)
-            given = self.response.headers.get("Content-Range", "")
-            if self.response.status == 206 and given and not given.startswith(f"bytes {first}-"):
-                raise ValueError(f"the server returned {given}, but all bytes from {first} on were requested")
-            self._pass_over(0 if self.response.status == 206 else first)
+            self.position = self._first(first)
         except BaseException:
             self.close()
             raise
 
+    def _first(self, wanted: int) -> int:
+        """The byte of the file that the response begins with."""
+        if self.response.status != 206:
+            return 0
+        given = self.response.headers.get("Content-Range", "")
+        if not given.startswith(f"bytes {wanted}-"):
+            what = given or "a part without saying which"
+            raise ValueError(f"the server returned {what}, but all bytes from {wanted} on were requested")
+        return wanted
+
     @property
-    def size(self) -> int | None:
-        """Size of the whole file in bytes; None if the server does not state it."""
+    def version(self) -> dict[str, str]:
+        """What changes with the content, as far as the server states it: size of the whole file, and headers."""
         headers = self.response.headers
         size = headers.get("Content-Length", "")
         if self.response.status == 206:
             size = headers.get("Content-Range", "").rpartition("/")[2]
-        return int(size) if size.isdigit() and "Content-Encoding" not in headers else None
+        known = {"size": size} if size.isdigit() and "Content-Encoding" not in headers else {}
+        return known | headers_of(headers)
 
     async def _ask(self, system: Any, url: str, headers: dict[str, str]) -> None:
         session = await system.set_session()
@@ -68,14 +88,17 @@ class HttpResponse:
                 raise
         return b"".join(parts)
 
-    def _pass_over(self, left: int) -> None:
-        while left and (data := self.read(min(left, BLOCK))):
-            left -= len(data)
+    def pass_over(self, target: int) -> None:
+        """Read on to byte `target`."""
+        while self.position < target and self.read(min(target - self.position, BLOCK)):
+            pass
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; empty at the end."""
         data, self._ahead = self._ahead[:size], self._ahead[size:]
-        return data or bytes(sync(self.loop, self._gather, size))
+        data = data or bytes(sync(self.loop, self._gather, size))
+        self.position += len(data)
+        return data
 
     def seekable(self) -> bool:
         """No."""
@@ -88,13 +111,19 @@ class HttpResponse:
 
 
 class UrlStream(io.RawIOBase):
-    """The bytes of a URL in order. After a network fault, reading continues at the same position."""
+    """The bytes of a URL in order. After a network fault, reading continues at the same position.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        url: where they are.
+        seen: the version that was read before; another one is refused.
+        strict: whether content that is not as the manifest says is an error, or a warning.
+    """
+
+    def __init__(self, url: str, seen: Seen, strict: bool = True) -> None:
+        self.url, self.seen, self.strict = url, seen, strict
         self._file: Any = None
         self._position = 0
-        self._size: int | None = None
+        self._digest = hashlib.sha256() if seen.sha256 else None
 
     def readable(self) -> bool:
         """Yes."""
@@ -105,6 +134,11 @@ class UrlStream(io.RawIOBase):
         data = with_retries(self.url, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
+        if self._digest is not None:
+            self._digest.update(data)
+            if not data and len(buffer) and self._digest.hexdigest() != self.seen.sha256:
+                what = f"{redacted(self.url)} is not the shard that the manifest describes: its checksum differs"
+                self.seen.differs(what, self.strict)
         return len(data)
 
     def close(self) -> None:
@@ -119,8 +153,9 @@ class UrlStream(io.RawIOBase):
             if self._file.seekable():  # all readers of a file in memory share one position
                 self._file.seek(self._position)
             data = bytes(self._file.read(size))
-            if not data and self._position < (self._size or 0):
-                raise EOFError(f"it ended after {self._position} of {self._size} bytes")
+            size = int(self.seen.headers.get("size", 0))
+            if not data and self._position < size:
+                raise EOFError(f"it ended after {self._position} of {size} bytes")
             return data
         except BaseException:
             self._drop()
@@ -128,18 +163,20 @@ class UrlStream(io.RawIOBase):
 
     def _opened(self) -> Any:
         system, path = connect(self.url)
+        name = redacted(self.url)
         if not self.url.startswith("http"):
             file = system.open(path, "rb", block_size=BLOCK)
-            self._expect(getattr(file, "size", None))
+            version, size = version_of(system.info(path)), getattr(file, "size", None)
+            self.seen.check_response(name, {"version": version} | ({} if size is None else {"size": str(size)}))
             return file
-        answer = HttpResponse(system, path, self._position)
-        self._expect(answer.size)
-        return answer
-
-    def _expect(self, size: int | None) -> None:
-        if size is not None and self._size not in (None, size):
-            raise UnreadableError(f"{redacted(self.url)} changed while it was read; start again")
-        self._size = size if size is not None else self._size
+        response = HttpResponse(system, path, self._position, self.seen.headers)
+        try:
+            self.seen.check_response(name, response.version)
+            response.pass_over(self._position)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     def _drop(self) -> None:
         if self._file is not None:
@@ -154,7 +191,7 @@ class LocalFile(io.FileIO):
         self.path = path
         self._resume_at: int | None = None  # set after a fault
         with_retries(path, partial(super().__init__, path))
-        self._state = self._size_and_time()
+        self._state = FileState.of(self.fileno())
 
     def readinto(self, buffer: Any) -> int:
         """Fill part of the buffer; 0 at the end."""
@@ -182,25 +219,29 @@ class LocalFile(io.FileIO):
 
     def _reopen(self, position: int) -> None:
         super().__init__(self.path)  # closes the file that failed
-        if self._size_and_time() != self._state:
+        if not FileState.of(self.fileno()).same_content(self._state):
             raise UnreadableError(f"{self.path} changed while it was read; start again")
         self.seek(position)
         self._resume_at = None
 
-    def _size_and_time(self) -> tuple[int, int]:
-        found = os.fstat(self.fileno())
-        return found.st_size, found.st_mtime_ns
+
+def open_stream(location: str, seen: Seen | None = None, strict: bool = True) -> io.BufferedReader:
+    """A stream of the bytes of a file, or of a URL, which can be read only once and in order.
+
+    Args:
+        location: path or URL.
+        seen: what is known of the content of a URL; another version is refused.
+        strict: whether a URL whose content is not as the manifest says is an error, or a warning.
+    """
+    if not is_url(location):
+        return io.BufferedReader(LocalFile(location))
+    return io.BufferedReader(UrlStream(location, seen or Seen(), strict), 2**20)
 
 
-def open_stream(location: str) -> io.BufferedReader:
-    """A stream of the bytes of a file, or of a URL, which can be read only once and in order."""
-    return io.BufferedReader(UrlStream(location), 2**20) if is_url(location) else io.BufferedReader(LocalFile(location))
-
-
-def download(url: str, target: Path) -> None:
+def download(url: str, target: Path, seen: Seen | None = None) -> None:
     """Copy a URL to a file, complete or not at all; the caller holds a lock."""
     try:
-        with open_stream(url) as stream, whole_file(target, ".part") as file:
+        with open_stream(url, seen) as stream, whole_file(target, ".part") as file:
             shutil.copyfileobj(stream, file, 2**20)
     except OSError as error:
         raise UserError(f"could not write {target}: {error.strerror}; free space or choose another folder") from None

@@ -38,13 +38,14 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
     Args:
         place: where it is.
         skip: number of samples to skip.
-        strict: whether an incomplete sample is refused; otherwise it is returned with a `fault`.
+        strict: whether an incomplete sample is refused, or a tar that is not as its manifest says; otherwise the
+            sample is returned with a `fault`, and the tar causes a warning.
 
     Raises:
-        UnreadableError: it is not a tar, is truncated, or could not be fetched.
+        UnreadableError: it is not a tar, is truncated, could not be fetched, or changed since the run began.
         UserError: a sample is incomplete.
     """
-    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True):
+    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True, strict=strict):
         try:
             sample = parse_sample(raw)
         except UserError as error:
@@ -65,14 +66,14 @@ def count_tar(place: Place) -> tuple[int, int]:
     return len(captions), sum(captions)
 
 
-def _groups(place: Place, skip: int, images: bool) -> Iterator[dict[str, Any]]:
+def _groups(place: Place, skip: int, images: bool, strict: bool = True) -> Iterator[dict[str, Any]]:
     """The members of each sample; without `images`, they are empty bytes, which is enough to count them."""
     name = redacted(place.location)
     start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
     raw: dict[str, Any] = {}
     number = -1
     try:
-        with open_shard(place) as stream, _opened(stream, name, _Header if images else _StrictHeader) as tar:
+        with open_shard(place, strict) as stream, _opened(stream, name, _Header if images else _StrictHeader) as tar:
             for member, key, kind in _members(tar):
                 if key != raw.get("__key__"):
                     if number >= skip:
@@ -165,13 +166,26 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
 
 
 @contextmanager
-def open_shard(place: Place) -> Iterator[io.BufferedReader]:
-    """The bytes of a tar: from disk, from its copy in the cache folder, or streamed from its URL."""
-    location = place.location
-    if is_url(location) and place.cache:
-        location = str(_copy(place))
+def open_shard(place: Place, strict: bool = True) -> Iterator[io.BufferedReader]:
+    """The bytes of a tar: from disk, from its copy in the cache folder, or streamed from its URL.
+
+    Args:
+        place: where it is.
+        strict: whether a tar that is not as its manifest says is an error, or a warning.
+
+    Raises:
+        UnreadableError: it could not be read, or changed since the run began.
+    """
+    location, seen = place.location, place.seen
+    if is_url(location) and not place.cache:
+        with open_stream(location, seen, strict) as stream:
+            yield stream
+        return
+    location = str(_copy(place)) if is_url(location) else location
     with open_stream(location) as stream:
+        opened = seen.check_opened(location, stream, strict)
         yield stream
+        seen.check_read(location, stream, opened, strict)
 
 
 def _copy(place: Place) -> Path:
@@ -184,7 +198,7 @@ def _copy(place: Place) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / f"{copy.name}.lock"):
                 if not copy.is_file():
-                    download(place.location, copy)
+                    download(place.location, copy, place.seen)
         except OSError as error:
             raise UserError(f"data.cache: could not write to {folder}: {error.strerror}; choose another") from None
     return copy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from itr.errors import UserError
+from itr.files.archives import fault as fault
 from itr.files.writing import whole_file
 
 LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
@@ -57,16 +57,6 @@ class _Writer(io.RawIOBase):
         if self.error is not None:
             raise self.error
         self._file.flush()
-
-
-def fault(path: Path) -> str:
-    """What is wrong with the bytes of a checkpoint, by the checksums in it; empty if it is intact."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, NotImplementedError) as error:
-        return str(error) or type(error).__name__
-    return "" if damaged is None else f"{damaged} in it is damaged"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from itr.private_api.lightning import dump_checkpoint, is_accumulating, is_epoch
 from itr.runs.checkpoints import checkpoint_files
 from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.runs.checkpoints.contents import FORMAT, MONITOR, check_format, lightning_best_score, restart_validation
+from itr.runs.checkpoints.messages import lost, stopped
 from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.stopping import Agreement, Signals, Stopped
 
@@ -42,6 +43,8 @@ class Checkpoints(Checkpoint):
         self.folder, self.settings, self.signals, self.fresh = folder, settings, signals, fresh
         self.agreement = Agreement()
         self.best_score: float | None = None
+        self._lost_score: float | None = None  # of a better checkpoint that could not be written
+        self.resumed_step = -1  # step of the checkpoint from which the run resumed
         self._saved_step = -1  # step of the last attempt
         self._saved_time = 0.0
         self._kept_step: int | None = None  # step of the checkpoint on disk
@@ -74,7 +77,7 @@ class Checkpoints(Checkpoint):
             UserError: a newer version wrote the checkpoint.
         """
         check_format(checkpoint, str(trainer.ckpt_path))
-        self._saved_step = self._kept_step = checkpoint["global_step"]
+        self.resumed_step = self._saved_step = self._kept_step = checkpoint["global_step"]
         if (score := lightning_best_score(checkpoint)) is not None:
             self.best_score = score
 
@@ -135,12 +138,19 @@ class Checkpoints(Checkpoint):
         if self._idle(trainer):
             return
         score = float(trainer.callback_metrics.get(MONITOR, math.nan))
+        self._forget_missing_best(trainer)
         better = score > (-math.inf if self.best_score is None else self.best_score)  # false for NaN
         waits = self._waits_for_step(trainer)
         self._save(trainer, *([BEST] if better else []), *([] if waits else [LAST]), score=score if better else None)
         self._due = waits
         if not waits:
             self._end_if_asked(trainer)
+
+    def _forget_missing_best(self, trainer: pl.Trainer) -> None:
+        """Without its file, the best score says nothing about what can be opened: the next score is the best again."""
+        if self.best_score is not None and trainer.strategy.broadcast(not (self.folder / BEST).exists()):
+            log.warning("%s does not exist any more: it is written again by this validation", self.folder / BEST)
+            self.best_score = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `last.ckpt` unless validation has just written it."""
@@ -186,22 +196,15 @@ class Checkpoints(Checkpoint):
         self.agreement.finish()
         launcher = script_launcher(trainer)
         ours = launcher is not None and isinstance(launcher.cluster_environment, LightningEnvironment)
-        raise Stopped(self._stop, self._stop_message(trainer.global_step), helper=ours and trainer.local_rank > 0)
-
-    def _stop_message(self, step: int) -> str:
-        if self._kept_step == step:
-            return f"stopped after step {step}; --ckpt_path last resumes from there"
-        return f"stopped after step {step}, {self._loss_message()}"
-
-    def _loss_message(self) -> str:
-        newest = "no checkpoint" if self._kept_step is None else f"the checkpoint of step {self._kept_step}"
-        return f"whose checkpoint could not be written: {newest} is there to resume from"
+        raise Stopped(self._stop, stopped(trainer.global_step, self._kept_step), helper=ours and trainer.local_rank > 0)
 
     def unwritten(self, step: int) -> str:
-        """The message for a run that has ended after `step` if its checkpoint could not be written; else empty."""
-        if self._kept_step == step or self._saved_step != step:
+        """The message for a run that has ended after `step` and could not write what it should leave; else empty."""
+        if self._saved_step == step and self._kept_step != step:
+            return f"training has ended after step {step}, {lost(self._kept_step)} by --ckpt_path last"
+        if self._lost_score is None:
             return ""
-        return f"training has ended after step {step}, {self._loss_message()} by --ckpt_path last"
+        return f"the best validation ({MONITOR} {self._lost_score:.2f}) could not be written to {self.folder / BEST}"
 
     def _save(
         self, trainer: pl.Trainer, *names: str, score: float | None = None, before_validation: bool = False
@@ -218,6 +221,8 @@ class Checkpoints(Checkpoint):
         written = trainer.strategy.broadcast(mine)
         if BEST not in written:
             self.best_score = earlier
+        if BEST in names:
+            self._lost_score = None if BEST in written else score
         if LAST in written:
             self._kept_step = trainer.global_step
         if LAST in names:

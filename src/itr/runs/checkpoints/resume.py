@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
@@ -21,7 +22,7 @@ from itr.state.offline import sealed
 log = logging.getLogger(__name__)
 
 
-def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
+def find_checkpoint(settings: Namespace, subcommand: str, arguments: Sequence[str] = ()) -> str | None:
     """The file for `--ckpt_path`: a path; `best` or `last` of the run folder; or `auto`, which is `last` if it exists.
 
     A run that torchrun or SLURM restarts resumes from `last`, whatever it started from. Evaluation without the option
@@ -33,6 +34,8 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
     """
     folder = Path(settings.trainer.default_root_dir) / "checkpoints"
     wanted, training = settings.ckpt_path, subcommand == "fit"
+    if training and settings.model.weights and wanted not in (None, "auto") and not started_again():
+        _refuse_weights_beside(wanted, arguments)
     if training and (wanted == "auto" or started_again()):
         there = any(folder.glob("*.ckpt"))
         wanted = LAST.removesuffix(".ckpt") if there else None if wanted == "auto" else wanted
@@ -49,6 +52,14 @@ def find_checkpoint(settings: Namespace, subcommand: str) -> str | None:
     return str(path)
 
 
+def _refuse_weights_beside(ckpt_path: Any, arguments: Sequence[str]) -> None:
+    """Refuse `--model.weights` on the command line of a run that resumes; in its config it only says how it began."""
+    if any(argument.partition("=")[0] == "--model.weights" for argument in arguments):
+        raise UserError(
+            f"--model.weights starts a new run, and --ckpt_path {ckpt_path} resumes one, with all its state: remove one"
+        )
+
+
 def started_again() -> bool:
     """Whether torchrun or SLURM has started this command before."""
     return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
@@ -57,11 +68,32 @@ def started_again() -> bool:
 def _best_if_there(folder: Path) -> str | None:
     best = folder / BEST
     if not best.is_file():
+        if any((folder.parent / part).exists() for part in ("checkpoints", "logs", "config.yaml")):
+            there = f"{_names(folder)}; give --ckpt_path" if any(folder.glob("*.ckpt")) else "no checkpoint"
+            raise UserError(
+                f"the run in {folder.parent} has no {BEST} to measure: {folder} holds {there}. To measure the model "
+                "that the config builds instead, choose a folder without a run by --trainer.default_root_dir"
+            )
         log.info("no --ckpt_path given and %s does not exist: measuring the model that the config builds", best)
         return None
     log.info("no --ckpt_path given: using %s", best)
     _refuse_damage(best)
     return str(best)
+
+
+def check_trained(module: Any, ckpt_path: str | None) -> None:
+    """Refuse to measure random weights.
+
+    Raises:
+        UserError: no checkpoint is given, and parts of the model are not pretrained either.
+    """
+    untrained = module.backbone.untrained
+    if ckpt_path is None and untrained:
+        raise UserError(
+            "no checkpoint is given, and the model that the config builds has random weights "
+            f"({', '.join(untrained)}): its metrics would mean "
+            "nothing. Train it by `itr fit`, or give --ckpt_path or pretrained weights"
+        )
 
 
 def _names(folder: Path) -> str:
@@ -108,7 +140,7 @@ def with_saved(parser: ArgumentParser, config: Namespace, saved: dict[str, Any])
         UserError: they are not the settings of one of our models.
     """
     verb = config.subcommand
-    model = {part: deepcopy(saved[part]) for part in PARTS}
+    model = {**{part: deepcopy(saved[part]) for part in PARTS}, "weights": None}
     try:
         with sealed(saved):
             parsed: Namespace = parser.parse_object({verb: {"model": model}}, config)
@@ -125,19 +157,6 @@ def namespace_to_dict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [namespace_to_dict(item) for item in value]
     return value
-
-
-def refuse_swa(trainer: pl.Trainer) -> None:
-    """Refuse StochasticWeightAveraging, whose averages no checkpoint contains.
-
-    Raises:
-        UserError: the trainer has that callback.
-    """
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise UserError(
-            "StochasticWeightAveraging puts its averages into the model after the last checkpoint is written, and a "
-            "stopped run does not resume exactly; use --trainer.callbacks+=EMAWeightAveraging or WeightAveraging"
-        )
 
 
 class SameOrder(pl.Callback):

@@ -1,0 +1,16 @@
+"""Zip archives, the form in which torch writes checkpoints."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+
+def fault(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint, by the checksums in it; empty if it is intact."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return "" if damaged is None else f"{damaged} in it is damaged"

@@ -1,0 +1,38 @@
+"""Whether a file is still the one that was opened first, by what the file system says about it, without reading it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Size in bytes, times in nanoseconds and inode of a file.
+
+    Another file under the same name, by a copy, a move or a link that points elsewhere, has another inode. A file that
+    was written in place has another time.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: str | Path | int) -> FileState:
+        """The state of a path or of an open file.
+
+        Raises:
+            OSError: it does not exist, or could not be reached.
+        """
+        found = os.stat(file)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+    def same_content(self, other: FileState) -> bool:
+        """Whether the two are one file with the same content, as far as the file system can tell.
+
+        The time of the last change of the inode is not compared: a hard link or another owner changes it too.
+        """
+        return (self.size, self.modified, self.inode) == (other.size, other.modified, other.inode)

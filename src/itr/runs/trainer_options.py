@@ -1,0 +1,78 @@
+"""Options of Lightning's Trainer that this project sets, or that would not do here what they promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging
+
+from itr.errors import UserError
+
+REFUSED_CALLBACKS = {
+    StochasticWeightAveraging: (
+        "puts its averages into the model after the last checkpoint is written, and a stopped run does not resume "
+        "exactly; use --trainer.callbacks+=EMAWeightAveraging or WeightAveraging"
+    ),
+    BatchSizeFinder: (
+        "trains some steps for each size and then changes the number of negatives, which is a setting of the "
+        "objective; set --data.batch_size, with --model.large_batch.gradient_cache for one that does not fit"
+    ),
+    LearningRateFinder: (
+        "sets one rate for all parameters, but towers and heads have rates of their own here; set --model.optimizer.lr"
+    ),
+    ModelPruning: "renames the weights, so that no command could open the checkpoints; prune the model after training",
+}
+
+
+def writes_nothing(settings: Any) -> bool:
+    """Whether `--trainer.fast_dev_run` asks for a trial that leaves no file behind and changes none."""
+    return bool(settings["fast_dev_run"])
+
+
+def saves_checkpoints(settings: Any) -> bool:
+    """Whether a training run with these options of the Trainer writes checkpoints."""
+    return not writes_nothing(settings) and settings["enable_checkpointing"] is not False
+
+
+def check_options(settings: Any, training: bool) -> None:
+    """Refuse values that Lightning would take and then ignore, or fail on later.
+
+    Args:
+        settings: the options of the Trainer.
+        training: whether the verb is `fit`.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if training and settings[name] == 0:
+            raise UserError(f"trainer.{name} is 0: nothing would be trained")
+    if settings["accumulate_grad_batches"] < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
+    if (settings["gradient_clip_val"] or 0) < 0:
+        raise UserError(f"trainer.gradient_clip_val is {settings['gradient_clip_val']}; give a norm, or 0 for none")
+    if settings["barebones"]:
+        raise UserError(
+            "trainer.barebones switches off what a run is watched and measured by: metrics, checkpoints, the check for "
+            "a loss that is not finite; remove the option. For a trial that writes nothing, use --trainer.fast_dev_run"
+        )
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse callbacks and plugins whose effect no checkpoint would contain, or which nothing would use.
+
+    Raises:
+        UserError: naming the class.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for refused, reason in REFUSED_CALLBACKS.items():
+            if isinstance(callback, refused):
+                raise UserError(f"{refused.__name__} {reason}")
+    plugin = trainer.strategy.checkpoint_io
+    if type(plugin) is not TorchCheckpointIO:
+        raise UserError(
+            f"the plugin {type(plugin).__name__} would not be used: a run writes its own checkpoints, each completely "
+            "or not at all; remove it from --trainer.plugins"
+        )

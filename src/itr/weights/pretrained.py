@@ -1,0 +1,143 @@
+"""Load models of other libraries, and refuse those of which a part that is used would keep random weights."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from itr.distributed import is_first_process
+from itr.errors import UserError
+from itr.private_api.torch import state_loads_through
+from itr.private_api.transformers import LoadedModel, recorded_loads
+from itr.weights.dependencies import Run, unused_parameters
+from itr.weights.matching import (
+    COUNTERS,
+    WRAPPERS,
+    Mismatch,
+    names_in_short,
+    shared_prefix,
+    surplus_layers,
+    without_wrappers,
+)
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_pretrained(load: Callable[..., M], source: str, model: str, run: Run | None = None) -> M:
+    """Load a model by a library that uses transformers, and check that what it uses comes from the files.
+
+    Weights whose names a wrapper has changed are loaded a second time, under the right names.
+
+    Args:
+        load: returns the model; it is called with further arguments for `from_pretrained`.
+        source: name or folder, for messages.
+        model: what is loaded, for messages.
+        run: gives the output that is used, from the model; by default all weights are needed.
+
+    Raises:
+        UserError: weights that the output depends on are missing, or do not fit.
+        Exception: of any type, from `load`.
+    """
+    with recorded_loads() as loads:
+        loaded = load()
+    mapping = _mapping(loads)
+    if mapping and any(found.missing for found in loads):
+        with recorded_loads() as loads:
+            loaded = load(key_mapping=mapping)
+    unused = _unused_parameters(loaded, run) if run is not None and any(found.missing for found in loads) else set()
+    for found in loads:
+        _refuse(found, unused, source, model)
+    announce(source, model, sum(len(found.model.state_dict()) - len(found.missing) for found in loads),
+             [name for found in loads for name in found.missing],
+             [name for found in loads for name in found.unexpected])  # fmt: skip
+    return loaded
+
+
+def announce(source: str, model: str, count: int, missing: list[str], unexpected: list[str]) -> None:
+    """Log what has been loaded, in one line: also what the files lack and what they have in addition."""
+    if not is_first_process():
+        return
+    lacks = f"; without {names_in_short(missing)}, on which no output depends" if missing else ""
+    more = f"; not used: {names_in_short(unexpected)}" if unexpected else ""
+    log.info("%s: %d tensors loaded from %s%s%s", model, count, source, lacks, more)
+
+
+def _mapping(loads: list[LoadedModel]) -> dict[str, str]:
+    """Patterns that remove the names of wrappers from the names in the files; empty if there are none.
+
+    Names that could not be placed show which: every name has the same first parts, so none could be placed.
+    """
+    found: dict[str, str] = {}
+    for load in loads:
+        names = [*load.unexpected]
+        inner = {part for name in names for part in name.split(".") if part in WRAPPERS}
+        found |= {rf"{re.escape(part)}\.": "" for part in sorted(inner)}
+        placed = len(load.model.state_dict()) > len(load.missing)
+        if names and not placed and (shared := shared_prefix(names)):
+            found[f"^{re.escape(shared)}"] = ""
+    return found
+
+
+def _refuse(found: LoadedModel, unused: set[int], source: str, model: str) -> None:
+    inner = found.model
+    parameters = dict(inner.named_parameters())
+    missing = [
+        name
+        for name in found.missing
+        if not name.endswith(COUNTERS) and not (name in parameters and id(parameters[name]) in unused)
+    ]
+    prefix = f"{getattr(inner, 'base_model_prefix', '')}."
+    known = set(inner.state_dict())
+    surplus = surplus_layers([name.removeprefix(prefix) for name in found.unexpected], known)
+    unexpected = found.unexpected if missing else surplus
+    hint = "The config has fewer layers than the file" if surplus and not missing else ""
+    Mismatch(tuple(missing), tuple(unexpected), found.misshapen).refuse(source, model, hint)
+    if found.errors:
+        raise UserError(f"could not convert the weights in {source}: {' '.join(found.errors[0].split())[:300]}")
+
+
+def _unused_parameters(module: nn.Module, run: Run) -> set[int]:
+    """Ids of the parameters that the output does not depend on; none if the module cannot run."""
+    try:
+        names = unused_parameters(module, run)[1]
+    except Exception:  # architectures raise various types, and their reason matters only where they are used
+        return set()
+    return {id(parameter) for name, parameter in module.named_parameters() if name in names}
+
+
+@contextmanager
+def checked_state_loads(source: str, model: str, used: Callable[[nn.Module], set[str]]) -> Iterator[None]:
+    """Meanwhile every `load_state_dict` understands the names of wrappers and refuses weights that lack something used.
+
+    For libraries that load with `strict=False` and say nothing, such as timm.
+
+    Args:
+        source: where the weights come from, for messages.
+        model: what they should fit, for messages.
+        used: names in the `state_dict` of a module that its output depends on; called if some are missing.
+
+    Raises:
+        UserError: such weights are missing, or none fit.
+    """
+
+    def check(module: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = module.state_dict()
+        renamed = without_wrappers(weights, own)
+        missing = [name for name in own.keys() - renamed.keys() if not name.endswith(COUNTERS)]
+        unexpected = sorted(renamed.keys() - own.keys())
+        if missing:
+            needed = used(module)
+            lost = tuple(sorted(name for name in missing if name in needed))
+            if lost:
+                Mismatch(lost, tuple(unexpected)).refuse(source, model)
+        announce(source, model, len(own) - len(missing), sorted(missing), unexpected)
+        return renamed
+
+    with state_loads_through(check):
+        yield
