@@ -21,6 +21,7 @@ from itr.data.shards.remote import find_urls, is_url, redacted
 from itr.errors import UserError
 
 MOST = 10**6  # tars of one pattern
+FILE_URL = "file://"
 
 
 def split_list(text: str, base: str = "") -> list[str]:
@@ -46,6 +47,8 @@ def split_list(text: str, base: str = "") -> list[str]:
 
 def existing_folder(pattern: str, base: str = "") -> str:
     """The longest beginning of a pattern that is an existing folder, with its slash; nothing in it is special."""
+    if pattern.startswith(FILE_URL):
+        return FILE_URL + existing_folder(pattern.removeprefix(FILE_URL))
     if is_url(pattern) or is_url(base):
         return ""
     ends = [match.end() for match in re.finditer("/", pattern)]
