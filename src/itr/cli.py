@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from itr.errors import UserError
+from itr.errors import UserError, bounded
 from itr.runs.memory import memory_errors
 
 VERBS = {
@@ -82,7 +82,7 @@ def _main(arguments: list[str]) -> int:
         with memory_errors(verb):
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
-        print(f"itr: error: {error}", file=sys.stderr)
+        print(f"itr: error: {bounded(str(error))}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if "home directory" not in str(error):  # pathlib, for ~nobody

@@ -72,7 +72,7 @@ def densify(
     """
     folder, share = Path(data).expanduser(), Share.given(process, of)
     share.check(batch_size, overwrite)
-    found = {name: find_split(folder, name) for name in split_names(splits)}
+    found = {name: find_split(folder, name) for name in split_names(splits, data)}
     settings = {"prompt": prompt, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens,
                 "batch_size": batch_size, "seed": seed}  # fmt: skip
     open_model = cache(partial(Describer, model, choose_device(device, share.process), precision, settings))

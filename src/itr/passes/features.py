@@ -75,7 +75,7 @@ def make_features(
         trust_pickle: confirms that you trust the source of this dictionary (it is read with a whitelist nevertheless).
         cache: folder for copies of shards that come from a URL.
     """
-    target, names = Path(out).expanduser(), split_names(splits)
+    target, names = Path(out).expanduser(), split_names(splits, data)
     if names_tars(data) and len(names) != 1:
         raise UserError(f"--data {data} lists tars, which are one split; give it one name with --splits")
     share = Share.given(process, of)

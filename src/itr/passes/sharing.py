@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from itr.data.shards.patterns import split_list
 from itr.errors import UserError
 from itr.files.passes import Pass
 from itr.passes.reader import Chunk, ChunkReader
@@ -55,9 +56,9 @@ class Share:
             raise UserError("--overwrite true works with one process only; with several, delete the old files first")
 
 
-def split_names(splits: str) -> list[str]:
-    """The names in `--splits`."""
-    return [name.strip() for name in splits.split(",") if name.strip()]
+def split_names(splits: str, data: str = "") -> list[str]:
+    """The names in `--splits`, which may be folders or patterns below the shards `data`."""
+    return split_list(splits, data)
 
 
 def store_chunks(

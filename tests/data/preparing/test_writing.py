@@ -20,7 +20,7 @@ from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Manifest
 from itr.data.shards.staging import Staging
 from itr.data.shards.tars import read_tar
-from itr.errors import UserError, shown
+from itr.errors import UserError
 from itr.images.decode import decode_pixels, image_size
 from itr.images.transforms import decode
 from raw import file_hashes, make_raw, save_image
@@ -187,8 +187,8 @@ def test_all_bad_files_are_reported_and_nothing_is_written(tmp_path):
     }.items():
         with pytest.raises(UserError) as caught:
             prepare(make_entries(tmp_path / "raw", "good.jpg", name), tmp_path / "out")
-        where = f"(image folder: {tmp_path / 'raw'}):\n  {shown(name)[1:-1]}"
-        assert f"1 of 2 images of train cannot be used {where}: {problem}" in str(caught.value)
+        begin = f"1 of 2 images of train cannot be used (image folder: {tmp_path / 'raw'}):"
+        assert f"{begin}\n  {repr(name)[1:-1]}: {problem}" in str(caught.value)
     names = [*expected, str(tmp_path / "outside.jpg"), "gone.jpg", "good.jpg"]
     with pytest.raises(UserError, match=r"(?s)8 of 9 images.*empty.jpg.*and 3 more\n.*--bad_images skip"):
         prepare(make_entries(tmp_path / "raw", *names), tmp_path / "out")

@@ -18,11 +18,12 @@ from itr.data.datamodule import ShardData
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
-from itr.data.shards.locations import find_split, normalize_root, read_positives
+from itr.data.shards.locations import find_split, normalize_root, read_positives, resolve
 from itr.data.shards.patterns import expand_braces, names_tars
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
 from itr.errors import UserError
+from itr.passes.sharing import split_names
 from third_party import downloaded, make_image, write_tar
 
 
@@ -82,6 +83,23 @@ def test_the_path_of_a_folder_means_that_folder(tmp_path, folder):
     for split in ("train", "train/{0..2}.tar", "train/0.tar,train/1.tar,train/2.tar", "train/*.tar"):
         assert len(find_split(tmp_path / folder, split).shards) == 3
     assert not names_tars(str(tmp_path / folder))
+
+
+@pytest.mark.parametrize("folder", ["f, resized {256}", "{0..1}", "x*y", "q[1]", "p?z", "a::b", "a {b"])
+def test_a_pattern_below_an_existing_folder_is_only_what_follows_it(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        write_tar(tmp_path / folder / "val" / f"{number}.tar", {"x.jpg": make_image(0), "x.txt": f"{number}".encode()})
+    top = tmp_path / folder
+    for root, split in (
+        (f"{folder}/val/*.tar", "x"), (f"{top}/val/{{0..1}}.tar", "x"), (f"{top}/val/0.tar,{folder}/val/1.tar", "x"),
+        (".", f"{folder}/val"), (".", f"{folder}/val/*.tar"), (".", f"{folder}/val/0.tar, {folder}/val/1.tar"),
+        (folder, "val/{0,1}.tar"), ("elsewhere", f"{top}/val/*.tar"), (f"file://{top}/val/*.tar", "x"),
+        resolve(folder, "val/*.tar", "x"), resolve(".", f"{folder}/val/0.tar,{folder}/val/1.tar", "x"),
+    ):  # fmt: skip
+        assert [sample.captions for sample in samples(root, split)] == [["0"], ["1"]], (root, split)
+    assert split_names(f"{folder}/val", str(tmp_path)) == [f"{folder}/val"]
+    assert split_names("train, val") == ["train", "val"]
 
 
 def test_names_tars_recognises_lists():

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from itr.data.tables.parquet import InnerImage
-from itr.errors import shown
+from itr.errors import bounded
 from itr.images.decode import pillow_formats
 from itr.images.kinds import HEIF_HINT, HEIF_TYPES, IMAGE_TYPES, image_type, reads_heif, type_of_bytes
 
@@ -101,6 +101,10 @@ def problem_of_head(head: bytes) -> str:
 
 def format_problems(problems: Sequence[tuple[str, str]], total: int, split: str, root: Path) -> str:
     """A message with the number of problems and the first five."""
-    lines = "".join(f"\n  {shown(image, 200)[1:-1]}: {problem}" for image, problem in problems[:5])
+    lines = "".join(f"\n  {_plain(image)}: {problem}" for image, problem in problems[:5])
     more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{len(problems)} of {total} images of {split} cannot be used (image folder: {root}):{lines}{more}"
+
+
+def _plain(name: str) -> str:
+    return bounded(name if name.isprintable() else repr(name)[1:-1], 300)

@@ -1,7 +1,7 @@
 """Write the images inside Parquet files to files, from which the shards are made.
 
-Training images are shuffled before they are written, and a Parquet file is read from its beginning to its end, so each file
-is read once. The files are in the staging folder and go with it.
+Training images are written in a random order, but a Parquet file can only be read from its beginning to its end. So it
+is read once, into files in the staging folder, which go with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""COCO's own `captions_train2014.json` and `captions_val2014.json`, and the split to apply to them."""
+"""COCO's own captions files, `captions_train2014.json` and so on or those of 2017, and the split to apply to them.
+
+2017 divides the images of 2014 in another way and names them by their number alone; ids and captions are the same.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,32 @@ from itr.data.shards.schema import is_whole
 from itr.errors import UserError
 
 OFFICIAL_PARTS = ("train", "val")
+OFFICIAL_YEARS = ("2014", "2017")
 COCO_KARPATHY_FILE = "dataset_coco.json"
 OFFICIAL_SPLIT = "official"
 
 
-def find_official(root: Path) -> dict[str, Path]:
-    """The captions file of each official part that exists."""
-    found = {part: find_file(root, [f"captions_{part}2014.json"]) for part in OFFICIAL_PARTS}
-    return {part: path for part, path in found.items() if path}
+def find_official(root: Path, images: ImageFolders) -> dict[str, Path]:
+    """The captions file of each official part that exists, of the year whose images exist.
+
+    Raises:
+        UserError: there are files of both years, and images of both or of none.
+    """
+    by_year: dict[str, dict[str, Path]] = {}
+    for year in OFFICIAL_YEARS:
+        found = {part: find_file(root, [f"captions_{part}{year}.json"]) for part in OFFICIAL_PARTS}
+        by_year |= {year: paths} if (paths := {part: path for part, path in found.items() if path}) else {}
+    if len(by_year) > 1:
+        # The names of 2014 begin with COCO_, and those of 2017 are a number.
+        kinds = {"2017" if stem.isdecimal() else "2014" for stem in images.by_stem}
+        years = [year for year in by_year if year in kinds]
+        if len(years) != 1:
+            files = " and ".join(str(path) for paths in by_year.values() for path in paths.values())
+            raise UserError(
+                f"found captions files of 2014 and 2017: {files}; keep those of the images in {images.root}"
+            )
+        by_year = {years[0]: by_year[years[0]]}
+    return next(iter(by_year.values()), {})
 
 
 def read_official(
@@ -81,7 +102,7 @@ def _read_part(path: Path, part: str, images: ImageFolders) -> Iterator[tuple[in
         name = image["file_name"]
         image_path = images.find(name)
         if image_path == name and name not in images.paths:
-            image_path = f"{part}2014/{name}"
+            image_path = f"{part}{path.stem[-4:]}/{name}"
         meta = {"source_id": number, "coco_caption_ids": list(texts)}
         yield number, ImageEntry(image_path, list(texts.values()), [], meta)
     report_examples(f"{path.name}: skipped empty captions", blank)

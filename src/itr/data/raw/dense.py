@@ -23,9 +23,9 @@ def attach_dense(data: RawData, dense: str | None, published_order: bool = False
 
     Args:
         data: what the source found; its entries are changed in place.
-        dense: `join` to join each image's own captions into one text; or a file: a table (JSON, JSONL, CSV, TSV, Parquet) with
-            a column of image names, or D2S-VSE's JSONL, which has one line per training image and no names. None does
-            nothing.
+        dense: `join` to join each image's own captions into one text; or a file: a table (`DENSE_SUFFIXES`) with
+            a column of image names, or D2S-VSE's JSONL, which has one line per training image and no names. None
+            does nothing.
         published_order: whether the training images are in the order of D2S-VSE's file.
 
     Raises:

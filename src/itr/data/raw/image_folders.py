@@ -13,9 +13,11 @@ from itr.images.kinds import IMAGE_TYPES, image_type
 
 # Where the images of Flickr30K and COCO usually are, relative to the given folder; "" is the folder itself.
 USUAL_FOLDERS = (
-    "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images", "images", "Images",
-    "train2014", "val2014", "images/train2014", "images/val2014",
+    "", "flickr30k-images", "flickr30k_images", "flickr30k-images/flickr30k-images",
+    "flickr30k_images/flickr30k_images", "images", "Images", "train2014", "val2014", "train2017", "val2017",
+    "images/train2014", "images/val2014", "images/train2017", "images/val2017",
 )  # fmt: skip
+COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})\.jpg")  # the name of 2014, or of 2017
 
 
 class ImageFolders:
@@ -71,7 +73,7 @@ class ImageFolders:
     @cached_property
     def by_number(self) -> dict[int, str]:
         """Path of each COCO image id, taken from the end of the name: `COCO_val2014_000000391895.jpg`."""
-        matches = ((re.search(r"(\d{12})$", stem), path) for stem, path in self.by_stem.items())
+        matches = ((re.search(r"(?:^|_)(\d{12})$", stem), path) for stem, path in self.by_stem.items())
         return {int(match[1]): path for match, path in matches if match}
 
     def find(self, name: str) -> str:
@@ -79,4 +81,8 @@ class ImageFolders:
         name = name.strip().replace("\\", "/").removeprefix("./")
         if name in self.paths or name.startswith("/") or ".." in name.split("/"):
             return name  # the writer rejects paths that lead out of the root
-        return self.by_name.get(name.rpartition("/")[2], name)
+        file_name = name.rpartition("/")[2]
+        found = self.by_name.get(file_name)
+        if found is None and (coco := COCO_NAME.fullmatch(file_name)):  # the same image by its name of another year
+            found = self.by_number.get(int(coco[1]))
+        return found or name

@@ -9,6 +9,8 @@ from typing import Any
 
 from itr.data.raw.dense import attach_dense
 from itr.data.raw.entries import ImageEntry, RawData, check_images_are_unique
+from itr.data.raw.files import require_folder
+from itr.data.raw.image_folders import ImageFolders
 from itr.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -53,6 +55,31 @@ def read_layout(root: Path, layouts: dict[str, RawLayout], requested: str) -> tu
 
 def _format_paths(found: Path | dict[str, Path]) -> str:
     return str(found) if isinstance(found, Path) else ", ".join(map(str, found.values()))
+
+
+@dataclass
+class RawFolder:
+    """The folder of a raw data set, as its source finds it.
+
+    Attributes:
+        path: the folder of its files.
+        images: index of its images.
+        splits: the splits to read.
+    """
+
+    path: Path
+    images: ImageFolders
+    splits: list[str]
+
+    @classmethod
+    def open(cls, root: str, image_root: str | None, splits: str | None) -> RawFolder:
+        """From the options `--root`, `--image_root` and `--splits`.
+
+        Raises:
+            UserError: a folder does not exist, or a split is unknown.
+        """
+        folder = require_folder(root)
+        return cls(folder, ImageFolders.under(folder, image_root), parse_split_names(splits) or list(SPLITS))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The images of tables with their captions: which columns are read, rows of one image merged, splits by file or column."""
+"""The images of tables with their captions: columns to read, rows of one image, splits by file, folder or column."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class TableEntries:
         return INNER + cell.digest
 
     def by_split(self) -> dict[str, list[ImageEntry]]:
-        """The images of each split: by the column `split` if the tables have it, else by the names of files and folders.
+        """The images of each split: by the column `split` if all rows have it, else by the names of files and folders.
 
         Images of no split have the key "".
         """

@@ -76,13 +76,13 @@ def _patterns(root: str, split: str) -> list[str]:
     """The tars that a split lists, relative to `root` if that is a folder; empty if the split is a name."""
     base = "" if names_tars(root) else root
     path = "" if is_url(base) or is_url(split) else _below(base, split)
-    patterns = [split] if os.path.isfile(path) else split_list(split)
+    patterns = [split] if os.path.isfile(path) else split_list(split, base)
     for pattern in patterns:
         check_kind(pattern)
-    if os.path.isdir(path) or not (names_tars(split) or is_url(split)):
+    if os.path.isdir(path) or not (names_tars(split, base) or is_url(split)):
         return []
     patterns = [pattern.removeprefix("file://") for pattern in patterns]
-    return [pattern if names_tars(pattern) else f"{pattern.rstrip('/')}/*.tar" for pattern in patterns]
+    return [pattern if names_tars(pattern, base) else f"{pattern.rstrip('/')}/*.tar" for pattern in patterns]
 
 
 def normalize_root(root: str | Path) -> str:
@@ -177,7 +177,7 @@ def _expanded(pattern: str, root: str) -> list[str]:
     where = _below(root, pattern)
     if os.path.isfile(where):
         return [where]
-    names = [_below(root, name) for name in expand_braces(pattern)]
+    names = list(expand_braces(where))
     found = [find_tars(name) for name in names]
     missing = [name for name, tars in zip(names, found, strict=True) if not tars]
     if len(missing) == len(names):

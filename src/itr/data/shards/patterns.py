@@ -21,40 +21,69 @@ from itr.data.shards.remote import find_urls, is_url, redacted
 from itr.errors import UserError
 
 MOST = 10**6  # tars of one pattern
+FILE_URL = "file://"
 
 
-def split_list(text: str) -> list[str]:
+def split_list(text: str, base: str = "") -> list[str]:
     """The patterns of a list, which is split at commas outside braces.
 
-    The path of an existing file is one pattern, whatever characters it contains.
+    The path of an existing file or folder is one pattern, and the folders at the beginning of a pattern are its own if
+    they exist, whatever characters they contain. Paths are relative to `base`.
     """
-    if os.path.isfile(text):
-        return [text]
-    return [piece.strip() for piece in re.split(r",(?![^{]*\})", text) if piece.strip()]
+    pieces = []
+    while text:
+        start = existing_folder(text, base)
+        if (
+            os.path.exists(os.path.join(base, text))
+            or (found := re.search(r",(?![^{]*\})", text[len(start) :])) is None
+        ):
+            pieces.append(text)
+            break
+        stop = len(start) + found.start()
+        pieces.append(text[:stop])
+        text = text[stop + 1 :].lstrip()
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def names_tars(text: str) -> bool:
-    """Whether the text lists tars, rather than naming a folder or a split."""
-    if os.path.isdir(text):
+def existing_folder(pattern: str, base: str = "") -> str:
+    """The longest beginning of a pattern that is an existing folder, with its slash; nothing in it is special."""
+    if pattern.startswith(FILE_URL):
+        return FILE_URL + existing_folder(pattern.removeprefix(FILE_URL))
+    if is_url(pattern) or is_url(base):
+        return ""
+    ends = [match.end() for match in re.finditer("/", pattern)]
+    return next((pattern[:end] for end in reversed(ends) if _is_folder(base, pattern[:end])), "")
+
+
+def _is_folder(base: str, path: str) -> bool:
+    return os.path.isdir(os.path.join(base, os.path.expanduser(path)))
+
+
+def names_tars(text: str, base: str = "") -> bool:
+    """Whether the text lists tars, rather than naming a folder or a split; paths are relative to `base`."""
+    if os.path.isdir(os.path.join(base, text)):
         return False
-    return any("*" in piece or "{" in piece or piece.partition("?")[0].endswith(".tar") for piece in split_list(text))
+    rests = [piece.removeprefix(existing_folder(piece, base)) for piece in split_list(text, base)]
+    return any("*" in rest or "{" in rest or rest.partition("?")[0].endswith(".tar") for rest in rests)
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """The names that a pattern expands to; the last braces vary fastest.
+    """The names that a pattern expands to; the last braces vary fastest, and those of existing folders are kept.
 
     Raises:
         UserError: its braces are nested or unbalanced, or expand to more than a million names.
     """
+    folder, whole = existing_folder(pattern), pattern
+    pattern = pattern.removeprefix(folder)
     if re.search(r"\{[^}]*\{", pattern):
-        raise UserError(f"{redacted(pattern)} has nested braces; write a list with commas instead")
+        raise UserError(f"{redacted(whole)} has nested braces; write a list with commas instead")
     try:
         if math.prod(map(_count, re.findall(r"\{([^{}]*)\}", pattern))) > MOST:
-            raise UserError(f"{redacted(pattern)} expands to more than {MOST:,} tars; list fewer")
-        names: Iterator[str] = braceexpand(pattern, escape=False)
+            raise UserError(f"{redacted(whole)} expands to more than {MOST:,} tars; list fewer")
+        names = (folder + name for name in braceexpand(pattern, escape=False))
     except ValueError as error:
         reason = str(error).partition(":")[0]
-        raise UserError(f"could not expand {redacted(pattern)[:200]}: {reason}; write {{00000..00041}}") from None
+        raise UserError(f"could not expand {redacted(whole)[:200]}: {reason}; write {{00000..00041}}") from None
     return names
 
 
@@ -74,9 +103,9 @@ def find_tars(name: str) -> list[str]:
         return [name]
     if "*" not in name:
         return []
-    folder, slash, _ = name.partition("*")[0].rpartition("/")
-    rest = name[len(folder + slash) :]
+    folder = existing_folder(name)
+    rest = name.removeprefix(folder)
     try:
-        return sorted(str(found) for found in Path(folder + slash).glob(re.sub(r"([\[?])", r"[\1]", rest)))
+        return sorted(str(found) for found in Path(folder).glob(re.sub(r"([\[?])", r"[\1]", rest)))
     except (ValueError, NotImplementedError, OSError) as error:
         raise UserError(f"could not search for {name}: {error}; in a name, * matches existing names") from None

@@ -81,7 +81,7 @@ def _text(item: Any, where: str, column: str) -> str:
 
 
 def _listed(text: str, where: str, column: str) -> Any:
-    """The list that a text writes out; the text itself if it is an ordinary one, which may also begin with a bracket."""
+    """The list that a text writes out; or the text, if it is an ordinary one, which may also begin with a bracket."""
     stripped = text.strip()
     if stripped[:1] + stripped[-1:] not in ("[]", "()"):
         return text

@@ -1,7 +1,7 @@
 """Rows of CSV, TSV and similar text. A row that does not fit its header is refused with its line, never cut.
 
-In CSV, a field that contains a comma, a quotation mark at its start, or a line end must be quoted. In tables separated by
-tabs or by `|`, as captions from the web are published, quotation marks are characters like any other unless the whole
+In CSV, a field that contains a comma or a line end, or begins with a quotation mark, must be quoted. If tabs
+or `|` separate the fields, as in captions from the web, quotation marks are characters like any other unless the whole
 field is quoted.
 """
 

@@ -1,7 +1,7 @@
 """Rows of Parquet files, and the images inside them, as data sets of the Hugging Face hub have them.
 
-Such an image is a cell of bytes, or an object with `bytes` and `path`. A row has an `InnerImage` in its place: bytes stay
-in the file until they are written out, so that a data set of any size can be read.
+Such an image is a cell of bytes, or an object with `bytes` and `path`. A row has an `InnerImage` in its place: bytes
+stay in the file until they are written out, so that a data set of any size can be read.
 """
 
 from __future__ import annotations
