@@ -98,8 +98,8 @@ class Gallery:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of an embedding file: `image` [N, D], `text` [M, D], `image_id`, `caption_id`, `caption_image_id`.
 
-        `scored_by` is the scorer's name; see `Encoded.arrays` for further embeddings. If images have the same content, `image_same_as` [N] is `same_as`, and if samples have
-        the same image, `num_samples` is their number.
+        `scored_by` is the scorer's name; see `Encoded.arrays` for further embeddings. If images have the same content,
+        `image_same_as` [N] is `same_as`, and if samples have the same image, `num_samples` is their number.
         """
         ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
         if self.num_equal and self.same_as is not None:
