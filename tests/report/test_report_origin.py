@@ -17,7 +17,7 @@ def report(run: Path, *options: object) -> Page:
     return Page(run / "report" / "index.html")
 
 
-def change_about(run: Path, part: str, **values: str) -> None:
+def change_about(run: Path, part: str, **values: object) -> None:
     path = run / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["about"][part] |= values
@@ -43,6 +43,13 @@ def test_metrics_of_another_checkpoint_or_other_shards_are_marked(run):
     assert "epoch3.ckpt 01234567, of other shards" in report(run).source
     change_about(run, "model", checkpoint="none")
     assert "of random weights, of other shards" in report(run).source
+
+
+def test_metrics_of_a_part_of_the_split_are_marked(run):
+    change_about(run, "data", images=5, in_split={"images": 17, "captions": 54})
+    assert "run (of 5 of the 17 images of the split)" in report(run).source
+    change_about(run, "data", images=10, merged_samples=7, in_split={"images": 17, "captions": 60})
+    assert "images of the split)" not in report(run).source
 
 
 def without_test(scenes: Path, folder: Path) -> Path:

@@ -57,9 +57,12 @@ class DenseWriter(Pass):
 
     def _make_results(self) -> dict[str, Any]:
         found = dict(self._lines())
-        texts = sorted((int(image_id), text) for pairs in found.values() for image_id, text in pairs)
+        texts: dict[int, str] = {}  # several samples may have one image: the first text is kept
+        for chunk in sorted(found):
+            for image_id, text in found[chunk]:
+                texts.setdefault(int(image_id), text)
         with whole_file(self.results[0], sync=True) as file:
-            for image_id, text in texts:
+            for image_id, text in sorted(texts.items()):
                 line = json.dumps({"image_id": image_id, "text": text}, ensure_ascii=False) + "\n"
                 file.write(line.encode(errors="replace"))
         return {"rows": len(texts)}

@@ -11,6 +11,7 @@ import pytest
 from itr.data.shards import remote, streams
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Shard
+from itr.data.shards.seen import Seen
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError
 from third_party import downloaded
@@ -206,3 +207,13 @@ def test_no_copy_mixes_two_versions(tmp_path):
         with pytest.raises(UserError, match="changed while it was read"):
             captions(shard)
         assert not list(copies.glob("*.tar"))
+
+
+def test_another_date_with_the_same_etag_is_the_same_content():
+    seen = Seen(headers={"ETag": '"a"', "Last-Modified": "Monday", "size": "9"})
+    seen.check_response("a.tar", {"ETag": 'W/"a"', "Last-Modified": "Tuesday", "size": "9"})
+    with pytest.raises(UserError, match=r"a.tar changed while it was read: its size was 9 and is now 8"):
+        seen.check_response("a.tar", {"ETag": '"a"', "size": "8"})
+    without_tag = Seen(headers={"Last-Modified": "Monday"})
+    with pytest.raises(UserError, match="its Last-Modified was Monday and is now Tuesday"):
+        without_tag.check_response("a.tar", {"ETag": '"a"', "Last-Modified": "Tuesday"})

@@ -105,7 +105,10 @@ class FeatureWriter(Pass):
         twice = ids[order][1:][np.diff(ids[order]) == 0]
         if len(twice):
             modality = self.paths.modality
-            raise UserError(f"{modality} id {twice[0]} appears twice in the shards; prepare them again")
+            raise UserError(
+                f"{modality} id {twice[0]} belongs to several samples of the shards; prepare shards with one sample per "
+                "image, which `itr prepare table` makes of rows with the same image"
+            )
         if (np.diff(ids) > 0).all():
             for part, path in ((self.part_rows, self.paths.rows), (self.part_ids, self.paths.ids)):
                 if part.exists():

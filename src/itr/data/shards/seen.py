@@ -74,13 +74,16 @@ class Seen:
             self.differs(f"{name} has {opened.size:,} bytes, but the manifest says {self.size:,}", strict)
 
     def check_response(self, name: str, headers: Mapping[str, str]) -> None:
-        """Compare size and headers of a URL with those of earlier responses.
+        """Compare size and headers of a URL with those of earlier responses; the date only if there is no ETag.
 
         Raises:
             UnreadableError: they differ, so the file was replaced.
         """
+        tagged = "ETag" in self.headers.keys() & headers.keys()
         for key, value in headers.items():
             earlier = self.headers.setdefault(key, value)
+            if key == "Last-Modified" and tagged:
+                continue  # the same content may be stored again
             if earlier.removeprefix("W/") != value.removeprefix("W/"):  # a weak ETag is one of the same content
                 raise UnreadableError(
                     f"{name} changed while it was read: its {key} was {earlier[:80]} and is now {value[:80]}; {AGAIN}"

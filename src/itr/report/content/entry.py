@@ -45,6 +45,10 @@ class RunEntry:
             found.append(f"of another checkpoint, {str(model['checkpoint'])[:80]} {digest[:8]}")
         if isinstance(shards, str) and self.data and data.get("split") == split and shards != self.data:
             found.append("of other shards")
+        measured, merged, whole = data.get("images"), data.get("merged_samples", 0), data.get("in_split")
+        total = whole.get("images") if isinstance(whole, dict) else None
+        if all(isinstance(count, int) for count in (measured, merged, total)) and measured + merged != total:
+            found.append(f"of {measured + merged:,} of the {total:,} images of the split")
         return ", ".join(found)
 
     @property
