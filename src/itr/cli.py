@@ -84,6 +84,12 @@ def _main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"itr: error: {bounded(str(error))}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.strerror is None:
+            raise
+        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        print(f"itr: error: {error.strerror}{': ' * bool(names)}{names}", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         if "home directory" not in str(error):  # pathlib, for ~nobody
             raise
