@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from itr.errors import UserError, bounded
+from itr.errors import UserError, WrongOptionError, bounded
 from itr.runs.memory import memory_errors
 
 VERBS = {
@@ -80,10 +80,16 @@ def _main(arguments: list[str]) -> int:
     _show_our_messages()
     try:
         with memory_errors(verb):
+            from itr.runs.early import check_early  # takes longer to import than `itr --help` may
+
+            check_early(arguments)
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
         print(f"itr: error: {bounded(str(error))}", file=sys.stderr)
         return 1
+    except WrongOptionError as error:
+        print(f"itr: error: {error}\n`itr {verb} --help` lists the options.", file=sys.stderr)
+        raise SystemExit(2) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.strerror is None:
             raise

@@ -29,12 +29,13 @@ from itr.module import RetrievalModule
 from itr.private_api.lightning import TakesSavedSettings, no_signal_handlers
 from itr.runs.callbacks import History, ProgressBar, Results, SaveConfig
 from itr.runs.checkpoints.checkpointing import Checkpoints
+from itr.runs.checkpoints.outcome import outcome
 from itr.runs.checkpoints.resume import SameOrder, check_settings, check_trained, find_checkpoint, with_saved
 from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.loggers import Csv, TensorBoard, survive_full_disk
 from itr.runs.processes import follow_launcher, wait_for_processes, watch_processes
 from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
-from itr.runs.run_folder import FolderLock, check_folders, check_new_run, outcome
+from itr.runs.run_folder import FolderLock, check_folders, check_new_run
 from itr.runs.stopping import Signals, Stopped, requeue
 from itr.runs.trainer_options import check_options, check_trainer, saves_checkpoints, writes_nothing
 from itr.runs.waiting import DataWait
