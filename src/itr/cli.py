@@ -6,6 +6,7 @@ import difflib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import select
 import signal
@@ -120,7 +121,8 @@ def _is_closed(pipe: int) -> bool:
 
 def _print_error(text: str) -> None:
     """Print to stderr, on its own line even if a progress bar is shown."""
-    if "tqdm" in sys.modules and sys.stderr.isatty():
+    # Not in a data worker: it was forked, and a thread of tqdm may have held a lock then.
+    if "tqdm" in sys.modules and sys.stderr.isatty() and multiprocessing.parent_process() is None:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
     else:
         print(text, file=sys.stderr)

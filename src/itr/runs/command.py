@@ -37,7 +37,7 @@ from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy,
 from itr.runs.run_folder import FolderLock, check_folders, check_new_run
 from itr.runs.stopping import Signals, Stopped, requeue
 from itr.runs.trainer_options import check_options, check_trainer, progress_bars, saves_checkpoints, writes_nothing
-from itr.runs.waiting import DataWait
+from itr.runs.waiting import DataWait, Stalls
 from itr.runs.watch import Watch
 from itr.state.offline import sealed
 
@@ -149,7 +149,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             settings["logger"] = self._loggers(root) if training and not writes_nothing(settings) else False
         own: list[Callback] = [Results(options.get("ckpt_path")), *progress_bars(settings)]
         if training:
-            own += [History(), DataWait(), UnusedParameters(), SameOrder()]
+            own += [History(), DataWait(), Stalls(), UnusedParameters(), SameOrder()]
         settings["enable_checkpointing"] = self.saves = training and saves_checkpoints(settings)
         if self.saves:
             folder = Path(os.path.abspath(root)) / "checkpoints"
@@ -198,9 +198,9 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
 
     def _check_evaluation(self) -> None:
         settings = self.config[self.subcommand]
-        check_trained(self.model, settings.ckpt_path)
         if self.trainer.is_global_zero and self.subcommand != "validate" and not writes_nothing(settings.trainer):
             check_folders(Path(self.trainer.default_root_dir))
+        check_trained(self.model, settings.ckpt_path)
 
     def after_fit(self) -> None:
         """Print where the results are.

@@ -20,6 +20,7 @@ from itr.data.shards.remote import is_url
 from itr.data.shards.schema import MANIFEST
 from itr.errors import UserError, WrongOptionError
 from itr.files.documents import read_yaml
+from itr.files.writing import file_to_write
 from itr.runs.run_folder import (
     FolderLock,
     check_new_run,
@@ -74,6 +75,8 @@ def _check_function(file: str, name: str, given: Sequence[Option]) -> None:
     missing = [f"--{key}" for key, required in known.items() if required and key not in values]
     if missing:
         raise WrongOptionError(f"give {' and '.join(missing)}")
+    if name == "embed":
+        file_to_write(values["out"], ".npz")
     if checkpoint := values.get("ckpt_path"):
         _check_file(checkpoint)
     if data := values.get("data"):
