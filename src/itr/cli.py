@@ -6,6 +6,7 @@ import difflib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from itr.errors import UserError, bounded
+from itr.errors import UserError, WrongOptionError, bounded
 from itr.runs.memory import memory_errors
 
 VERBS = {
@@ -80,9 +81,23 @@ def _main(arguments: list[str]) -> int:
     _show_our_messages()
     try:
         with memory_errors(verb):
+            from itr.commands.order import one_split_name
+            from itr.runs.early import check_early  # takes longer to import than `itr --help` may
+
+            arguments = one_split_name(arguments)
+            check_early(arguments)
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:
-        print(f"itr: error: {bounded(str(error))}", file=sys.stderr)
+        _print_error(f"itr: error: {bounded(str(error))}")
+        return 1
+    except WrongOptionError as error:
+        print(f"itr: error: {error}\n`itr {verb} --help` lists the options.", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.strerror is None:
+            raise
+        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        _print_error(f"itr: error: {bounded(error.strerror + ': ' * bool(names) + names)}")
         return 1
     except RuntimeError as error:
         if "home directory" not in str(error):  # pathlib, for ~nobody
@@ -104,6 +119,15 @@ def _is_closed(pipe: int) -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
+def _print_error(text: str) -> None:
+    """Print to stderr, on its own line even if a progress bar is shown."""
+    # Not in a data worker: it was forked, and a thread of tqdm may have held a lock then.
+    if "tqdm" in sys.modules and sys.stderr.isatty() and multiprocessing.parent_process() is None:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+
+
 class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to the current `sys.stderr`, which may have been replaced since."""
 
@@ -115,6 +139,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
     @stream.setter
     def stream(self, value: TextIO) -> None:
         """Ignore the value."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        _print_error(self.format(record))
 
 
 def _show_our_messages() -> None:

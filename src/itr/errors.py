@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class WrongOptionError(Exception):
+    """An option that does not exist, or one that is missing; the command line exits with status 2."""
+
+
 class UnreadableError(UserError):
     """A file or URL that is missing, damaged, or could not be read to its end.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from itr.cli import main
-from itr.commands.order import files_first, options_in
+from itr.commands.order import files_first, one_split_name, options_in
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,21 @@ def test_an_option_wins_over_a_config_after_it_and_configs_refine_one_another(tm
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
     for line in ("max_epochs: 2", "max_skipped: 7", "batch_size: 6", "shuffle_buffer: 11", "seed_everything: 3"):
         assert line in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("features --split val", "features --splits val"),
+        ("densify --splits=a,b", "densify --splits=a,b"),
+        ("embed --splits val --data=x=y", "embed --split val --data=x=y"),
+        ("evaluate coco --split val", "evaluate coco --split val"),
+        ("test --split=val", "test --data.test_split=val"),
+        ("validate --splits val", "validate --data.val_split val"),
+        ("predict --split val", "predict --data.predict_split val"),
+        ("prepare table --splits val", "prepare table --splits val"),  # of the raw data
+        ("fit --split val", "fit --split val"),  # which has several
+    ],
+)
+def test_a_split_has_one_name_in_all_verbs(given, named):
+    assert one_split_name(given.split()) == named.split()

@@ -70,7 +70,9 @@ def test_a_part_replaces_earlier_settings(tmp_path, form):
     part.write_text(
         f"class_path: VSE\ninit_args:\n  vision_config: {towers[0]}\n  text_config: {towers[1]}\n  dim: 16\n"
     )
-    before = ["--model.backbone=VSE", "--model.backbone.image_size=64", "--model.backbone.vision=nowhere"]
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {backbone: {class_path: VSE, init_args: {image_size: 64, vision: nowhere}}}")
+    before = [f"--config={config}"]
     after = ["--model.backbone.word_mask=0.5"]
     given = [*before, *(text.format(part) for text in form), *after]
     settings = TrainingCLI(resolve_configs(given), run=False).model.backbone.init_args

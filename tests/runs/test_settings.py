@@ -56,8 +56,12 @@ def test_an_impossible_setting_is_refused_by_name(scenes, tmp_path, capsys, opti
 
 @pytest.mark.slow
 def test_distilling_from_missing_dense_captions_is_refused(tmp_path, capsys):
-    assert main(command(tmp_path / "run", plain_images(tmp_path), "--model.methods+=D2S")) == 1
-    assert "has no dense caption; generate dense captions with `itr densify`" in capsys.readouterr().err
+    spy = ["--trainer.callbacks+=training_runs.Slow", "--trainer.callbacks.seconds=0"]
+    for more in ("--model.methods+=D2S", "--data.texts=dense"):
+        assert main(command(tmp_path / "run", plain_images(tmp_path), more, *spy)) == 1
+        told = capsys.readouterr()
+        assert "has no dense caption; generate dense captions with `itr densify`" in told.err
+        assert "slow after step 0" not in told.out  # reported before the first batch
 
 
 def plain_images(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from itr.cli import main
 from itr.data.shards.writer import Record, write_split
+from itr.runs.waiting import Stalls
 from launching import ENOUGH
 from tiny import TINY_VSE
 
@@ -92,3 +94,33 @@ def test_skipped_images_are_counted_over_all_processes(tmp_path):
     command = [sys.executable, "-m", "itr", "fit", *where, *two, *few, *TINY_VSE, "--data.shuffle_buffer=1"]
     subprocess.run(command, check=True, timeout=ENOUGH)
     assert logged(tmp_path / "run", "train/skipped")[-1] == 3
+
+
+def test_a_run_that_stalls_prints_where_it_waits(tmp_path):
+    with (tmp_path / "stacks").open("w+") as file:
+        stalls = Stalls(seconds=0.05, file=file)
+        stalls.on_fit_start(None, None)
+        wait_for_another_process()
+        stalls.teardown()
+        file.seek(0)
+        told = file.read()
+        assert "Timeout" in told
+        assert "in wait_for_another_process" in told
+        time.sleep(0.1)
+        assert file.read() == ""  # the clock has stopped
+
+
+def wait_for_another_process() -> None:
+    time.sleep(0.2)
+
+
+def test_a_run_that_goes_on_prints_no_stacks(tmp_path):
+    with (tmp_path / "stacks").open("w+") as file:
+        stalls = Stalls(seconds=0.3, file=file)
+        stalls.on_fit_start(None, None)
+        for _ in range(10):
+            time.sleep(0.05)
+            stalls.on_train_batch_end()
+        stalls.on_exception()
+        file.seek(0)
+        assert file.read() == ""

@@ -15,8 +15,9 @@ from itr.commands.quieten import quieten
 from itr.methods import CUSA, D2S
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Objective, Sigmoid, Triplet
-from itr.runs.callbacks import History, ProgressBar
+from itr.runs.callbacks import History
 from itr.runs.loggers import Csv
+from itr.runs.trainer_options import ProgressBar
 from itr.runs.watch import Watch
 from itr.training.large_batch import LargeBatch
 from itr.types import Batch, Tokens

@@ -16,6 +16,7 @@ import yaml
 from itr.commands.order import files_first
 from itr.component import Component, plain, subclasses
 from itr.errors import UserError
+from itr.files.documents import parse_yaml, read_yaml
 from itr.importing import DOTTED, add_current_folder, import_module_of_user
 
 MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it was made from
@@ -83,8 +84,8 @@ def _value(argument: str) -> Any:
     """What an argument of the command line holds after its name."""
     text = argument.partition("=")[2] if argument.startswith("-") else argument
     if text.startswith(("{", "[")):
-        with suppress(yaml.YAMLError):  # the parser says what is wrong with it
-            return yaml.safe_load(text)
+        with suppress(yaml.YAMLError, ValueError, RecursionError):  # the parser says what is wrong with it
+            return parse_yaml(text)
     return text
 
 
@@ -95,20 +96,9 @@ def _resolve(option: str, value: str) -> list[str]:
     if not (part or config):
         return [value]
     path = find_config(value)
-    content = _read_yaml(path)
+    content = read_yaml(Path(path))
     add_current_folder(dotted_names(content))
     return [*(_defaults(content) if option in WHOLE else []), path]
-
-
-def _read_yaml(path: str) -> Any:
-    """The contents of a config; UserError with file and line if it is not valid YAML."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}," if error.problem_mark else ""
-        raise UserError(f"{path}{line} is not valid YAML: {error.problem or error.context}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"could not read {path} as YAML: {error}") from None
 
 
 def _defaults(part: Any) -> list[str]:
@@ -135,7 +125,7 @@ def import_config_classes(name: str) -> None:
         UserError: there is no such config, or a module cannot be imported.
     """
     path = find_config(name)
-    content = _read_yaml(path)
+    content = read_yaml(Path(path))
     add_current_folder(dotted_names(content))
     model = content.get("model") if isinstance(content, dict) else None
     for found in dict.fromkeys(dotted_names(model, CLASS_KEYS)):

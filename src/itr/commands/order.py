@@ -41,6 +41,26 @@ def options_in(arguments: Sequence[str]) -> list[Option]:
     return found
 
 
+SPLIT = {  # the option of a verb that names a split; everywhere `--split` means it, and `--splits` too
+    **dict.fromkeys(("features", "densify"), "--splits"),
+    **dict.fromkeys(("embed", "report", "evaluate", "data"), "--split"),
+    **{
+        verb: f"--data.{stage}_split" for verb, stage in (("validate", "val"), ("test", "test"), ("predict", "predict"))
+    },
+}
+
+
+def one_split_name(arguments: Sequence[str]) -> list[str]:
+    """The same command line with the name that the verb has for `--split`."""
+    own = SPLIT.get(arguments[0]) if arguments else None
+    if own is None:
+        return list(arguments)
+    names = [argument.partition("=") for argument in arguments]
+    return [
+        f"{own}{equals}{value}" if n in ("--split", "--splits") else n + equals + value for n, equals, value in names
+    ]
+
+
 def files_first(arguments: Sequence[str]) -> list[str]:
     """The same command line, in the order in which a parser that lets the last setting win gives options their due.
 

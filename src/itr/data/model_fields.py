@@ -11,7 +11,7 @@ from typing import Any
 from itr.data.features.headers import features_command
 from itr.data.features.stored import FeatureFile, TeacherFeatures
 from itr.data.loading.dense_texts import DenseTexts
-from itr.data.loading.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field
+from itr.data.loading.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field, check_first_dense
 from itr.data.loading.reading import Texts
 from itr.data.shards.locations import resolve
 from itr.data.shards.schema import Split, data_identity
@@ -57,7 +57,10 @@ class ModelFields:
         """The dense captions stored next to the shards, if they are used."""
         if self.texts != "dense" and DENSE not in self.needs:
             return None
-        return DenseTexts.open(self.root, self.name, data_identity(self.split))
+        found = DenseTexts.open(self.root, self.name, data_identity(self.split))
+        if found is None and self.stage == "train":
+            check_first_dense(self.split)
+        return found
 
     def open(self) -> list[Field]:
         """Open the fields, with `image_field` first, and let the methods check them.

@@ -77,7 +77,7 @@ def store_chunks(
         write: writes one result with `job`.
         what: label of the progress bar.
     """
-    with job, tqdm(total=sum(map(reader.num_items, reader.todo)), desc=what, unit="") as bar:
+    with job, tqdm(total=sum(map(reader.num_items, reader.todo)), desc=what, unit="", disable=None) as bar:
         for chunk, result in results:
             write(chunk, result)
             bar.update(reader.num_items(chunk.number))

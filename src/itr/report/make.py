@@ -14,7 +14,7 @@ from itr.data.shards.locations import NoSplitError, find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import Split, data_identity
 from itr.distributed import choose_device
-from itr.errors import UserError
+from itr.errors import UserError, refusing
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import measured, measured_notes
 from itr.files.digests import file_digest
@@ -59,7 +59,7 @@ def report(
     if pictures < 0:
         raise UserError(f"--pictures is {pictures}; it must be 0 or more")
     requested = None if out is None else file_to_write(out, ".html", ".htm")
-    run_list = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    run_list = [_read(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     target = requested or file_to_write(folders[0] / "report" / "index.html", ".html")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
@@ -69,13 +69,21 @@ def report(
             raise UserError(f"{error}; choose one of them with --split") from None
     num_queries = -(-pictures // len(folders))
     files = given or [None] * len(run_list)
-    entries = [_entry(run, split, root, file, num_queries, device) for run, file in zip(run_list, files, strict=True)]
+    entries = []
+    for run, file in zip(run_list, files, strict=True):
+        with refusing(f"could not show the run in {run.folder}"):
+            entries.append(_entry(run, split, root, file, num_queries, device))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(report_page(entries, split), encoding="utf-8", errors="replace")
     for entry in entries:
         for note in entry.run.notes:
             log.info("%s: %s", entry.name, note)
     print(f"wrote the report to {target} ({target.stat().st_size / 1e6:.1f} MB)")
+
+
+def _read(folder: Path, name: str) -> Run:
+    with refusing(f"could not read the run in {folder}"):
+        return read_run(folder, name)
 
 
 def _entry(run: Run, split: str, data: Path | None, ready: Path | None, num_queries: int, device: str) -> RunEntry:

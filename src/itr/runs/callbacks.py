@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
@@ -34,7 +33,6 @@ from itr.evaluation.scoring import mean_scores
 from itr.files.states import FileState
 from itr.files.writing import whole_file
 from itr.module import RetrievalModule
-from itr.runs.watch import Watch
 from itr.training.logging_steps import logs_now
 from itr.training.optim import loss_scale
 
@@ -109,21 +107,6 @@ class History(pl.Callback):
             figures = {"val/similarity_matched": matched, "val/similarity_unmatched": unmatched}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step - 1)
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the number of the log folder, and with the newest loss that has reached the CPU.
-
-    NOTE: for values logged with `prog_bar=True`, Lightning waits for the device after each step, even without a bar.
-    """
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        """The metrics beside the bar."""
-        figures = super().get_metrics(trainer, pl_module)
-        figures.pop("v_num", None)
-        watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
-        loss = watches[0].loss if watches else None
-        return figures if loss is None else {**figures, "train/loss": loss}
 
 
 class Results(pl.Callback):

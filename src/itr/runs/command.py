@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,17 +26,18 @@ from itr.data.datamodule import ShardData
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.private_api.lightning import TakesSavedSettings, no_signal_handlers
-from itr.runs.callbacks import History, ProgressBar, Results, SaveConfig
+from itr.runs.callbacks import History, Results, SaveConfig
 from itr.runs.checkpoints.checkpointing import Checkpoints
+from itr.runs.checkpoints.outcome import outcome
 from itr.runs.checkpoints.resume import SameOrder, check_settings, check_trained, find_checkpoint, with_saved
 from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.loggers import Csv, TensorBoard, survive_full_disk
 from itr.runs.processes import follow_launcher, wait_for_processes, watch_processes
 from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
-from itr.runs.run_folder import FolderLock, check_folders, check_new_run, outcome
+from itr.runs.run_folder import FolderLock, check_folders, check_new_run
 from itr.runs.stopping import Signals, Stopped, requeue
-from itr.runs.trainer_options import check_options, check_trainer, saves_checkpoints, writes_nothing
-from itr.runs.waiting import DataWait
+from itr.runs.trainer_options import check_options, check_trainer, progress_bars, saves_checkpoints, writes_nothing
+from itr.runs.waiting import DataWait, Stalls
 from itr.runs.watch import Watch
 from itr.state.offline import sealed
 
@@ -147,9 +147,9 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training and not writes_nothing(settings) else False
-        own: list[Callback] = [Results(options.get("ckpt_path")), *self._progress_bar(settings)]
+        own: list[Callback] = [Results(options.get("ckpt_path")), *progress_bars(settings)]
         if training:
-            own += [History(), DataWait(), UnusedParameters(), SameOrder()]
+            own += [History(), DataWait(), Stalls(), UnusedParameters(), SameOrder()]
         settings["enable_checkpointing"] = self.saves = training and saves_checkpoints(settings)
         if self.saves:
             folder = Path(os.path.abspath(root)) / "checkpoints"
@@ -171,15 +171,6 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
     def _loggers(root: Any) -> list[Logger]:
         tensorboard = TensorBoard(root, "logs")
         return [Csv(root, "logs", version=tensorboard.version), tensorboard]
-
-    @staticmethod
-    def _progress_bar(settings: Any) -> list[Callback]:
-        given = settings["callbacks"] or []
-        given = given if isinstance(given, list) else [given]
-        theirs = any(isinstance(callback, AnyProgressBar) for callback in given)
-        if settings["enable_progress_bar"] is False or theirs:
-            return []
-        return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]
 
     def before_fit(self) -> None:
         """Hold the run folder, and never overwrite a run without `--overwrite`."""
@@ -207,9 +198,9 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
 
     def _check_evaluation(self) -> None:
         settings = self.config[self.subcommand]
-        check_trained(self.model, settings.ckpt_path)
         if self.trainer.is_global_zero and self.subcommand != "validate" and not writes_nothing(settings.trainer):
             check_folders(Path(self.trainer.default_root_dir))
+        check_trained(self.model, settings.ckpt_path)
 
     def after_fit(self) -> None:
         """Print where the results are.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
-
-import lightning.pytorch as pl
 
 from itr.errors import UserError
 from itr.files.locks import BusyError, locked
 from itr.files.writing import check_writable
-from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
-from itr.runs.checkpoints.checkpointing import Checkpoints
-from itr.runs.checkpoints.resume import started_again
+from itr.runs.checkpoints.settings import BEST, LAST, PREVIOUS
 
 OPTION = "--trainer.default_root_dir"
 LOCK = ".run.lock"
@@ -80,29 +77,33 @@ def check_folders(root: Path, *parts: str) -> None:
         check_writable(folder, OPTION)
 
 
-def outcome(trainer: pl.Trainer) -> str:
-    """What a training run that has come to its end leaves behind, in a sentence or two.
+def started_again() -> bool:
+    """Whether torchrun or SLURM has started this command before."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def is_first_process() -> bool:
+    """Whether no launcher says that this is another process of a run than the first; before torch is imported."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    return all(os.environ.get(name) in (None, "", "0") for name in names)
+
+
+def refuse_without_best(root: Path) -> None:
+    """Refuse to measure a run that has no best checkpoint: without one, the model would have random weights.
 
     Raises:
-        UserError: it trained nothing, or what it trained is not on disk.
+        UserError: the folder holds a run.
     """
-    root, step = trainer.default_root_dir, trainer.global_step
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return f"the trial by --trainer.fast_dev_run wrote nothing; {root} is unchanged"
-    saver = next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)  # type: ignore[attr-defined]
-    if trainer.ckpt_path and saver and saver.resumed_step == step:
-        return (
-            f"nothing was left to train: {trainer.ckpt_path} has done {trainer.current_epoch} epochs ({step} steps); "
-            f"trainer.max_epochs is {trainer.max_epochs}, trainer.max_steps {trainer.max_steps}. To go on, raise them"
-        )
-    if step == 0:
-        raise UserError(
-            f"no step was trained: see trainer.max_epochs ({trainer.max_epochs}), trainer.max_steps "
-            f"({trainer.max_steps}), trainer.max_time and trainer.limit_train_batches ({trainer.limit_train_batches})"
-        )
-    if saver and (lost := saver.unwritten(step)):
-        raise UserError(f"{lost}. Free some space in {root}")
-    parts = "checkpoints/, config.yaml, logs/" if saver else "config.yaml, logs/, no checkpoint"
-    best = Path(root, "checkpoints", BEST)
-    note = "" if not saver or best.is_file() else f"; there is no {BEST}, since no validation has scored the model"
-    return f"the run is in {root}: {parts} (`tensorboard --logdir {root}`){note}"
+    folder = root / "checkpoints"
+    if (folder / BEST).is_file() or not any((root / part).exists() for part in ("checkpoints", "logs", "config.yaml")):
+        return
+    there = f"{checkpoint_names(folder)}; give --ckpt_path" if any(folder.glob("*.ckpt")) else "no checkpoint"
+    raise UserError(
+        f"the run in {root} has no {BEST} to measure: {folder} holds {there}. To measure the model that the config "
+        f"builds instead, choose a folder without a run by {OPTION}"
+    )
+
+
+def checkpoint_names(folder: Path) -> str:
+    """The names of the checkpoints in a folder, for messages."""
+    return ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "none"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+)
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
 from itr.errors import UserError
+from itr.runs.watch import Watch
 
 REFUSED_CALLBACKS = {
     StochasticWeightAveraging: (
@@ -76,3 +85,35 @@ def check_trainer(trainer: pl.Trainer) -> None:
             f"the plugin {type(plugin).__name__} would not be used: a run writes its own checkpoints, each completely "
             "or not at all; remove it from --trainer.plugins"
         )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the number of the log folder, and with the newest loss that has reached the CPU.
+
+    NOTE: for values logged with `prog_bar=True`, Lightning waits for the device after each step, even without a bar.
+    """
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """The metrics beside the bar."""
+        figures = super().get_metrics(trainer, pl_module)
+        figures.pop("v_num", None)
+        watches = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]  # type: ignore[attr-defined]
+        loss = watches[0].loss if watches else None
+        return figures if loss is None else {**figures, "train/loss": loss}
+
+
+def progress_bars(settings: Any) -> list[pl.Callback]:
+    """Our bar, unless the user has another; by default none without a terminal, where it would fill a log file.
+
+    Args:
+        settings: the options of the Trainer, changed so that Lightning adds no bar either.
+    """
+    given = settings["callbacks"] or []
+    given = given if isinstance(given, list) else [given]
+    if any(isinstance(callback, AnyProgressBar) for callback in given):
+        return []
+    if settings["enable_progress_bar"] is None:
+        settings["enable_progress_bar"] = sys.stderr.isatty()
+    if not settings["enable_progress_bar"]:
+        return []
+    return [ProgressBar(refresh_rate=1 if sys.stderr.isatty() else 50)]

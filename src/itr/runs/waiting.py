@@ -1,10 +1,13 @@
-"""How long training waits for its data, with advice if that takes most of the time."""
+"""How long training waits for its data, with advice if that takes most of the time; and where it waits forever."""
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -71,6 +74,48 @@ class DataWait(pl.Callback):
             workers,
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         )
+
+
+class Stalls(pl.Callback):
+    """Prints the stack of every thread if no batch has ended for a long time, and goes on waiting.
+
+    A process that waits for another one, or for a data worker, does nothing and reports nothing; the stacks show
+    where. The system's clock of `faulthandler` needs neither the main thread nor Python's lock.
+
+    Args:
+        seconds: after which the stacks are printed, again and again.
+        file: an open file to print to; by default stderr.
+    """
+
+    def __init__(self, seconds: float = 600.0, file: Any = None) -> None:
+        self.seconds, self.file = seconds, file
+        self._since = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._restart()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Start the clock again, but not so often that it takes time."""
+        if time.monotonic() - self._since > self.seconds / 60:
+            self._restart()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """As after a training batch."""
+        self.on_train_batch_end()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Stop the clock."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def on_exception(self, *_: Any) -> None:
+        """Stop the clock."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def _restart(self) -> None:
+        self._since = time.monotonic()
+        with suppress(OSError, ValueError, AttributeError, RuntimeError):  # stderr may not be a file
+            faulthandler.dump_traceback_later(self.seconds, repeat=True, file=self.file or sys.stderr)
 
 
 def _waited(trainer: pl.Trainer) -> float:

@@ -216,7 +216,7 @@ def import_features(
 
 
 def _import_split(vectors: FeatureDictionary | NodeArray, split: Split, paths: FeaturePaths, overwrite: bool) -> None:
-    shards = tqdm(split.shards, desc=f"reading ids of {paths.split}", unit="shard")
+    shards = tqdm(split.shards, desc=f"reading ids of {paths.split}", unit="shard", disable=None)
     items = [item for shard in shards for item in _items(shard, paths.modality)]
     keys = vectors.keys(items)
     header = Header(f"{FROM_NPY}{vectors.file}", paths.modality, vectors.width, len(items), data_identity(split))

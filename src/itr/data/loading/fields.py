@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from itr.backbones.base import Tokenizer
 from itr.data.loading.dense_texts import DenseTexts
-from itr.data.shards.schema import Sample
-from itr.errors import UserError
+from itr.data.shards.schema import Sample, Split
+from itr.data.shards.tars import read_tar
+from itr.errors import UnreadableError, UserError
 from itr.images.transforms import read_view
 from itr.types import Extra, HostTokens, Tokens
 
@@ -123,3 +126,18 @@ def dense_captions(sample: Sample, stored: DenseTexts | None = None) -> list[str
             "a table with a column `dense`"
         )
     return texts
+
+
+def check_first_dense(split: Split) -> None:
+    """Check that the first sample of a split without stored dense captions has one, before a run begins.
+
+    Raises:
+        UserError: it has none.
+    """
+    shard = next((shard for shard in split.shards if shard.images), None)
+    if shard is None:
+        return
+    with suppress(UnreadableError):  # the run may skip a damaged shard
+        for sample in islice(read_tar(shard.place, strict=False), 1):
+            if not sample.fault:
+                dense_captions(sample)

@@ -61,6 +61,11 @@ class ShardStream(IterableDataset[Batch | UserError]):
         self._shared.begin(epoch, done)
 
     @property
+    def done(self) -> int:
+        """Number of batches of this epoch that were already used before the run was resumed."""
+        return self._shared.done
+
+    @property
     def epoch(self) -> int:
         """The current epoch."""
         return self._shared.number
@@ -154,6 +159,7 @@ class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
         stream: Any = self.dataset
         stream.begin(*self.position())
         batches = super().__iter__()
+        left = max(0, len(stream) - stream.done)
         while True:
             begin = time.perf_counter()
             batch = next(batches, None)
@@ -164,7 +170,14 @@ class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
                 raise batch
             if self.truncation:
                 self.truncation.count(batch)
+            left -= 1
             yield batch
+        if left > 0:  # torch drops a batch that a worker could not send, and only the worker's own output says so
+            raise UserError(
+                f"{left} of {len(stream)} batches of this epoch did not arrive from the data workers, whose errors are "
+                "above. With `Too many open files`, raise the limit by `ulimit -n 4096`; with `No space left on "
+                "device`, make /dev/shm larger; in any case fewer data workers, or 0, need less"
+            )
         if self.truncation:
             self.truncation.report()
 

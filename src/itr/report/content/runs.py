@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from itr.commands.configs import config_folder, made_with
 from itr.errors import UserError
+from itr.files.documents import read_json, read_yaml
 
+MOST = 1e300  # a larger number in a metrics file is no metric
 Curve = list[tuple[float, float]]
 """Values by training step."""
 
@@ -91,7 +90,10 @@ def read_run(folder: Path, name: str) -> Run:
     run = Run(folder, name)
     _read_config(run)
     run.metrics = _metrics_files(run)
-    run.history = read_history(sorted(folder.glob("logs/*/metrics.csv"), key=_version))
+    try:
+        run.history = read_history(sorted(folder.glob("logs/*/metrics.csv"), key=_version))
+    except (OSError, ValueError, csv.Error) as error:
+        run.notes.append(f"Could not read the training curves: {error}")
     if not (run.config or run.checkpoint or run.metrics or run.history):
         raise UserError(
             f"{folder} is not a run folder: it contains no config.yaml, checkpoints/, metrics.json or logs/; "
@@ -110,10 +112,10 @@ def _read_config(run: Run) -> None:
         run.notes.append("No settings: config.yaml is missing")
         return
     try:
+        loaded = read_yaml(path)
         run.config_text = path.read_text(encoding="utf-8")
-        loaded = yaml.safe_load(run.config_text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        run.notes.append(f"Could not read config.yaml: {error}")
+    except UserError as error:
+        run.notes.append(f"No settings: {error}")
         return
     run.config = loaded if isinstance(loaded, dict) else {}
     named = made_with(str(path))
@@ -129,9 +131,9 @@ def _metrics_files(run: Run) -> list[MetricsFile]:
     found = []
     for path in sorted(run.folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            run.notes.append(f"Could not read {path.name}: {error}")
+            content = read_json(path)
+        except UserError as error:
+            run.notes.append(str(error))
             continue
         items = content.items() if isinstance(content, dict) else ()
         figures = {name: float(value) for name, value in items if _is_figure(value)}
@@ -142,7 +144,7 @@ def _metrics_files(run: Run) -> list[MetricsFile]:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST
 
 
 def _version(path: Path) -> tuple[int, str]:

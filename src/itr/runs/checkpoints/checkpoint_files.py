@@ -14,7 +14,6 @@ from itr.errors import UserError
 from itr.files.archives import fault as fault
 from itr.files.writing import whole_file
 
-LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
 PART = ".part"  # ends the name of a file that is being written
 
 

@@ -15,10 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from itr.errors import UserError
 from itr.private_api.lightning import dump_checkpoint, is_accumulating, is_epoch_over, script_launcher
 from itr.runs.checkpoints import checkpoint_files
-from itr.runs.checkpoints.checkpoint_files import BEST, LAST, PREVIOUS
 from itr.runs.checkpoints.contents import FORMAT, MONITOR, check_format, lightning_best_score, restart_validation
 from itr.runs.checkpoints.messages import lost, stopped
-from itr.runs.checkpoints.settings import CheckpointSettings
+from itr.runs.checkpoints.settings import BEST, LAST, PREVIOUS, CheckpointSettings
 from itr.runs.stopping import Agreement, Signals, Stopped
 
 log = logging.getLogger(__name__)

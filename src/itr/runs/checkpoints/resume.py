@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -15,8 +14,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
-from itr.runs.checkpoints.checkpoint_files import BEST, LAST, fault, newest, read
+from itr.runs.checkpoints.checkpoint_files import fault, newest, read
 from itr.runs.checkpoints.saved_settings import check_resumed
+from itr.runs.checkpoints.settings import BEST, LAST
+from itr.runs.run_folder import checkpoint_names, refuse_without_best, started_again
 from itr.state.offline import sealed
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def find_checkpoint(settings: Namespace, subcommand: str, arguments: Sequence[st
     if wanted == "last" and training:
         return str(_intact_last(path))
     if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist (in {folder}: {_names(folder)})")
+        raise UserError(f"the checkpoint {path} does not exist (in {folder}: {checkpoint_names(folder)})")
     _refuse_damage(path)
     return str(path)
 
@@ -60,20 +61,10 @@ def _refuse_weights_beside(ckpt_path: Any, arguments: Sequence[str]) -> None:
         )
 
 
-def started_again() -> bool:
-    """Whether torchrun or SLURM has started this command before."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
 def _best_if_there(folder: Path) -> str | None:
     best = folder / BEST
     if not best.is_file():
-        if any((folder.parent / part).exists() for part in ("checkpoints", "logs", "config.yaml")):
-            there = f"{_names(folder)}; give --ckpt_path" if any(folder.glob("*.ckpt")) else "no checkpoint"
-            raise UserError(
-                f"the run in {folder.parent} has no {BEST} to measure: {folder} holds {there}. To measure the model "
-                "that the config builds instead, choose a folder without a run by --trainer.default_root_dir"
-            )
+        refuse_without_best(folder.parent)
         log.info("no --ckpt_path given and %s does not exist: measuring the model that the config builds", best)
         return None
     log.info("no --ckpt_path given: using %s", best)
@@ -96,14 +87,10 @@ def check_trained(module: Any, ckpt_path: str | None) -> None:
         )
 
 
-def _names(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "none"
-
-
 def _refuse_damage(path: Path) -> None:
     why = fault(path)
     if why:
-        beside = _names(path.parent)
+        beside = checkpoint_names(path.parent)
         raise UserError(f"could not read {path} as an itr checkpoint: it is damaged ({why}); in its folder: {beside}")
 
 

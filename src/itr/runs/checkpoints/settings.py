@@ -1,4 +1,4 @@
-"""The options of `--checkpoint`."""
+"""The options of `--checkpoint`, and the names of the files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from itr.errors import UserError
+
+LAST, BEST, PREVIOUS = "last.ckpt", "best.ckpt", "previous.ckpt"
 
 
 @dataclass(frozen=True)
