@@ -123,7 +123,7 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
         return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known})")
+        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known}){_other_split(split, known)}")
     found = manifest.splits[split]
     for shard in found.shards:
         where, seen = _below(root, shard.path), Seen(shard.bytes, shard.sha256)
@@ -134,6 +134,14 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
                 raise UserError(f"shard {where} of the manifest does not exist; prepare the shards again")
         shard.place = Place(where, version=shard.sha256 or str(shard.bytes), cache=cache, seen=seen)
     return found
+
+
+def _other_split(split: str, known: str) -> str:
+    """What to do about a split that does not exist: a folder of own images may have no `test`."""
+    example = "val" if "val" in known.split(", ") else known.partition(", ")[0]
+    return f"; name another one, as --data.{split}_split {example} or --split {example} does" * (
+        split in ("val", "test")
+    )
 
 
 def _shards(locations: list[str], root: str, cache: str) -> Split:
