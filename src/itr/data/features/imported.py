@@ -129,8 +129,8 @@ class FeatureDictionary:
             return sorted(numbers)
         raise UserError(
             f"{file} contains {len(vectors)} embeddings (with ids such as {shown(next(iter(vectors)))}), but the "
-            f"shards contain {len(items)} other images (such as image_id {items[0].id}, name {shown(items[0].name)}); check "
-            "--splits"
+            f"shards contain {len(items)} other images (such as image_id {items[0].id}, name {shown(items[0].name)}); "
+            "check --splits"
         )
 
     def rows(self, keys: Sequence[Any]) -> np.ndarray:

@@ -37,11 +37,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
             location.
     """
     root = normalize_root(root)
-    patterns = _patterns(root, split)
-    if names_tars(root):
-        base, patterns = "", patterns or split_list(root)
-    else:
-        base = root
+    base, patterns = _listed(root, split)
     if patterns:
         found = _shards([tar for pattern in patterns for tar in _expanded(pattern, base)], base, cache or "")
     else:
@@ -49,6 +45,27 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     if not found.images:
         raise UserError(f"the tars of split {split!r} of {redacted(root)} hold no images")
     return found
+
+
+def find_places(root: str | Path, split: str, cache: str | None = None) -> list[Place]:
+    """The places of the tars that `find_split` finds; none if a manifest lists them. The tars are not opened.
+
+    Raises:
+        UserError: as `find_split`.
+    """
+    root = normalize_root(root)
+    base, patterns = _listed(root, split)
+    if patterns:
+        return _places([tar for pattern in patterns for tar in _expanded(pattern, base)], cache or "")
+    if is_url(root) or not Path(root).is_dir() or (Path(root) / MANIFEST).exists():
+        return []
+    return _places(find_tars(_below(root, f"{split}/*.tar")), cache or "")
+
+
+def _listed(root: str, split: str) -> tuple[str, list[str]]:
+    """The lists of tars of a split, and the folder that they are relative to; none if the split is a name."""
+    patterns = _patterns(root, split)
+    return ("", patterns or split_list(root)) if names_tars(root) else (root, patterns)
 
 
 def resolve(root: str, split: str, name: str) -> tuple[str, str]:
@@ -146,13 +163,16 @@ def _other_split(split: str, known: str) -> str:
 
 def _shards(locations: list[str], root: str, cache: str) -> Split:
     """The shards at these locations, without duplicates."""
-    locations = list(dict.fromkeys(locations))
-    folders = _distinct_parts([location.partition("?")[0].rpartition("/")[0] for location in locations])
-    places = [Place(location, folder, cache=cache) for location, folder in zip(locations, folders, strict=True)]
-    shards = count_shards(places)
+    shards = count_shards(_places(locations, cache))
     for shard in shards:
         shard.path = shard.path.removeprefix(f"{root}/") if root else shard.path
     return Split(shards)
+
+
+def _places(locations: list[str], cache: str) -> list[Place]:
+    locations = list(dict.fromkeys(locations))
+    folders = _distinct_parts([location.partition("?")[0].rpartition("/")[0] for location in locations])
+    return [Place(location, folder, cache=cache) for location, folder in zip(locations, folders, strict=True)]
 
 
 def _distinct_parts(folders: list[str]) -> list[str]:
