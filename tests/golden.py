@@ -126,7 +126,7 @@ def check_cusa_clip(path: Path) -> Result:
     assert not expected[:, ids.shape[1] :].any(), "tokens beyond ours"
     model.backbone.normalise = lambda pixels: pixels  # they already are
     with torch.no_grad():
-        image, text = model.encode_image(tensors["in.pixels"]), model.encode_text(texts)
+        image, text = model.embed_image(model.backbone.encode_image(tensors["in.pixels"])), model.encode_text(texts)
     found = {}
     for side, encoded in (("image", image), ("text", text)):
         unimodal = encoded.pooled if encoded.unimodal is None else encoded.unimodal

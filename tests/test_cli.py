@@ -119,7 +119,10 @@ def test_precisions_with_clipping(scenes, tmp_path, precision):
 
 def test_random_weights_are_not_measured(scenes, tmp_path, capsys):
     assert run("test", tmp_path, scenes, *TINY_VSE) == 1
-    assert "the config builds has random weights (the vision tower, the text tower)" in capsys.readouterr().err
+    assert (
+        "the config builds has random weights (the vision tower, the text tower, the projections)"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "metrics.json").exists()
 
 

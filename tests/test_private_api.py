@@ -407,3 +407,27 @@ def test_options_and_subcommands_of_a_parser_are_available():
         assert jsonargparse.subcommands(parser) == ("", {})
         parser.add_subcommands(dest="verb").add_subcommand("do", verb)
         assert jsonargparse.subcommands(parser) == ("verb", {"do": verb})
+
+
+def test_loads_of_transformers_are_recorded_instead_of_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16, "patch_size": 8}
+    ViTModel(ViTConfig(num_hidden_layers=1, **sizes)).save_pretrained(tmp_path)
+    with transformers.recorded_loads() as loads:
+        ViTModel.from_pretrained(tmp_path, num_hidden_layers=2)
+
+    assert loads[0].missing
+    assert all(".1." in name for name in loads[0].missing)
+    assert loads[0].unexpected == loads[0].misshapen == ()
+    assert "MISSING" not in "".join(capsys.readouterr())
+
+
+def test_weights_that_other_libraries_load_can_be_changed():
+    module = nn.Linear(1, 1)
+    with private_torch.state_loads_through(lambda _, weights: {n[2:]: v for n, v in weights.items()}):
+        module.load_state_dict({"x.weight": torch.tensor([[3.0]]), "x.bias": torch.zeros(1)})
+
+    assert module.weight.item() == 3
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        module.load_state_dict({"x.weight": torch.tensor([[3.0]])})

@@ -131,7 +131,7 @@ def test_a_backbone_of_region_features_decodes_no_pixels(scenes, tmp_path, monke
     def refuse(*_: object) -> None:
         raise AssertionError("pixels were decoded")
 
-    monkeypatch.setattr(itr.data.loading.batches, "decode", refuse)
+    monkeypatch.setattr(itr.data.loading.batches, "decode_for", refuse)
     test = trained(tmp_path, scenes, f"--model.backbone={RegionBackbone.__module__}.RegionBackbone")
     same_figures(test, transferred(tmp_path, scenes))
     assert npz(embedded(tmp_path, scenes))["image"].shape == (17, 16)

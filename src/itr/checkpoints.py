@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itr.errors import UserError, refusing
+from itr.files.digests import file_digest
+from itr.files.states import FileState
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and verbs that may open a checkpoint seldom need it
     from itr.module import RetrievalModule
@@ -17,10 +19,34 @@ def open_checkpoint(path: str) -> RetrievalModule:
     Raises:
         UserError: the file does not exist, or it is not an itr checkpoint.
     """
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"the checkpoint {path} does not exist")
+    check_exists(path)
     from itr.module import RetrievalModule
 
     with refusing(f"{path} is not a checkpoint that `itr fit` or `itr convert` has written"):
         opened = RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu", weights_only=True)
         return opened.eval()
+
+
+def check_exists(path: str) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        UserError: the file does not exist.
+    """
+    if not Path(path).expanduser().is_file():
+        raise UserError(f"the checkpoint {path} does not exist")
+
+
+def open_identified(path: str) -> tuple[RetrievalModule, dict[str, str]]:
+    """The model of a checkpoint, and the file name and hash of exactly the file that it was loaded from.
+
+    Raises:
+        UserError: as `open_checkpoint`, or the file was replaced in between, as a training run does.
+    """
+    file = Path(path).expanduser()
+    check_exists(path)
+    state, identity = FileState.of(file), {"checkpoint": file.name, "blake2b": file_digest(file)}
+    module = open_checkpoint(path)
+    if not FileState.of(file).same_content(state):
+        raise UserError(f"the checkpoint {path} changed while it was loaded; run the command again")
+    return module, identity

@@ -43,9 +43,11 @@ def refusing(what: str) -> Iterator[None]:
 def quoted(error: BaseException) -> str:
     """The reason that an exception of another library gives, in one line of bounded length.
 
-    That is the first line of its message; a line that ends with a colon only announces the next ones.
+    That is the first line of its message; a line that ends with a colon only announces the next ones. Torch's advice
+    to let a file run its code is omitted.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].partition(" Please use `torch.serialization")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     reason = lines.pop(0)
     while lines and reason.endswith(":"):
         reason = f"{reason} {lines.pop(0)}"

@@ -22,6 +22,7 @@ from itr.objectives import Objective
 from itr.retriever import Retriever
 from itr.state.starting_weights import StartingWeights
 from itr.training.compiling import Compilation
+from itr.training.equal_images import join_equal
 from itr.training.gradient_cache import embed_parts
 from itr.training.large_batch import LargeBatch
 from itr.training.logging_steps import logs_now
@@ -103,7 +104,7 @@ class RetrievalModule(Retriever):
         gradient of the whole; `large_batch.whole` gives the values of the whole batch.
         """
         image, text, extra = self._embed_everything(batch)
-        image_id = gather(batch.text_image_id)
+        image_id = join_equal(gather(batch.text_image_id), gather(batch.text_content_id))
         if len(image_id) < 2:
             raise UserError(
                 "a contrastive objective compares pairs, and this batch has one; set --data.batch_size to 2 or more"
@@ -198,7 +199,7 @@ class RetrievalModule(Retriever):
         return self.last_gallery
 
     def _evaluate(self, stage: str) -> None:
-        gallery = self._finish_gallery()
+        gallery = self.last_gallery = self._finish_gallery().merged()
         if self.trainer.sanity_checking:
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

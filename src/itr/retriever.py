@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 from torch import Tensor, nn
 
 from itr.backbones import Backbone
 from itr.errors import UserError
+from itr.images.inputs import pixels_of
 from itr.methods import Method, MethodModule
 from itr.state.self_describing import SelfDescribing
 from itr.types import Batch, Encoded, Tokens
@@ -33,33 +35,54 @@ class Retriever(SelfDescribing):
                 raise UserError(f"method {name!r} is given twice; name each method once")
         self.methods = nn.ModuleDict({method.name: method.build(self.backbone) for method in methods})
 
-    def encode_image(self, image: Tensor) -> Encoded:
-        """Embed pixels [I, 3, H, W], uint8, or the features that the backbone takes [I, ...], with every method."""
-        return self._embed_image(self.backbone.encode_image(image))
+    def encode_image(self, image: Any) -> Encoded:
+        """Embed images with every method, preprocessed as in evaluation.
+
+        Args:
+            image: pixels [I, 3, H, W], uint8, a PIL image, a path, or what else `pixels_of` takes; for a backbone that
+                takes features instead of pixels, its features [I, ...].
+
+        Raises:
+            UserError: it is something else, such as pixels from 0 to 1.
+        """
+        if self.backbone.image_field is None:
+            image = pixels_of(image, self.backbone.image_spec)
+        elif not isinstance(image, Tensor):
+            raise UserError(
+                f"this model takes the field {self.backbone.image_field!r} instead of pixels; give it as a tensor "
+                f"[I, ...], not a {type(image).__name__}"
+            )
+        return self.embed_image(self.backbone.encode_image(image.to(self.device)))
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Embed the images of a batch through the backbone and every method."""
-        return self._embed_image(self.backbone.encode_images(batch))
+        return self.embed_image(self.backbone.encode_images(batch))
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Embed the captions of a batch through the backbone and every method."""
-        return self._embed_text(self.backbone.encode_texts(batch))
+        return self.embed_text(self.backbone.encode_texts(batch))
 
-    def encode_text(self, captions: Sequence[str]) -> Encoded:
-        """Embed captions through the backbone and every method."""
-        tokens = self.backbone.tokenizer(list(captions))
+    def encode_text(self, captions: str | Sequence[str]) -> Encoded:
+        """Embed a caption, or a list of captions, through the backbone and every method.
+
+        Raises:
+            UserError: it is something else, or the list is empty.
+        """
+        tokens = self.backbone.tokenizer(caption_list(captions))
         return self.encode_tokens(Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device)))
 
     def encode_tokens(self, tokens: Tokens) -> Encoded:
         """Embed tokenized captions [C, L] through the backbone and every method."""
-        return self._embed_text(self.backbone.encode_text(tokens))
+        return self.embed_text(self.backbone.encode_text(tokens))
 
-    def _embed_image(self, encoded: Encoded) -> Encoded:
+    def embed_image(self, encoded: Encoded) -> Encoded:
+        """Apply every method to the backbone's embeddings of images."""
         for method in self._method_modules():
             encoded = method.embed_image(encoded)
         return encoded
 
-    def _embed_text(self, encoded: Encoded) -> Encoded:
+    def embed_text(self, encoded: Encoded) -> Encoded:
+        """Apply every method to the backbone's embeddings of captions."""
         for method in self._method_modules():
             encoded = method.embed_text(encoded)
         return encoded
@@ -78,3 +101,22 @@ class Retriever(SelfDescribing):
 
     def _method_modules(self) -> list[MethodModule]:
         return list(self.methods.children())  # type: ignore[arg-type]
+
+
+def caption_list(captions: Any) -> list[str]:
+    """One caption or several, as a list.
+
+    Raises:
+        UserError: it is something else, or the list is empty.
+    """
+    if isinstance(captions, str):
+        return [captions]
+    if isinstance(captions, bytes | Mapping | Set) or not isinstance(captions, Iterable):
+        raise UserError(f"give a caption or a list of captions, not a {type(captions).__name__}")
+    found = list(captions)
+    for caption in found:
+        if not isinstance(caption, str):
+            raise UserError(f"each caption must be a string; the list contains a {type(caption).__name__}")
+    if not found:
+        raise UserError("there are no captions to embed: the list is empty")
+    return found

@@ -62,7 +62,7 @@ def test_default_is_small_and_random() -> None:
     assert image.pooled.shape == text.pooled.shape == (4, 512)
     assert image.tokens.shape == (4, 65, 512)
     assert model.similarity(image, text).shape == (4, 4)
-    assert model.untrained == ("the vision tower", "the text tower")
+    assert model.untrained == ("the vision tower", "the text tower", "the projections")
     assert sum(parameter.numel() for parameter in model.parameters()) < 10e6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 from itr.cli import main
 from itr.data.shards.locations import find_split
 from itr.data.shards.tars import read_tar
+from itr.embedding.strings import load_strings, string_arrays, strings_of
+from itr.errors import UserError
+from itr.evaluation.gallery import has_unit_length
+from linked_folders import make_tree
+from third_party import write_tar
 from tiny import save_checkpoint
 
 
@@ -55,7 +61,8 @@ def test_the_same_images_and_captions_get_the_same_embeddings(scenes, checkpoint
         (["--out", "e.npz", "--data", "x", "--texts", "y"], "give --data SHARDS, or --images FOLDER"),
         (["--out", "e.txt", "--data", "x"], "ends in .npz"),
         (["--out", "e.npz", "--images", "/nowhere"], "the folder /nowhere does not exist"),
-        (["--out", "e.npz", "--texts", "/nowhere"], "could not read /nowhere"),
+        (["--out", "e.npz", "--texts", "/nowhere"], "or - for standard input; could not read /nowhere"),
+        (["--out", "e.npz", "--texts", "a dog"], "--texts takes a file with one caption per line"),
     ],
 )
 def test_mistakes_are_named(checkpoint, options, message, capsys):
@@ -63,9 +70,78 @@ def test_mistakes_are_named(checkpoint, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+LINES = "a dog on a sofa\r\na cat\u2028asleep\n\ntwo boats\x0cat sea\na bird\x85in\ra tree\n \n" + "long " * 4000 + "\n"
+CAPTIONS = ["a dog on a sofa", "a cat asleep", "two boats at sea", "a bird in a tree", ("long " * 4000).strip()]
+
+
+def test_only_line_feeds_end_a_line_and_a_long_line_costs_its_own_length(checkpoint, tmp_path, monkeypatch):
+    raw = LINES.encode() + b"filler\n" * 500
+    (tmp_path / "lines.txt").write_bytes(raw)
+    arrays = embed(checkpoint, tmp_path / "a.npz", "--texts", str(tmp_path / "lines.txt"))
+    assert arrays["caption_id"][:6].tolist() == [0, 1, 3, 4, 6, 7]
+    assert strings_of(arrays, "caption")[:5] == CAPTIONS
+    assert load_strings(tmp_path / "a.npz", "caption") == [*CAPTIONS, *["filler"] * 500]
+    assert (tmp_path / "a.npz").stat().st_size < 2 * len(raw) + 4 * arrays["text"].nbytes
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    piped = embed(checkpoint, tmp_path / "b.npz", "--texts", "-")
+    np.testing.assert_array_equal(piped["text"], arrays["text"])
+
+
+def test_short_strings_are_also_stored_as_before_and_old_files_are_read(tmp_path):
+    names = ["a/ä.jpg", "b/\udcff.jpg", ""]  # the second has a byte that is not UTF-8
+    arrays = string_arrays("image_name", names)
+    assert arrays["image_name"].tolist() == names
+    np.savez(tmp_path / "new.npz", **arrays)
+    assert load_strings(tmp_path / "new.npz", "image_name") == names
+    np.savez(tmp_path / "old.npz", image_name=np.array(names))
+    assert load_strings(tmp_path / "old.npz", "image_name") == names
+    with pytest.raises(UserError, match="has no caption"):
+        load_strings(tmp_path / "old.npz", "caption")
+
+
+def test_folders_that_are_links_are_embedded_and_what_is_not_read_is_named(checkpoint, tmp_path, capsys):
+    make_tree(tmp_path)
+    (tmp_path / "images" / "clip.mp4").write_bytes(b"film")
+    arrays = embed(checkpoint, tmp_path / "e.npz", "--images", str(tmp_path / "images"))
+    assert arrays["image_name"].tolist() == ["a/1.jpg", "b/2.jfif", "b/3.avif"]
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert "not read: 1 .mp4" in said
+    assert "links back to a folder above, not followed: a/above" in said
+    assert "these embeddings are not normalized" in said
+    assert not arrays["normalized"]
+
+
+def test_files_say_whether_embeddings_have_unit_length():
+    rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert has_unit_length({"image": unit, "text": unit, "image_id": np.arange(3)})
+    assert not has_unit_length({"image": unit, "text": rows})
+
+
 def test_files_that_are_not_checkpoints(tmp_path, capsys):
-    path = tmp_path / "a.ckpt"
+    path, lines = tmp_path / "a.ckpt", tmp_path / "lines.txt"
+    lines.write_text("a dog")
     for said in ("a.ckpt does not exist", "is not a checkpoint that"):
-        assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", "x"]) == 1
+        assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", str(lines)]) == 1
         assert said in capsys.readouterr().err
         path.write_bytes(b"nothing")
+
+
+def test_tars_of_images_alone_get_the_embeddings_and_ids_of_tars_with_captions(scenes, checkpoint, tmp_path):
+    samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
+    halves = {"00000.tar": samples[:6], "00001.tar": samples[6:]}
+    for name, part in halves.items():
+        keyed = [(f"{number:09d}", sample) for number, sample in enumerate(part)]
+        write_tar(tmp_path / "images" / name, {f"{key}.png": sample.image for key, sample in keyed})
+        with_text = {f"{key}.{kind}": value for key, sample in keyed for kind, value in
+                     (("png", sample.image), ("txt", sample.captions[0].encode()))}  # fmt: skip
+        write_tar(tmp_path / "pairs" / name, with_text)
+    pairs = embed(checkpoint, tmp_path / "a.npz", "--data", str(tmp_path / "pairs" / "*.tar"))
+    alone = embed(checkpoint, tmp_path / "b.npz", "--data", str(tmp_path / "images" / "*.tar"))
+    order = np.argsort(alone["image_id"])
+    assert alone["image_id"][order].tolist() == pairs["image_id"].tolist()
+    for name in ("image", "image_unimodal"):
+        np.testing.assert_allclose(alone[name][order], pairs[name], atol=1e-5)
+    assert "text" not in alone
+    assert len(alone["image_name"]) == 13

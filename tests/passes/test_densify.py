@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
@@ -165,3 +166,21 @@ def test_only_runs_that_use_dense_texts_open_them(shards, tmp_path, capsys):
     for uses in ("--data.texts=dense", "--model.methods+=D2S"):
         assert main([*fit, uses, f"--trainer.default_root_dir={tmp_path / 'dense'}"]) == 1
         assert "dense.jsonl was made from other shards" in capsys.readouterr().err
+
+
+def test_a_model_without_all_its_weights_is_refused(llava: str, tmp_path: Path) -> None:
+    folder = tmp_path / "llava"
+    shutil.copytree(llava, folder)
+    saved = load_file(folder / "model.safetensors")
+    wrapped = {f"module.{name}": value for name, value in saved.items()}
+    save_file(wrapped, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"prompt": "Describe this image in detail."}
+
+    model = module.Describer(str(folder), "cpu", "32", settings).model.state_dict()
+
+    plain = module.Describer(llava, "cpu", "32", settings).model.state_dict()
+    assert all(torch.equal(value, model[name]) for name, value in plain.items())
+    kept = {name: value for name, value in saved.items() if "multi_modal_projector" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"vision-language model; missing: .*multi_modal_projector"):
+        module.Describer(str(folder), "cpu", "32", settings)

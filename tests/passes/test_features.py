@@ -285,13 +285,13 @@ def test_identity_depends_on_the_contents_of_shards():
 def test_images_that_cannot_be_decoded_are_counted(scenes, image_model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"Images skipped: 1; repair the shards or increase --max_skipped"):
         run(scenes, "image", image_model, tmp_path, max_pixels=100, max_skipped=0)
-    real, seen = reader.decode, []
+    real, seen = reader.read_view, []
 
-    def fails_once(data, max_pixels):
+    def fails_once(data, max_pixels, transform):
         seen.append(data)
-        return real(data, 100 if len(seen) == 3 else max_pixels)
+        return real(data, 100 if len(seen) == 3 else max_pixels, transform)
 
-    monkeypatch.setattr(reader, "decode", fails_once)
+    monkeypatch.setattr(reader, "read_view", fails_once)
     run(scenes, "image", image_model, tmp_path, max_skipped=1)
     file = opened(tmp_path, "image", scenes)
     assert torch.isfinite(file.rows([0, 1, 3])).all()

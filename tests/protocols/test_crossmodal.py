@@ -13,25 +13,27 @@ import torch
 
 from itr.cli import main
 from itr.data.shards.schema import Sample
-from itr.embedding.files import pooled_only
+from itr.embedding.files import load_embeddings, pooled_only
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation
 from itr.evaluation.gallery import Gallery
-from itr.protocols.coco import caption_ids, judged
+from itr.protocols.coco import caption_ids, count_queries, judged, standard, truth_of
 from itr.protocols.scored import by_coco_ids
 from tiny import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic embeddings of the whole COCO test set, in random order."""
+    """Synthetic embeddings of the whole COCO test set, in random order, and of one image with two captions more."""
     rng = np.random.default_rng(0)
-    owner, ids = judged("original", "t2i"), rng.permutation(caption_ids())
-    image_id = rng.permutation(sorted(judged("original", "i2t")))
+    owner, ids = judged("original", "t2i"), rng.permutation([*caption_ids(), 1, 2])
+    image_id = rng.permutation([*sorted(judged("original", "i2t")), 1])
     path = tmp_path_factory.mktemp("coco") / "e.npz"
-    text = {"text": rng.normal(size=(25000, 4)).astype(np.float32), "caption_id": ids}
-    image = {"image": rng.normal(size=(5000, 4)).astype(np.float32), "image_id": image_id}
-    np.savez(path, **image, **text, caption_image_id=np.array([owner[i][0] for i in ids.tolist()]))
+    text = {"text": rng.normal(size=(25002, 4)).astype(np.float32), "caption_id": ids}
+    image = {"image": rng.normal(size=(5001, 4)).astype(np.float32), "image_id": image_id}
+    owners = np.array([owner[i][0] if i > 2 else 1 for i in ids.tolist()])
+    image["image_same_as"] = np.where(np.isin(image_id, image_id[image_id > 1][:3]), 1, image_id)  # three are equal
+    np.savez(path, **image, **text, caption_image_id=owners)
     return path
 
 
@@ -46,7 +48,23 @@ def test_coco_of_embeddings(embeddings, tmp_path, capsys):
     assert found["coco1k/t2i_r10"] == pytest.approx(1.0, abs=0.3)  # chance
     assert "25,000 captions" in found["about"]["protocol"]
     assert len(found["about"]["model"]["blake2b"]) == 32
-    assert "wrote" in capsys.readouterr().out
+    # The published protocol keeps equal images: they are counted and reported, and the image and captions that are not
+    # in it are not counted.
+    assert found["about"]["data"] == {"images": 5000, "captions": 25000, "equal_images": 2}
+    assert 5000 * found["coco5k/i2t_meanr"] == pytest.approx(round(5000 * found["coco5k/i2t_meanr"]))
+    printed = capsys.readouterr().out
+    assert "2 images are equal to another one; the protocol keeps them" in printed
+    assert "wrote" in printed
+
+
+@pytest.mark.parametrize("judge", ["eccv", "cxc"])
+def test_queries_are_counted_as_they_are_ranked(embeddings, judge):
+    gallery, truth = standard(load_embeddings(embeddings)), truth_of(judge)
+    counted = count_queries(gallery, truth)
+    for way, expected in zip(("i2t", "t2i"), {"eccv": (1261, 1332), "cxc": (5000, 24972)}[judge], strict=True):
+        assert counted[way] == expected
+        queries = torch.tensor([query for query, matches in truth[way].items() if matches])
+        assert len(queries) == expected
 
 
 @pytest.mark.slow
@@ -55,12 +73,15 @@ def test_eccv_and_plausible_matches_of_embeddings(embeddings, tmp_path, capsys):
     assert set(found) == {f"eccv/{w}_{n}" for w in ("i2t", "t2i") for n in ("r1", "map_at_r", "r_precision")} | {
         "about"
     }
+    assert found["about"]["data"]["queries"] == {"eccv": {"i2t": 1261, "t2i": 1332}}
     some = {str(i): [int(n) for n in judged("original", "i2t")[i]] for i in sorted(judged("original", "i2t"))[:40]}
     (tmp_path / "pm_image_to_caption.json").write_text(json.dumps(some))
     few = {str(n): [int(i)] for i, numbers in some.items() for n in numbers}
     (tmp_path / "pm_caption_to_image.json").write_text(json.dumps(few))
     found = run("eccv", tmp_path / "d.json", "--embeddings", str(embeddings), "--plausible", str(tmp_path))
     assert 0 <= found["pmrp/i2t"] < 5
+    queries = found["about"]["data"]["queries"]["pmrp"]
+    assert queries == {"i2t": len(some), "t2i": len(set(few) & set(map(str, caption_ids())))}
     assert main(["evaluate", "eccv", "--embeddings", str(embeddings), "--out", "e.json", "--plausible", "/none"]) == 1
     assert "could not read the plausible matches" in capsys.readouterr().err
 
@@ -86,6 +107,11 @@ def test_cxc_with_its_judgments(embeddings, tmp_path, capsys):
     wanted = correlation(np.array([unit[a] @ unit[b] for a, b in picks]).astype(np.float32), scores)
     assert found["cxc/sts_all"] == pytest.approx(100 * wanted)
     assert {"cxc/i2t_r1", "cxc/sis", "cxc/sis_std", "cxc/sits_all"} <= set(found)
+    data = found["about"]["data"]
+    assert (data["images"], data["captions"]) == (5000, 25000)
+    assert data["pairs"] == {"sts": 200, "sis": 200, "sits": 200}
+    hits = data["queries"]["cxc"]["t2i"] * found["cxc/t2i_r1"] / 100
+    assert hits == pytest.approx(round(hits), abs=1e-6)
     assert abs(found["cxc/sts"]) < 30
     assert main(["evaluate", "cxc", "--embeddings", str(embeddings), "--root", "/none", "--out", "x.json"]) == 1
     assert "contains neither sts_test.csv nor sts_test.csv.gz" in capsys.readouterr().err

@@ -216,6 +216,21 @@ def test_both_spaces_of_a_checkpoint_are_measured_reproducibly(tmp_path, checkpo
     assert run(root, tmp_path / "e.json", "--ckpt_path", plain_checkpoint)["about"]["space"] == {"images": "cross"}
 
 
+def test_the_counts_are_those_of_the_search(tmp_path, teacher, capsys):
+    root = tmp_path / "birds"
+    for number in range(6):
+        make_image(root / f"{number % 2}" / f"{number}.png", number)
+    make_image(root / "alone" / "0.png", 99)
+    (root / "0" / "copy.png").write_bytes((root / "0" / "0.png").read_bytes())
+    found = run(root, tmp_path / "a.json", "--image_model", teacher)
+    data = found["about"]["data"]
+    assert (data["images"], data["queries"], data["gallery"], data["queries_left_out"]) == (8, 8, 8, 1)
+    assert data["equal_images"] == 1
+    hits = found["images/birds/r1"] * (data["queries"] - data["queries_left_out"]) / 100
+    assert hits == pytest.approx(round(hits), abs=1e-6)
+    assert "1 images are equal to another one" in capsys.readouterr().out
+
+
 def fails(root: Path, out: Path, teacher: str, capsys, *options: str) -> str:
     arguments = ["evaluate", "images", "--root", str(root), "--out", str(out), "--num_workers", "0", "--device", "cpu"]
     assert main([*arguments, "--image_model", teacher, *options]) == 1

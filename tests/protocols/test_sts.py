@@ -255,6 +255,9 @@ def test_an_incomplete_set_is_renamed_and_there_is_no_mean(teacher, tmp_path, ca
     assert not missing & set(found)
     assert {"sts/SICKRelatedness_incomplete", "sts/SICKRelatedness/test"} <= set(found)
     assert len(found["about"]["data"]["notes"]) == 6
+    counted = {name: sum(parts.values()) for name, parts in COUNTS.items() if name != "STS14"}
+    lost = {"STS12": 350, "STS13": 163, "SICKRelatedness": COUNTS["SICKRelatedness"]["trial"]}
+    assert found["about"]["data"]["pairs"] == {name: count - lost.get(name, 0) for name, count in counted.items()}
 
 
 def fails(root: Path, out: Path, capsys, *options: str) -> str:

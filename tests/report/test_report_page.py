@@ -62,7 +62,7 @@ def test_the_page_of_one_run_is_complete(run):
     ):
         assert words in page.text
     assert (run / "config.yaml").read_text() in page.text
-    assert "Missing from this page" not in page.text
+    assert "Notes on this page" not in page.text
 
 
 def test_a_page_makes_no_requests_and_its_images_decode(shown_run):

@@ -105,4 +105,8 @@ def test_the_reason_of_an_error_is_quoted_without_its_heading_and_in_bounds() ->
     )
     assert quoted(ValueError("no file\nmore about it")) == "no file"
     assert quoted(KeyError()) == "KeyError"
+    advice = (
+        "Weights only load failed. Set weights_only=False ...\n\tWeightsUnpickler error: Unsupported global: GLOBAL os"
+    )
+    assert quoted(ValueError(f"{advice}. Please use `torch.serialization.x`")) == "Unsupported global: GLOBAL os."
     assert len(quoted(ValueError("x" * 10_000))) < 400

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClassification, ViTModel
 
 from itr.backbones import CLIP
 from itr.backbones.clip_loading import build_clip, find_clip_source
 from itr.backbones.tower_building import make_tower
+from itr.backbones.towers import pretrained_image_spec
+from itr.cli import main
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
 from itr.weights.reading import Weights
@@ -57,6 +62,22 @@ def test_towers_of_wrapped_models_are_loaded(tmp_path: Path, prefix: str, kind: 
     tower = make_tower("vision", str(tmp_path / "tower"), None).state_dict()
 
     assert all(torch.equal(value, tower[name]) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model_state_dict"])
+def test_towers_in_torch_files_are_loaded_under_any_usual_key(tmp_path: Path, key: str) -> None:
+    plain = make_tower("vision", str(vit(tmp_path / "plain")), None).state_dict()
+    file = vit(tmp_path / "tower") / "model.safetensors"
+    saved = prefixed("module.")(load_file(file)) | ({"args": argparse.Namespace(lr=1)} if not key else {})
+    torch.save({"epoch": np.float64(1), key: saved} if key else saved, file.with_name("pytorch_model.bin"))
+    file.unlink()
+
+    tower = make_tower("vision", str(tmp_path / "tower"), None).state_dict()
+
+    assert all(torch.equal(value, tower[name]) for name, value in plain.items())
+    file.with_name("pytorch_model.bin").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"could not read the weights in .*pytorch_model\.bin: Unsupported operand"):
+        make_tower("vision", str(tmp_path / "tower"), None)
 
 
 def test_a_wrapper_of_an_inner_module_is_removed(tmp_path: Path) -> None:
@@ -123,6 +144,19 @@ def test_a_pooler_is_needed_only_where_it_is_used(tmp_path: Path) -> None:
         load_teacher("image", str(tmp_path))
 
 
+def test_preprocessing_that_a_folder_names_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "do_normalize": False, "resample": 3}))
+
+    spec = pretrained_image_spec(str(tmp_path), None)
+
+    assert (spec.size, spec.mean, spec.std, spec.interpolation) == (16, (0, 0, 0), (1, 1, 1), "bicubic")
+    assert "not supported" not in caplog.text
+    file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "resample": 1}))
+    pretrained_image_spec(str(tmp_path), None)
+    assert "the resampling 1, which is not supported: images are resized with bicubic" in caplog.text
+
+
 def test_text_teachers_are_checked(tmp_path: Path) -> None:
     save_text_teacher(tmp_path, ["a dog runs"])
     wanted = load_teacher("text", str(tmp_path)).encode(["a dog runs"])
@@ -186,6 +220,25 @@ def test_timm_teachers_are_checked(tmp_path: Path) -> None:
     rename(folder, lambda _: without("blocks.1")(saved))
     with pytest.raises(UserError, match=r"do not match the teacher; missing: blocks\.1"):
         load_teacher("image", name)
+
+
+@pytest.mark.parametrize("verb", ["features", "evaluate"])
+def test_verbs_end_with_an_error_if_an_encoder_lacks_weights(
+    tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    tower = str(vit(tmp_path / "tower"))
+    rename(Path(tower), without("layer.0.attention"))
+    images, out = tmp_path / "images", tmp_path / "out.json"
+    arguments = {
+        "features": [f"--data={scenes}", "--modality=image", f"--model={tower}", f"--out={tmp_path / 'out'}"],
+        "evaluate": ["images", f"--root={images}", f"--image_model={tower}", f"--out={out}"],
+    }
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(images / name)
+
+    assert main([verb, *arguments[verb]]) == 1
+    assert "do not match the vision tower; missing: " in capsys.readouterr().err
 
 
 # CLIP

@@ -25,6 +25,7 @@ from training_runs import checkpoint, options
 from weight_files import TINY_CLIP_CONFIG
 
 VISION = {"model_type": "vit", "image_size": 16, "patch_size": 8, **SIZE}
+WORDS = made_up_tokenizer(40, 20)
 TEXT = {"model_type": "bert", "pad_token_id": None, **SIZE}
 
 
@@ -34,7 +35,7 @@ def make(seed: int, objective: Any = None, methods: Any = (), weights: Path | No
         "vision_config": VISION,
         "text_config": TEXT,
         "dim": 8,
-        "tokenizer_json": made_up_tokenizer(40, 20),
+        "tokenizer_json": WORDS,
         **settings,
     }
     return RetrievalModule(
@@ -82,7 +83,7 @@ def test_what_starts_fresh_and_what_is_not_used_is_named(tmp_path: Path, caplog:
         module = make(1, InfoNCE(0.02), weights=folder)
 
     assert "backbone; with initial values: objective, d2s; not used: cusa" in caplog.text
-    assert module.objective.temperature.value == pytest.approx(0.02)
+    assert module.objective.temperature.value.item() == pytest.approx(0.02)
 
 
 def test_the_teacher_of_d2s_is_a_copy_of_the_weights_that_the_run_starts_from(tmp_path: Path) -> None:

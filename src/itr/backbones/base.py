@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from itr.component import Component
 from itr.types import Batch, Encoded, Tokens
 
+ToRGB = Literal["white", "drop", "after_resize"]
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -24,6 +26,10 @@ class ImageSpec:
         std: channel standard deviations, divided by on the device.
         interpolation: how evaluation images are resized.
         resize: in evaluation, `shortest` resizes the short side and crops the centre, `squash` resizes both sides.
+        to_rgb: how images of other modes become RGB: `white` places transparent ones on white, as the image processors
+            of transformers do; `drop` ignores transparency, as timm does; `after_resize` resizes the image as it is
+            stored (palette and 1-bit images by the nearest pixel) and then ignores transparency, as CLIP and open_clip
+            do.
     """
 
     size: int
@@ -31,6 +37,7 @@ class ImageSpec:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
+    to_rgb: ToRGB = "white"
 
     def override(
         self,
@@ -46,6 +53,7 @@ class ImageSpec:
             std=_channels(std or self.std),
             interpolation=interpolation or self.interpolation,
             resize=resize or self.resize,
+            to_rgb=self.to_rgb,
         )
 
 

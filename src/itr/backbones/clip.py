@@ -204,7 +204,7 @@ class CLIP(Backbone):
 
 def _image_spec(preprocess: dict[str, Any], visual: Any) -> ImageSpec:
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD)
+    default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize")
     resize = preprocess.get("resize_mode")
     if resize not in (None, "shortest", "squash"):
         raise UserError(f"resize_mode {resize!r} of the weights is not supported; set resize to shortest or squash")

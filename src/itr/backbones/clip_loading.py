@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_toke
 from itr.backbones.tower_building import avoid_mask_sync, suggest_name
 from itr.errors import UserError, quoted
 from itr.weights.dependencies import used_names
-from itr.weights.open_clip_weights import fill_clip, properties_of
+from itr.weights.open_clip_weights import FileProperties, fill_clip, properties_of
 from itr.weights.reading import Weights, read_weights
 
+log = logging.getLogger(__name__)
 open_clip: Any = untyped_open_clip  # its functions are untyped, and the package has no explicit exports
 
 SMALL_CLIP: dict[str, Any] = {
@@ -156,6 +158,8 @@ def _inline(config: dict[str, Any], pretrained: str | None) -> ClipSource:
     weights = _contents(pretrained)
     if weights.from_openai:
         config.setdefault("quick_gelu", True)
+    reasons = "activation: the config's, or OpenAI's for its own archives; preprocessing: OpenAI's, unless it is set"
+    FileProperties(bool(config.get("quick_gelu")), {}, reasons).announce(pretrained, "the given config")
     return ClipSource(config, weights)
 
 
@@ -212,6 +216,8 @@ def _from_folder(model: str) -> ClipSource:
         raise UserError(f"could not load model {model!r}: {quoted(error)}") from error
     if weights is None:
         raise UserError(f"model {model!r}: the folder has no weights file; expected one of {', '.join(_WEIGHTS)}")
+    if not pretrained_config.get("preprocess_cfg"):
+        log.warning("%s has no preprocess_cfg: images are normalized with OpenAI's mean and std, unless set", model)
     return ClipSource(
         pretrained_config.get("model_cfg", pretrained_config),
         weights,

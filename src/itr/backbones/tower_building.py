@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from itr.component import plain
 from itr.errors import UserError, quoted
 from itr.private_api.transformers import NAME_KEY, attention_of
-from itr.weights.pretrained import load_pretrained
+from itr.weights.pretrained import load_pretrained, source_of
 
 TowerKind = Literal["vision", "text"]
 ATTENTION_NAME = "itr_sdpa"
@@ -146,11 +147,13 @@ def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
         config: Any = AutoConfig.from_pretrained(name)
         config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
         tower_class, options = _tower_class(kind, config)
-        load = partial(tower_class.from_pretrained, name, config=config, dtype=torch.float32, **options)
+        load = partial(tower_class.from_pretrained, config=config, dtype=torch.float32, **options, **source_of(name))
         tower: nn.Module = load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
+        if Path(name).is_dir():
+            raise UserError(f"could not load the {kind} tower in the folder {name!r}: {quoted(error)}") from error
         raise UserError(
             f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and loading it "
             f"from the hub failed ({quoted(error)}). Pass a folder made by save_pretrained, define the tower in "

@@ -111,7 +111,8 @@ class VSE(Backbone):
         self.word_dropout = word_dropout
         self.freeze_vision = freeze_vision
         self.freeze_text = freeze_text
-        self.untrained = tuple(f"the {n} tower" for n, name in (("vision", vision), ("text", text)) if name is None)
+        towers = [f"the {n} tower" for n, name in (("vision", vision), ("text", text)) if name is None]
+        self.untrained = (*towers, "the projections")
 
         self.vision_tower = make_tower("vision", vision, vision_config or SMALL_VISION)
         self.vision_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -111,6 +111,7 @@ class ShardData(pl.LightningDataModule):
         self.features = None if features is None else Path(features).expanduser()
         self.train_stream: ShardStream | None = None
         self.found: dict[Stage, Split] = {}
+        self._positives: dict[Stage, Positives | None] = {}
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of `batch_size` pairs, reshuffled each epoch."""
@@ -139,13 +140,15 @@ class ShardData(pl.LightningDataModule):
         return self._loader(self._stream("predict"), lambda: (0, 0))
 
     def positives(self, stage: Stage) -> Positives | None:
-        """All true matches of a split, if its shards list them, as those of the synthetic scenes do."""
-        pairs = read_positives(self.root, self.splits[stage])
-        return None if pairs is None else Positives.from_pairs(*pairs)
+        """All true matches of a split, if its shards list them, as those of the synthetic scenes do; read once."""
+        if stage not in self._positives:
+            pairs = read_positives(self.root, self.splits[stage])
+            self._positives[stage] = None if pairs is None else Positives.from_pairs(*pairs)
+        return self._positives[stage]
 
     def identity(self, stage: Stage) -> dict[str, Any]:
-        """Hash and counts that identify a split."""
-        return split_identity(self._find(stage), self.splits[stage])
+        """Hash and counts that identify a split, as they were when the run began to read it."""
+        return split_identity(self.found.get(stage) or self._find(stage), self.splits[stage])
 
     def order(self) -> dict[str, Any]:
         """The settings that determine the order of a training epoch, except for the epoch itself."""
@@ -204,6 +207,8 @@ class ShardData(pl.LightningDataModule):
         split = self.found[stage] = self._find(stage)
         if "train" in self.found and "val" in self.found:  # Lightning may ask for either first
             check_disjoint(self.found["train"], self.found["val"], self.splits["val"])
+        if stage in ("val", "test"):
+            self.positives(stage)  # those that belong to the shards now, not to what may replace them
         model_fields = self._model_fields(split, stage)
         reading = ReadOptions(
             split=split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +13,18 @@ from tqdm import tqdm
 from itr.checkpoints import open_checkpoint
 from itr.commands.parsing import run_verb
 from itr.data.datamodule import ShardData
-from itr.data.shards.schema import IMAGE_TYPES
+from itr.data.shards.captions import CaptionCleaner
+from itr.data.tables.text_files import split_lines
 from itr.distributed import choose_device
 from itr.embedding.encoder import Embedder, module_embedder
 from itr.embedding.files import SCORED_BY
+from itr.embedding.image_tars import embed_image_tars, image_tars
 from itr.embedding.shards import embed_shards
+from itr.embedding.strings import string_arrays
 from itr.errors import UserError
+from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED, has_unit_length
 from itr.files.writing import file_to_write, whole_file
+from itr.images.folders import FoundImages, find_images
 from itr.teachers.base import Precision
 
 
@@ -39,18 +45,20 @@ def embed(
     """Embed shards, a folder of images, or lines of text.
 
     The file holds `image` [N, D] with `image_id`, and `text` [M, D] with `caption_id` and, for shards,
-    `caption_image_id`; for a folder also `image_name`, for lines of text `caption`. If a method has
-    separate embeddings for search within a modality, they are `image_unimodal` and `text_unimodal`. `scored_by` names
-    the scorer of pairs; a model that scores pairs by token-level features also writes `image_tokens`, `image_mask`,
-    `text_tokens` and `text_mask`. Embeddings are not normalised.
+    `caption_image_id`. Names of the images of a folder and lines of text are `image_name` and `caption`, see
+    `itr.embedding.strings`. If a method has separate embeddings for search within a modality, they are
+    `image_unimodal` and `text_unimodal`. `scored_by` names the scorer of pairs, and `normalized` says whether `image`
+    and `text` have unit length; a model that scores pairs by token-level features also writes `image_tokens`,
+    `image_mask`, `text_tokens` and `text_mask`.
 
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
-        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
+        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts. Tars may
+            contain images without captions.
         split: split to embed.
-        images: folder of images, searched with its subfolders.
-        texts: file with one caption per line.
+        images: folder of images, searched with its subfolders; links are followed.
+        texts: file with one caption per line, or - for standard input; `caption_id` is the number of the line, from 0.
         batch_size: images or captions per batch.
         num_workers: processes that decode images.
         device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
@@ -61,9 +69,12 @@ def embed(
     target = file_to_write(out, ".npz")
     if (data is None) == (images is None and texts is None):
         raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
+    found = None if images is None else images_below(Path(images).expanduser())
+    lines = None if texts is None else caption_lines(texts)
+    tars = [] if data is None else image_tars(data, split, cache)
     module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
-    if data is not None:
+    if data is not None and not tars:
         shards = ShardData(
             data,
             eval_batch_size=batch_size,
@@ -76,44 +87,78 @@ def embed(
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
         embedder = module_embedder(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
-        if images is not None:
-            arrays |= embed_folder(embedder, Path(images).expanduser())
-        if texts is not None:
-            arrays |= embed_lines(embedder, Path(texts).expanduser())
+        if tars:
+            arrays |= embed_image_tars(embedder, tars)
+        if found is not None:
+            arrays |= embed_folder(embedder, found)
+        if lines is not None:
+            arrays |= embed_lines(embedder, lines)
         arrays[SCORED_BY] = np.array(embedder.scorer.name)
+        arrays[NORMALIZED] = np.array(has_unit_length(arrays))
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         np.savez(file, allow_pickle=False, **arrays)
     shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
     print(f"embedded {shapes}: {target}")
+    if not arrays[NORMALIZED]:
+        print(NOT_NORMALIZED)
 
 
-def embed_folder(embedder: Embedder, folder: Path) -> dict[str, np.ndarray]:
-    """Embed the images below a folder, in the order of their names; those that cannot be decoded are reported."""
+def images_below(folder: Path) -> FoundImages:
+    """The images below a folder; what is not read is reported.
+
+    Raises:
+        UserError: the folder does not exist or contains no image.
+    """
     if not folder.is_dir():
-        raise UserError(f"--images: the folder {folder} does not exist")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_TYPES)
-    if not paths:
-        raise UserError(f"--images: {folder} contains no images ({', '.join(IMAGE_TYPES)})")
-    found = embedder.images(paths)
+        problem = "is a file; give the folder that contains it" if folder.is_file() else "does not exist"
+        raise UserError(f"--images: the folder {folder} {problem}")
+    found = find_images(folder)
+    if not found.names:
+        raise UserError("\n".join([f"--images: {folder} contains no images", *found.notices()]))
+    for notice in found.notices():
+        tqdm.write(notice)
+    return found
+
+
+def embed_folder(embedder: Embedder, images: FoundImages) -> dict[str, np.ndarray]:
+    """Embed images, in the order of their names; those that cannot be decoded are reported."""
+    found = embedder.images(images.paths)
     for number, reason in found.failed.items():
-        tqdm.write(f"skipped {paths[number]}: {reason}")
-    names = np.array([str(paths[number].relative_to(folder)) for number in found.index])
-    return {**found.encoded.arrays("image"), "image_id": np.array(found.index), "image_name": names}
+        tqdm.write(f"skipped {images.paths[number]}: {reason}")
+    names = string_arrays("image_name", [images.names[number] for number in found.index])
+    return {**found.encoded.arrays("image"), "image_id": np.array(found.index), **names}
 
 
-def embed_lines(embedder: Embedder, file: Path) -> dict[str, np.ndarray]:
-    """Embed the captions of a file, one per line; empty lines are skipped."""
+def caption_lines(texts: str) -> dict[int, str]:
+    """The captions of a file by the number of their line, from 0; `-` is standard input. Empty lines are skipped.
+
+    Raises:
+        UserError: it is not a file, is not UTF-8, or contains no caption.
+    """
+    where = "standard input" if texts == "-" else texts
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--texts: could not read {file}: {error}") from None
-    numbers = [number for number, line in enumerate(lines) if line]
-    if not numbers:
-        raise UserError(f"--texts: {file} contains no captions")
-    captions = [lines[number] for number in numbers]
+        raw = sys.stdin.buffer.read() if texts == "-" else Path(texts).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"--texts takes a file with one caption per line, or - for standard input; could not read {texts}: "
+            f"{error.strerror or error}"
+        ) from None
+    cleaner = CaptionCleaner()
+    cleaned = [cleaner.clean([line], f"line {n}") for n, line in enumerate(split_lines(raw, f"--texts: {where}"))]
+    found = {number: captions[0] for number, captions in enumerate(cleaned) if captions}
+    if not found:
+        raise UserError(f"--texts: {where} contains no captions")
+    for notice in cleaner.notices():
+        tqdm.write(notice)
+    return found
+
+
+def embed_lines(embedder: Embedder, lines: dict[int, str]) -> dict[str, np.ndarray]:
+    """Embed captions, given by the number of their line."""
+    captions = list(lines.values())
     arrays = embedder.texts(captions, "captions").arrays("text")
-    return {**arrays, "caption_id": np.array(numbers), "caption": np.array(captions)}
+    return {**arrays, "caption_id": np.array(list(lines)), **string_arrays("caption", captions)}
 
 
 def main(arguments: list[str]) -> None:

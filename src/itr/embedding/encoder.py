@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from itr.checkpoints import open_checkpoint
+from itr.checkpoints import open_identified
 from itr.distributed import choose_device
 from itr.embedding.files import pooled_only
 from itr.errors import UserError
-from itr.evaluation.provenance import checkpoint_identity, encoder_name
+from itr.evaluation.provenance import encoder_name
 from itr.evaluation.scoring import CosineScorer, Scorer, scorer_of
 from itr.files.digests import weights_identity
-from itr.images.transforms import BadImageError, EvaluationTransform, decode
+from itr.images.transforms import BadImageError, EvaluationTransform, read_view
 from itr.module import RetrievalModule
 from itr.teachers.base import Precision
 from itr.teachers.load import load_teacher
@@ -42,7 +42,7 @@ class ReadImage(NamedTuple):
 class ImageFiles(Dataset[ReadImage]):
     """Image files, transformed for an encoder."""
 
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
         self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class ImageFiles(Dataset[ReadImage]):
                 raise OSError(f"{self.paths[index]} is not a file, but a pipe")
             data = self.paths[index].read_bytes()
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-            return ReadImage(index, self.transform(decode(data, MAX_PIXELS)), "", digest)
+            return ReadImage(index, read_view(data, MAX_PIXELS, self.transform), "", digest)
         except (BadImageError, OSError) as error:
             return ReadImage(index, None, str(error), digest)
 
@@ -96,7 +96,7 @@ class Embedder:
     device: torch.device
     encode_text: Callable[[Sequence[str]], Encoded] | None = None
     encode_image: Callable[[Tensor], Encoded] | None = None
-    transform: Callable[[Tensor], Tensor] | None = None
+    transform: Callable[[Any], Tensor] | None = None
     model: dict[str, Any] = field(default_factory=dict)
     scorer: Scorer = field(default_factory=CosineScorer)
     precision: Precision = "32"
@@ -193,8 +193,8 @@ def open_embedder(
     if name is not None:
         return teacher_embedder(modality, name, device, **settings)
     assert ckpt_path is not None
-    module = open_checkpoint(ckpt_path)
-    return module_embedder(module, device, model=checkpoint_identity(Path(ckpt_path).expanduser()), **settings)
+    module, identity = open_identified(ckpt_path)
+    return module_embedder(module, device, model=identity, **settings)
 
 
 class View(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.errors import UserError, shown
+from itr.embedding.strings import numeric_arrays
+from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.scoring import COSINE, CosineScorer, Scorer
 from itr.types import Encoded
@@ -25,8 +26,6 @@ PARTS = (
     "unimodal",
 )  # image_... and text_... that are not further embeddings
 SCORED_BY = "scored_by"
-IDS = tuple(key for key in KEYS if key.endswith("_id"))
-LONGEST_ID = 18  # digits of an id that is written as text
 
 
 @dataclass
@@ -104,12 +103,23 @@ def gallery_of(arrays: Mapping[str, Tensor], where: str, scorer: Scorer | None =
         text_id[columns],
         owner.long()[columns],
         scorer or CosineScorer(),
+        *_samples(where, arrays, rows),
     )
     try:
         gallery.own_image()
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return gallery
+
+
+def _samples(where: str, arrays: Mapping[str, Tensor], order: Tensor) -> tuple[Tensor | None, int]:
+    """Which images have the same content, and the number of samples, see `Gallery.arrays`."""
+    same, number = arrays.get("image_same_as"), arrays.get("num_samples")
+    if same is not None and (same.shape != order.shape or same.is_floating_point()):
+        raise UserError(f"{where}: image_same_as must be {len(order)} whole numbers, one for each image; or remove it")
+    if number is not None and (number.numel() != 1 or int(number) < len(order)):
+        raise UserError(f"{where}: num_samples must be {len(order)} or more; or remove it")
+    return None if same is None else same.long()[order], 0 if number is None else int(number)
 
 
 def pooled_only(rows: Tensor, unimodal: Tensor | None = None) -> Encoded:
@@ -163,37 +173,13 @@ def read_embeddings(path: Path) -> StoredEmbeddings:
                 arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  it is not a dictionary
                 return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
         with np.load(path, allow_pickle=False) as kept:
-            arrays = {key: torch.from_numpy(found) for key in kept if (found := _numbers(key, kept[key])) is not None}
-            return StoredEmbeddings(arrays, str(kept[SCORED_BY]) if SCORED_BY in kept else COSINE, str(path))
+            found = {key: kept[key] for key in kept}
+        arrays = {key: torch.from_numpy(value) for key, value in numeric_arrays(found, KEYS).items()}
+        return StoredEmbeddings(arrays, str(found.get(SCORED_BY, COSINE)), str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # safetensors and zipfile have their own error types
         raise UserError(f"could not read {path} as .npz or .safetensors: {error}") from None
-
-
-def _numbers(key: str, found: np.ndarray) -> np.ndarray | None:
-    """An array as numbers, also if it holds whole numbers written as texts; None if it is of no use here, as names are.
-
-    Raises:
-        UserError: it is needed as numbers, and is not.
-    """
-    if found.dtype.kind in "fiub" or key not in KEYS:
-        return found if found.dtype.kind in "fiub" else None
-    texts = found.reshape(-1).tolist()
-    kinds = {"U": "texts", "S": "bytes", "O": "objects", "c": "complex numbers"}
-    kind = kinds.get(found.dtype.kind, f"values of type {found.dtype}")
-    if key not in IDS:
-        raise UserError(f"{key} holds {kind}, such as {shown(texts[0] if texts else None)}; it needs numbers")
-    odd = next((text for text in texts if not (isinstance(text, str) and text.isascii() and text.isdecimal())), None)
-    if odd is not None or not texts:
-        raise UserError(
-            f"{key} holds {kind}, such as {shown(odd)}; it needs whole numbers: number them, and keep the texts"
-        )
-    if max(map(len, texts)) > LONGEST_ID:
-        raise UserError(
-            f"{key} holds a number that is too large: {shown(max(texts, key=len))}; ids have at most 63 bits"
-        )
-    return np.array([int(text) for text in texts], dtype=np.int64).reshape(found.shape)
 
 
 def _rows(where: str, arrays: Mapping[str, Tensor], name: str, ids_name: str) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,48 @@ def about(protocol: str, model: Mapping[str, Any], data: Mapping[str, Any], **se
     return {"protocol": protocol, "model": dict(model), "data": dict(data), **settings, "versions": versions()}
 
 
+def measured(data: Mapping[str, Any], images: int, captions: int, samples: int) -> dict[str, Any]:
+    """The identity of the data with the counts of what was measured, which may be less than the split.
+
+    Args:
+        data: identity of the split, with its counts of `images` and `captions`; or nothing, if it is unknown.
+        images: number of images that were ranked.
+        captions: number of captions that were ranked.
+        samples: number of samples that were read. If it is more than `images`, some had the same image.
+
+    Returns:
+        `data` with the measured `images` and `captions`; `merged_samples` if some had the same image; and `in_split`
+        with the counts of the split, if not all of it was measured.
+    """
+    found = {**data, "images": images, "captions": captions}
+    if samples > images:
+        found["merged_samples"] = samples - images
+    if data.keys() >= {"images", "captions"} and (samples, captions) != (data["images"], data["captions"]):
+        found["in_split"] = {"images": data["images"], "captions": data["captions"]}
+    return found
+
+
+def measured_notes(data: Mapping[str, Any]) -> list[str]:
+    """What a reader of the metrics should know about the data of `measured`, as sentences."""
+    notes = []
+    if merged := data.get("merged_samples"):
+        notes.append(
+            f"{merged:,} samples have an image equal to that of another sample, and were merged with it: "
+            f"{data['images']:,} images with {data['captions']:,} captions were measured"
+        )
+    if tied := data.get("equal_images"):
+        notes.append(
+            f"{tied:,} images are equal to another one; the protocol keeps them, they tie, and ties count as wrong"
+        )
+    if whole := data.get("in_split"):
+        read = data["images"] + data.get("merged_samples", 0)
+        notes.append(
+            f"only a part of the split was measured: {read:,} of {whole['images']:,} samples, and "
+            f"{data['captions']:,} of {whole['captions']:,} captions"
+        )
+    return notes
+
+
 def shortened(value: Any) -> Any:
     """Settings with every long text replaced by its hash, such as the tokenizer stored in a checkpoint."""
     if isinstance(value, dict):

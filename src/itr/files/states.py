@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from itr.errors import UserError
+
 
 @dataclass(frozen=True)
 class FileState:
@@ -36,3 +38,16 @@ class FileState:
         The time of the last change of the inode is not compared: a hard link or another owner changes it too.
         """
         return (self.size, self.modified, self.inode) == (other.size, other.modified, other.inode)
+
+    def check(self, file: str | Path | int, name: str | Path) -> None:
+        """Check that a file still has this state.
+
+        Raises:
+            UserError: it changed, or does not exist any more; the message calls it `name`.
+        """
+        try:
+            same = self.same_content(FileState.of(file))
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(f"{name} changed since the run began; start again, on files that do not change")

@@ -10,17 +10,34 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from itr.images.depth import check_color_depth, is_deep, to_8_bits
+from itr.images.kinds import reads_heif
+
 JPEG = b"\xff\xd8\xff"
 # Formats that Pillow may decode, whatever the file's extension. Some of its other formats run a program (EPS runs
 # Ghostscript), or are containers whose header does not give the size of the image (ICO, ICNS).
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+MODES = ("L", "RGB", "1", "P", "LA", "RGBA", "CMYK")  # those that backbones may convert in their own ways, and two more
+EQUAL_MODES = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
+
+
+@cache
+def pillow_formats() -> tuple[str, ...]:
+    """`PILLOW_FORMATS`, and HEIC if pillow-heif is installed."""
+    if not reads_heif():
+        return PILLOW_FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*PILLOW_FORMATS, "HEIF")
 
 
 class BadImageError(ValueError):
@@ -28,13 +45,25 @@ class BadImageError(ValueError):
 
 
 def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
-    """Decode to RGB [H, W, 3], uint8.
-
-    JPEG uses a fast decoder; Pillow decodes what that rejects, and every other format. Transparent images are placed
-    on white; of an animation, only the first frame is used.
+    """Decode to RGB [H, W, 3], uint8; transparent images are placed on white.
 
     Raises:
-        BadImageError: the image is damaged or truncated, or its header gives more than `max_pixels`.
+        BadImageError: as `decode_stored`.
+    """
+    found = decode_stored(data, max_pixels)
+    return found if isinstance(found, np.ndarray) else np.array(to_rgb(found))
+
+
+def decode_stored(data: bytes, max_pixels: int) -> np.ndarray | Image.Image:
+    """Decode to RGB [H, W, 3], uint8, or to an image in its own mode, if backbones convert this mode in their own ways.
+
+    These are modes with transparency, palette, 1 bit, or other colors than RGB. Deep images are scaled to 8 bits, see
+    `itr.images.depth`. JPEG uses a fast decoder; Pillow decodes what that rejects, and every other format. Of an
+    animation, only the first frame is used.
+
+    Raises:
+        BadImageError: the image is damaged or truncated, its header gives more than `max_pixels`, or it is not known
+            which of its values is white.
     """
     try:
         if header := _jpeg_header(data):
@@ -44,11 +73,32 @@ def decode_pixels(data: bytes, max_pixels: int) -> np.ndarray:
                 return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
         with _opened(data) as image:
             _check_pixels(_pixels(image), max_pixels)
-            return np.array(to_rgb(image))
+            shallow = in_8_bits(image)
+            if _is_plain(shallow):
+                return np.array(to_rgb(shallow))
+            return shallow.copy()
     except BadImageError:
         raise
     except Exception as error:  # decoders raise arbitrary types on damaged data
         raise BadImageError(_reason(error)) from None
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """An image with 8 bits a channel, in one of `MODES`.
+
+    Raises:
+        DepthError: it is not known which of its values is white.
+    """
+    image.load()
+    if is_deep(image):
+        return to_8_bits(image)
+    check_color_depth(image)
+    return image if image.mode in MODES else image.convert(EQUAL_MODES.get(image.mode, "RGB"))
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether an image of 8 bits becomes RGB in the same way for all backbones."""
+    return image.mode in ("L", "RGB") and "transparency" not in image.info
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
@@ -66,7 +116,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str, str] | None:
 def _opened(data: bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we apply our own limit
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
             yield image
 
 
@@ -82,16 +132,25 @@ def _check_pixels(pixels: int, limit: int, limit_name: str = "data.max_pixels") 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB; transparent parts become white."""
-    if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits per pixel: scale 16 bits to 8
-        values = np.asarray(image, dtype=np.float64)
-        deep = values.max(initial=0) > 255
-        return Image.fromarray((values / 257 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    """Convert an image of 8 bits a channel to RGB; transparent parts become white."""
+    if has_transparency(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy
+
+
+def has_transparency(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel, or a color that is transparent."""
+    return image.mode in ("RGBA", "LA") or "transparency" in image.info
+
+
+def drop_transparency(image: Image.Image) -> Image.Image:
+    """Convert an image of 8 bits a channel to RGB; transparent parts show the color that is stored for them."""
+    if "transparency" in image.info:  # Pillow would warn that it is lost
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -109,14 +168,23 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise BadImageError(_reason(error)) from None
 
 
-def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
+def shrink(data: bytes, short_side: int, quality: int, flatten: bool = False) -> bytes | None:
     """Resize to a JPEG whose short side is `short_side` pixels; None if the image is not larger than that.
+
+    None too for an image with transparency, a palette or 1 bit: backbones convert these in their own ways, and before
+    or after they resize (`ImageSpec.to_rgb`), so a shard must keep them.
 
     Large JPEGs are decoded at 1/2, 1/4 or 1/8 size, but at least at twice the target size; the rest is one antialiased
     bicubic step. The result has no EXIF data, color profile or comment.
 
+    Args:
+        data: the encoded image.
+        short_side: of the result, in pixels.
+        quality: of the JPEG, from 1 to 100.
+        flatten: resize images with transparency or a palette too, on white.
+
     Raises:
-        BadImageError: the image is damaged or truncated, or exceeds Pillow's pixel limit.
+        BadImageError: as `decode_stored`, or the image exceeds Pillow's pixel limit.
     """
     try:
         with _opened(data) as image:
@@ -126,12 +194,22 @@ def shrink(data: bytes, short_side: int, quality: int) -> bytes | None:
             scale = short_side / min(image.size)
             width, height = (max(1, round(side * scale)) for side in image.size)
             image.draft(None, (2 * width, 2 * height))  # type: ignore[arg-type]
-            small = to_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
+            shallow = in_8_bits(image)
+            if not flatten and not _shrinks_alike(shallow):
+                return None
+            small = to_rgb(shallow).resize((width, height), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality, comment=b"")
         return buffer.getvalue()
     except Exception as error:
         raise BadImageError(_reason(error)) from None
+
+
+def _shrinks_alike(image: Image.Image) -> bool:
+    """Whether backbones see the same image after it was resized and placed on white."""
+    if image.mode in ("P", "1"):
+        return False
+    return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
 def _reason(error: Exception) -> str:

@@ -4,24 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-from itr.backbones.base import ImageSpec
+from itr.backbones.base import ImageSpec, ToRGB
 from itr.images.decode import BadImageError as BadImageError
-from itr.images.decode import decode_pixels
+from itr.images.decode import decode_pixels, decode_stored, drop_transparency
+from itr.images.decode import to_rgb as on_white
+
+Decoded = Tensor | Image.Image  # RGB [3, H, W], uint8, or an image that is resized in its own mode
 
 
 def decode(data: bytes, max_pixels: int) -> Tensor:
     """Decode to RGB [3, H, W], uint8, as `decode_pixels` does.
 
     Raises:
-        BadImageError: the image is damaged or truncated, or its header gives more than `max_pixels`.
+        BadImageError: as `decode_stored`.
     """
     return torch.from_numpy(decode_pixels(data, max_pixels)).permute(2, 0, 1)
+
+
+def decode_for(data: bytes, max_pixels: int, to_rgb: ToRGB) -> Decoded:
+    """Decode for a backbone, see `ImageSpec.to_rgb`.
+
+    Raises:
+        BadImageError: as `decode_stored`.
+    """
+    stored = decode_stored(data, max_pixels)
+    return prepared(stored, to_rgb) if isinstance(stored, Image.Image) else torch.from_numpy(stored).permute(2, 0, 1)
+
+
+def prepared(image: Image.Image, to_rgb: ToRGB) -> Decoded:
+    """An image of 8 bits a channel as a backbone's transform takes it, see `ImageSpec.to_rgb`."""
+    if to_rgb == "after_resize":
+        return image
+    return rgb_tensor(on_white(image) if to_rgb == "white" else image)
+
+
+def read_view(data: bytes, max_pixels: int, transform: Callable[[Any], Tensor]) -> Tensor:
+    """Decode an image as the backbone of `transform` needs it, and transform it to [3, size, size], uint8.
+
+    Raises:
+        BadImageError: as `decode_stored`.
+    """
+    return transform(decode_for(data, max_pixels, getattr(transform, "to_rgb", "white")))
+
+
+def rgb_tensor(image: Decoded) -> Tensor:
+    """RGB [3, H, W], uint8; transparent parts of a stored image show the color that is stored for them."""
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(drop_transparency(image))).permute(2, 0, 1)
 
 
 @dataclass
@@ -50,12 +89,14 @@ class Augmentation:
             raise ValueError(f"horizontal_flip={self.horizontal_flip} must be a probability, from 0 to 1")
 
 
-def resize(image: Tensor, size: list[int], mode: InterpolationMode) -> Tensor:
-    """Resize [3, H, W] with antialiasing, to the same pixels as `v2.functional.resize`.
+def resize(image: Decoded, size: list[int], mode: InterpolationMode) -> Tensor:
+    """Resize to RGB [3, H, W] with antialiasing, to the same pixels as `v2.functional.resize`.
 
     The input is first made contiguous in channels-last order: the kernel takes nearly twice as long on a crop, whose
     rows are not contiguous, or on separate planes.
     """
+    if isinstance(image, Image.Image):  # Pillow weighs colors by their alpha, and takes the nearest pixel of a palette
+        return rgb_tensor(TF.resize(image, size, mode))
     contiguous = image[None].contiguous(memory_format=torch.channels_last)
     resized: Tensor = TF.resize_image(contiguous, size, mode, antialias=True)
     return resized[0]
@@ -68,11 +109,10 @@ class RandomCrop:
         self.size, self.mode = [size, size], mode
         self.random_crop = v2.RandomResizedCrop(size, augmentation.crop_scale, augmentation.crop_ratio)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """[3, H, W] to [3, size, size], uint8."""
+    def __call__(self, image: Decoded) -> Tensor:
+        """An image of any size to RGB [3, size, size], uint8."""
         box = self.random_crop.make_params([image])
-        top, left = box["top"], box["left"]
-        return resize(image[:, top : top + box["height"], left : left + box["width"]], self.size, self.mode)
+        return resize(TF.crop(image, box["top"], box["left"], box["height"], box["width"]), self.size, self.mode)
 
 
 class EvaluationTransform:
@@ -80,13 +120,13 @@ class EvaluationTransform:
 
     def __init__(self, spec: ImageSpec) -> None:
         self.size, self.squash = spec.size, spec.resize == "squash"
-        self.mode = InterpolationMode(spec.interpolation)
+        self.mode, self.to_rgb = InterpolationMode(spec.interpolation), spec.to_rgb
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """[3, H, W] to [3, size, size], uint8."""
-        height, width = image.shape[1:]
+    def __call__(self, image: Decoded) -> Tensor:
+        """An image of any size to RGB [3, size, size], uint8."""
+        height, width = TF.get_size(image)
         if height == width == self.size:
-            return image
+            return rgb_tensor(image)
         if self.squash:
             return resize(image, [self.size, self.size], self.mode)
         if max(height, width) > 8 * min(height, width):  # resizing an extremely long image would need gigabytes
@@ -99,13 +139,13 @@ class TrainingTransform:
     """A random view of an image, drawn from torch's global generator."""
 
     def __init__(self, spec: ImageSpec, augmentation: Augmentation) -> None:
-        mode = InterpolationMode(spec.interpolation)
-        steps: list[Callable[[Tensor], Tensor]] = []
+        mode, self.to_rgb = InterpolationMode(spec.interpolation), spec.to_rgb
+        steps: list[Callable[[Any], Any]] = []
         if augmentation.crop_scale == (1.0, 1.0):
             steps.append(EvaluationTransform(spec))
         elif augmentation.rand_augment:  # its rounding depends on the memory layout, so keep the crop of v2
             scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
-            steps.append(v2.RandomResizedCrop(spec.size, scale, ratio, interpolation=mode, antialias=True))
+            steps += [v2.RandomResizedCrop(spec.size, scale, ratio, interpolation=mode, antialias=True), rgb_tensor]
         else:
             steps.append(RandomCrop(spec.size, augmentation, mode))
         if augmentation.horizontal_flip:
@@ -114,10 +154,11 @@ class TrainingTransform:
             steps.append(v2.RandAugment(augmentation.rand_augment, augmentation.rand_augment_magnitude))
         self.steps = steps
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """[3, H, W] to [3, size, size], uint8."""
+    def __call__(self, image: Decoded) -> Tensor:
+        """An image of any size to RGB [3, size, size], uint8."""
         for step in self.steps:
             image = step(image)
+        assert isinstance(image, Tensor)
         return image
 
 

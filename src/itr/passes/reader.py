@@ -17,7 +17,7 @@ from itr.data.loading.fields import dense_captions
 from itr.data.loading.items import read_items
 from itr.data.shards.schema import Sample, Split
 from itr.errors import UserError
-from itr.images.transforms import BadImageError, decode
+from itr.images.transforms import BadImageError, read_view
 from itr.teachers.base import ImageTransform, Modality
 from itr.types import Tokens
 
@@ -109,7 +109,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         images, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
-                images.append(self.transform(decode(sample.image, self.max_pixels)))
+                images.append(read_view(sample.image, self.max_pixels, self.transform))
             except BadImageError as error:
                 images.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
                 bad.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def recorded_loads() -> Iterator[list[LoadedModel]]:
     `from_pretrained`, which returns it only to its caller and otherwise prints a table.
     """
     from transformers import modeling_utils
+    from transformers.utils import logging
 
     loads: list[LoadedModel] = []
 
@@ -66,7 +68,12 @@ def recorded_loads() -> Iterator[list[LoadedModel]]:
 
     report = modeling_utils.log_state_dict_report
     modeling_utils.log_state_dict_report = record
+    hides_bar = logging.is_progress_bar_enabled() and not sys.stderr.isatty()  # in a file it is one long line
+    if hides_bar:
+        logging.disable_progress_bar()
     try:
         yield loads
     finally:
         modeling_utils.log_state_dict_report = report
+        if hides_bar:
+            logging.enable_progress_bar()

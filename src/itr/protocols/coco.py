@@ -177,13 +177,11 @@ def cxc_recalls(gallery: Gallery, device: torch.device | str = "cpu") -> dict[st
     return {f"cxc/{name}": value for name, value in found.items()}
 
 
-def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> dict[str, float]:
-    """R-Precision over plausible matches, `pmrp/...` (PCME, https://arxiv.org/abs/2101.05068).
+def read_plausible(folder: Path) -> Truth:
+    """The plausible matches of each query, from files that are not part of `eccv_caption`.
 
     Args:
-        gallery: embeddings keyed by COCO's ids.
-        folder: folder with pm_image_to_caption.json and pm_caption_to_image.json, which are not part of `eccv_caption`.
-        device: device that computes the scores.
+        folder: folder with pm_image_to_caption.json and pm_caption_to_image.json.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -195,5 +193,16 @@ def pmrp(gallery: Gallery, folder: Path, device: torch.device | str = "cpu") -> 
             truth[way] = {int(query): [int(match) for match in matches] for query, matches in found.items()}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"could not read the plausible matches {folder / name}: {error}") from None
+    return truth
+
+
+def pmrp(gallery: Gallery, truth: Truth, device: torch.device | str = "cpu") -> dict[str, float]:
+    """R-Precision over plausible matches, `pmrp/...` (PCME, https://arxiv.org/abs/2101.05068)."""
     found = judged_precisions(standard(gallery), truth, device)
     return {f"pmrp/{way}": found[f"{way}_r_precision"] for way in DIRECTIONS}
+
+
+def count_queries(gallery: Gallery, truth: Truth) -> dict[str, int]:
+    """Number of queries in each direction that have a true match in the gallery; only these are measured."""
+    gallery = standard(gallery)
+    return {way: len(_pairs(gallery, truth[way], way)[0 if way == "i2t" else 1].unique()) for way in DIRECTIONS}

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from itr.checkpoints import open_checkpoint
-from itr.data.shards.locations import find_split
+from itr.checkpoints import open_identified
 from itr.data.shards.positives import find_rows
-from itr.data.shards.schema import split_identity
 from itr.data.tables.reading import read_rows
 from itr.errors import UserError
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
+from itr.evaluation.provenance import about, figures_file, figures_table, measured_notes, write_figures
 from itr.evaluation.retrieval import evaluate
 from itr.evaluation.scoring import scorer_of
-from itr.protocols.coco import coco_recalls, cxc_recalls, eccv_metrics, pmrp
+from itr.protocols.coco import (
+    coco_recalls,
+    count_queries,
+    cxc_recalls,
+    eccv_metrics,
+    pmrp,
+    read_plausible,
+    standard,
+    truth_of,
+)
 from itr.protocols.scored import Scored
 
 COCO = (
@@ -41,7 +49,7 @@ def evaluate_coco(scored: Scored) -> None:
     Args:
         scored: the embeddings to score.
     """
-    _run(scored, COCO, lambda gallery: coco_recalls(gallery, scored.where))
+    _run(scored, COCO, lambda gallery: (coco_recalls(gallery, scored.where), {}))
 
 
 def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
@@ -52,9 +60,14 @@ def evaluate_eccv(scored: Scored, plausible: str | None = None) -> None:
         plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json; also measures PMRP.
     """
 
-    def measure(gallery: Gallery) -> dict[str, float]:
+    def measure(gallery: Gallery) -> tuple[Figures, Counts]:
         figures = eccv_metrics(gallery, scored.where)
-        return figures | (pmrp(gallery, Path(plausible).expanduser(), scored.where) if plausible else {})
+        queries = {"eccv": count_queries(gallery, truth_of("eccv"))}
+        if plausible:
+            truth = read_plausible(Path(plausible).expanduser())
+            figures |= pmrp(gallery, truth, scored.where)
+            queries["pmrp"] = count_queries(gallery, truth)
+        return figures, {"queries": queries}
 
     _run(scored, ECCV, measure)
 
@@ -68,12 +81,14 @@ def evaluate_cxc(scored: Scored, root: str | None = None) -> None:
     """
     files = {} if root is None else {name: judgements(Path(root).expanduser(), name) for name in PAIRS}
 
-    def measure(gallery: Gallery) -> dict[str, float]:
+    def measure(gallery: Gallery) -> tuple[Figures, Counts]:
         figures = cxc_recalls(gallery, scored.where)
+        counts: Counts = {"queries": {"cxc": count_queries(gallery, truth_of("cxc"))}}
         for name, rows in files.items():
             found = cxc_correlation(gallery, name, rows, scored.where)
             figures |= {f"cxc/{key}": value for key, value in found.items()}
-        return figures
+            counts.setdefault("pairs", {})[name] = len(rows[2])
+        return figures, counts
 
     _run(scored, CXC, measure)
 
@@ -89,7 +104,7 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
         raise UserError(
             "transfer embeds every data set with one model: give --ckpt_path CKPT and --data SHARDS, not --embeddings"
         )
-    target, module = figures_file(scored.out), open_checkpoint(scored.ckpt_path)
+    target, (module, identity) = figures_file(scored.out), open_identified(scored.ckpt_path)
     folders = [scored.data, *(further or [])]
     names = [Path(folder).expanduser().absolute().name for folder in folders]
     if len(set(names)) < len(names):
@@ -98,27 +113,34 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
             "rename one of them"
         )
     figures: dict[str, float] = {}
+    data: dict[str, Any] = {}
     scored_by = scorer_of(module).name
     for name, folder in zip(names, folders, strict=True):
-        found = evaluate(scored.of_shards(module, folder), device=scored.where)
+        loaded = scored.of_shards(module, identity, folder)
+        gallery = loaded.gallery.merged()
+        found = evaluate(gallery, device=scored.where)
         figures |= {f"transfer/{name}/{key}": value for key, value in found.items()}
-    data = {
-        name: split_identity(find_split(folder, scored.split), scored.split)
-        for name, folder in zip(names, folders, strict=True)
-    }
+        data[name] = loaded.measured(gallery)
     settings = {"precision": scored.precision, "scored_by": scored_by}
-    write_figures(target, figures, about(TRANSFER, scored.identity()[0], data, **settings))
-    print(f"{figures_table(figures)}\nwrote {target}")
+    write_figures(target, figures, about(TRANSFER, identity, data, **settings))
+    notes = [f"{name}: {note}" for name, counts in data.items() for note in measured_notes(counts)]
+    print("\n".join([*notes, figures_table(figures), f"wrote {target}"]))
 
 
-def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], dict[str, float]]) -> None:
+Figures = dict[str, float]
+Counts = dict[str, dict[str, Any]]
+
+
+def _run(scored: Scored, protocol: str, measure: Callable[[Gallery], tuple[Figures, Counts]]) -> None:
     target = figures_file(scored.out)
-    gallery = scored.coco_gallery()
-    figures = measure(gallery)
-    model, data = scored.identity()
+    loaded = scored.load_coco()
+    gallery = standard(loaded.gallery)
+    figures, counts = measure(gallery)
+    equal = {"equal_images": gallery.num_equal} if gallery.num_equal else {}
+    data = loaded.measured(gallery, **equal, **counts)
     settings = {"precision": scored.precision, "scored_by": gallery.scorer.name}
-    write_figures(target, figures, about(protocol, model, data, **settings))
-    print(f"{figures_table(figures)}\nwrote {target}")
+    write_figures(target, figures, about(protocol, loaded.model, data, **settings))
+    print("\n".join([*measured_notes(data), figures_table(figures), f"wrote {target}"]))
 
 
 # The columns that contain a pair, the query first.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.tables.text_files import text_lines
 from itr.errors import UserError, shown
+from itr.images.folders import find_images
 
 ImageSetLayout = Literal["auto", "cub", "sop", "inshop", "inaturalist", "folder"]
 # Numbers of test images in the protocol that UNICOM and CUSA report. CUB: all images of classes 101 to 200, in both
@@ -37,6 +37,7 @@ class LabeledImages:
         queries: indices of the query images; None for all.
         gallery: indices of the gallery images; None for all.
         lists: files from which names and classes were read.
+        notices: one line for each kind of thing in the folder that was not read.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LabeledImages:
     queries: list[int] | None = None
     gallery: list[int] | None = None
     lists: list[Path] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def paths(self) -> list[Path]:
@@ -162,15 +164,17 @@ def _inaturalist_json(root: Path, mark: Path) -> LabeledImages:
 
 def _folder(root: Path) -> LabeledImages:
     found = LabeledImages(root.resolve().name, root)
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower().lstrip(".") in IMAGE_TYPES and not path.name.startswith("._"):
-            name = path.relative_to(root)
-            if len(name.parts) < 2:
-                raise UserError(f"the image {path} is not in a class folder; layout folder expects ROOT/CLASS/IMAGE")
-            found.add(name.as_posix(), name.parts[0])
+    images = find_images(root)
+    found.notices = images.notices()
+    for name in images.names:
+        label, _, below = name.partition("/")
+        if not below:
+            raise UserError(f"the image {root / name} is not in a class folder; layout folder expects ROOT/CLASS/IMAGE")
+        found.add(name, label)
     if not found.names:
         wanted = ", ".join(markers[0] for markers in MARKER_FILES.values())
-        raise UserError(f"{root} contains neither images in one folder per class nor any of {wanted}")
+        lines = "".join(f"\n{notice}" for notice in found.notices)
+        raise UserError(f"{root} contains neither images in one folder per class nor any of {wanted}{lines}")
     return found
 
 

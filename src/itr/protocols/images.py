@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from itr.embedding.encoder import Space, open_embedder, views
@@ -60,6 +59,8 @@ def evaluate_images(
     if tile < 1:
         raise UserError(f"--tile is {tile}; it must be 1 or more")
     target, images = figures_file(out), read_images(Path(root).expanduser(), layout)
+    for notice in images.notices:
+        print(notice)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
     embedder = open_embedder("image", ckpt_path, image_model, device, **settings)
     found = embedder.images(images.paths)
@@ -87,7 +88,8 @@ def search_image_set(images: LabeledImages, rows: torch.Tensor, tile: int) -> Sa
     Raises:
         UserError: no query has a true match.
     """
-    label = torch.from_numpy(np.unique(images.labels, return_inverse=True)[1]).to(rows.device)
+    number = {label: number for number, label in enumerate(sorted(set(images.labels)))}
+    label = torch.tensor([number[name] for name in images.labels]).to(rows.device)
     parts = (images.queries, images.gallery)
     if any(part is not None and not part for part in parts):
         raise UserError(f"{images.lists[0]} lists no query images or no gallery images")
@@ -108,8 +110,11 @@ def image_set_identity(images: LabeledImages, hits: SameClassHits, digests: list
         "classes": len(set(images.labels)),
         "queries": queries,
         "queries_left_out": queries - len(hits.query),
+        "gallery": len(images.names if images.gallery is None else images.gallery),
         "blake2b": combined_digest(files),
     }
+    if len(set(digests)) < len(digests):
+        facts["equal_images"] = len(digests) - len(set(digests))
     published = PUBLISHED.get(images.name)
     return facts if published is None else facts | {"published_images": published}
 
@@ -122,6 +127,8 @@ def image_set_warnings(data: dict[str, Any]) -> list[str]:
             f"{data['name']} has {data['images']:,} images here but {data['published_images']:,} in the published "
             "protocol, so the metrics are not comparable with published ones"
         )
+    if equal := data.get("equal_images"):
+        lines.append(f"{equal:,} images are equal to another one, so some queries can find themselves")
     if data["queries_left_out"]:
         skipped = f"{data['queries_left_out']} of {data['queries']} queries"
         lines.append(f"skipped {skipped}, because their class has no other image")

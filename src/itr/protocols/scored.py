@@ -10,17 +10,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from itr.checkpoints import open_checkpoint
+from itr.checkpoints import open_identified
 from itr.data.datamodule import ShardData
-from itr.data.shards.locations import find_split
-from itr.data.shards.schema import Sample, split_identity
+from itr.data.shards.schema import Sample, Shard
 from itr.data.shards.tars import read_tar
 from itr.distributed import choose_device
 from itr.embedding.files import check_gallery, load_embeddings
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
-from itr.evaluation.provenance import checkpoint_identity
+from itr.evaluation.provenance import measured
 from itr.evaluation.scoring import scorer_of
 from itr.files.digests import file_digest
 from itr.module import RetrievalModule
@@ -66,16 +65,22 @@ class Scored:
         """The device for embedding and scoring."""
         return torch.device(choose_device(self.device))
 
-    def gallery(self) -> Gallery:
+    def load(self) -> Loaded:
         """The embeddings, keyed by the ids in the file or the shards."""
         if self.embeddings is not None:
-            scorer = None if self.ckpt_path is None else scorer_of(open_checkpoint(self.ckpt_path))
-            return load_embeddings(Path(self.embeddings).expanduser(), scorer)
+            path, scorer, made_by = Path(self.embeddings).expanduser(), None, None
+            if self.ckpt_path is not None:
+                module, made_by = open_identified(self.ckpt_path)
+                scorer = scorer_of(module)
+            model: dict[str, Any] = {"embeddings": path.name, "blake2b": file_digest(path) if path.is_file() else ""}
+            gallery = load_embeddings(path, scorer)
+            return Loaded(gallery, model if made_by is None else {**model, "made_by": made_by}, {}, [])
         assert self.ckpt_path is not None
         assert self.data is not None
-        return self.of_shards(open_checkpoint(self.ckpt_path), self.data)
+        module, identity = open_identified(self.ckpt_path)
+        return self.of_shards(module, identity, self.data)
 
-    def of_shards(self, module: RetrievalModule, folder: str) -> Gallery:
+    def of_shards(self, module: RetrievalModule, identity: dict[str, Any], folder: str) -> Loaded:
         """A model's embeddings of the split in a shard folder."""
         shards = ShardData(
             folder,
@@ -86,32 +91,37 @@ class Scored:
         )
         embed_shards(module, shards, self.where, self.precision)
         check_gallery(module.last_gallery, self.ckpt_path or "the model")
-        return module.last_gallery
+        return Loaded(module.last_gallery, identity, shards.identity("predict"), shards.found["predict"].shards)
 
-    def coco_gallery(self) -> Gallery:
+    def load_coco(self) -> Loaded:
         """The embeddings, keyed by COCO's image and annotation ids."""
-        found = self.gallery()
-        return found if self.data is None else by_coco_ids(found, read_split(self.data, self.split))
-
-    def identity(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The identities of the model and of the data, for the metrics file."""
-        if self.embeddings is not None:
-            path = Path(self.embeddings).expanduser()
-            model: dict[str, Any] = {"embeddings": path.name, "blake2b": file_digest(path)}
-            if self.ckpt_path is not None:
-                model["made_by"] = checkpoint_identity(Path(self.ckpt_path).expanduser())
-            return model, {}
-        assert self.ckpt_path is not None
-        assert self.data is not None
-        return checkpoint_identity(Path(self.ckpt_path).expanduser()), split_identity(
-            find_split(self.data, self.split), self.split
-        )
+        found = self.load()
+        if self.data is None:
+            return found
+        samples = (sample for shard in found.shards for sample in read_tar(shard.place))
+        return replace(found, gallery=by_coco_ids(found.gallery, samples))
 
 
-def read_split(folder: str, split: str) -> Iterator[Sample]:
-    """The samples of a split in order."""
-    for shard in find_split(folder, split).shards:
-        yield from read_tar(shard.place)
+@dataclass
+class Loaded:
+    """Embeddings, and what they are of.
+
+    Attributes:
+        gallery: the embeddings.
+        model: identity of the model that computed them.
+        data: identity of the split; empty for a file of embeddings.
+        shards: its shards.
+    """
+
+    gallery: Gallery
+    model: dict[str, Any]
+    data: dict[str, Any]
+    shards: list[Shard]
+
+    def measured(self, gallery: Gallery, **further: Any) -> dict[str, Any]:
+        """The identity of the data with the counts of `gallery`, the part of the embeddings that was measured."""
+        samples = gallery.num_samples
+        return measured(self.data, len(gallery.image_id), len(gallery.text_id), samples) | further
 
 
 def by_coco_ids(gallery: Gallery, samples: Iterator[Sample]) -> Gallery:

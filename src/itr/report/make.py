@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from itr.commands.parsing import FriendlyParser, add_class_config, options_of
-from itr.data.shards.locations import find_split, read_positives
+from itr.data.shards.locations import NoSplitError, find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import Split, data_identity
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
+from itr.evaluation.provenance import measured, measured_notes
 from itr.files.digests import file_digest
 from itr.files.writing import file_to_write
 from itr.report.content.embeddings import checkpoint_embeddings, ready_embeddings
@@ -62,7 +63,10 @@ def report(
     target = requested or file_to_write(folders[0] / "report" / "index.html", ".html")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
-        find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
+        try:
+            find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
+        except NoSplitError as error:
+            raise UserError(f"{error}; choose one of them with --split") from None
     num_queries = -(-pictures // len(folders))
     files = given or [None] * len(run_list)
     entries = [_entry(run, split, root, file, num_queries, device) for run, file in zip(run_list, files, strict=True)]
@@ -76,21 +80,26 @@ def report(
 
 def _entry(run: Run, split: str, data: Path | None, ready: Path | None, num_queries: int, device: str) -> RunEntry:
     entry = RunEntry(run, published=published_results(run.config_name), changes=changed_settings(run))
-    entry.facts["checkpoint"] = _checkpoint(run)
+    entry.checkpoint = file_digest(run.checkpoint) if run.checkpoint else ""
+    entry.facts["checkpoint"] = f"{run.checkpoint.name}, BLAKE2b {entry.checkpoint}" if run.checkpoint else "none"
     entry.facts["software"] = ", ".join(_versions())
     root = data or Path(run.setting("data.root", "shards")).expanduser()
-    shards = _find_shards(entry, root, split)
+    shards = _find_shards(entry, root, split, needed=ready is None)
+    _compare_metrics(entry, split)
     try:
-        gallery = _gallery(run, root, split, ready, device)
+        gallery = _gallery(run, root, split, ready, device).merged()
     except UserError as error:
         if ready is not None:
             raise
         run.notes.append(f"No embeddings, so there are no recall curves and no gallery: {error}")
         return entry
-    if shards and (shards.images, shards.captions) != (len(gallery.image_id), len(gallery.text_id)):
+    counts = measured({}, len(gallery.image_id), len(gallery.text_id), gallery.num_samples)
+    entry.facts["measured"] = f"{plural(counts['images'], 'image')}, {plural(counts['captions'], 'caption')}"
+    run.notes += measured_notes(counts)
+    if shards and (shards.images, shards.captions) != (gallery.num_samples, len(gallery.text_id)):
         run.notes.append(
-            f"No images and no list of true matches: the embeddings cover {plural(len(gallery.image_id), 'image')} and "
-            f"{plural(len(gallery.text_id), 'caption')}, which does not match {root}"
+            f"No images and no list of true matches: the embeddings cover {entry.facts['measured']}, which does not "
+            f"match {root}"
         )
         shards = None
     pairs = read_positives(root, split) if shards else None
@@ -102,21 +111,34 @@ def _entry(run: Run, split: str, data: Path | None, ready: Path | None, num_quer
     return entry
 
 
-def _find_shards(entry: RunEntry, root: Path, split: str) -> Split | None:
-    """The shards of the split; if they are missing, a note on the page says so."""
+def _find_shards(entry: RunEntry, root: Path, split: str, needed: bool) -> Split | None:
+    """The shards of the split; if they are missing, a note on the page says so.
+
+    Raises:
+        UserError: the shards exist without this split, and there is nothing else to show: it is `needed`.
+    """
     try:
         shards = find_split(root, split)
+    except NoSplitError as error:
+        message = f"{entry.name}: {error}; choose one of them with --split"
+        if needed:
+            raise UserError(message) from None
+        entry.run.notes.append(f"No images: {message}")
+        return None
     except UserError as error:
         entry.run.notes.append(f"No images: {error}. If the shards have moved, give their folder with --data")
         return None
+    entry.data = data_identity(shards)
     size = f"{plural(shards.images, 'image')}, {plural(shards.captions, 'caption')}"
-    entry.facts["data"] = f"{root}, split {split}: {size}; identity {data_identity(shards)[:16]}"
+    entry.facts["data"] = f"{root}, split {split}: {size}; identity {entry.data[:16]}"
     return shards
 
 
-def _checkpoint(run: Run) -> str:
-    path = run.checkpoint
-    return f"{path.name}, BLAKE2b {file_digest(path)}" if path else "none"
+def _compare_metrics(entry: RunEntry, split: str) -> None:
+    """Note which metrics files are not of the checkpoint and the shards that the rest of the page shows."""
+    for file in entry.run.metrics:
+        if origin := entry.origin(file, split):
+            entry.run.notes.append(f"{file.name} is {origin}; the rest of this page is of {entry.facts['checkpoint']}")
 
 
 def _versions() -> list[str]:

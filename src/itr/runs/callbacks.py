@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from enum import Enum
@@ -18,17 +19,29 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from itr.commands.configs import MADE_WITH, made_with
-from itr.evaluation.provenance import about, checkpoint_identity, shortened, write_figures
+from itr.errors import UserError
+from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED
+from itr.evaluation.provenance import (
+    about,
+    checkpoint_identity,
+    measured,
+    measured_notes,
+    shortened,
+    write_figures,
+)
 from itr.evaluation.retrieval import DIRECTIONS, recall_table
 from itr.evaluation.scoring import mean_scores
+from itr.files.states import FileState
 from itr.files.writing import whole_file
 from itr.module import RetrievalModule
 from itr.runs.watch import Watch
 from itr.training.logging_steps import logs_now
 from itr.training.optim import loss_scale
 
+log = logging.getLogger(__name__)
 PROTOCOL = (
-    "every image of the split against every caption of it; any caption of an image is a hit; R@K and mrr in percent, "
+    "every image of the split against every caption of it; any caption of an image is a hit; "
+    "samples with equal images are one image; R@K and mrr in percent, "
     "ranks from 1; ties count against the true match; all/ counts every true match that the shards know"
 )
 
@@ -114,7 +127,27 @@ class ProgressBar(TQDMProgressBar):
 
 
 class Results(pl.Callback):
-    """Prints and stores the results of an evaluation: `metrics.json` after `test`, `embeddings.npz` after `predict`."""
+    """Prints and stores the results of an evaluation: `metrics.json` after `test`, `embeddings.npz` after `predict`.
+
+    Args:
+        ckpt_path: the checkpoint whose weights are evaluated.
+    """
+
+    def __init__(self, ckpt_path: str | None = None) -> None:
+        self._told = False
+        self._path = Path(ckpt_path) if ckpt_path and Path(ckpt_path).is_file() else None
+        self._model: dict[str, str] = {"checkpoint": "none"}
+        self._state: FileState | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Identify the checkpoint before its weights are loaded: another one may have its name when the run ends."""
+        if stage == "test" and trainer.is_global_zero and self._path:
+            self._state, self._model = FileState.of(self._path), checkpoint_identity(self._path)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a checkpoint that was replaced while it was loaded."""
+        if self._state and self._path and not FileState.of(self._path).same_content(self._state):
+            raise UserError(f"the checkpoint {self._path} changed while it was loaded; test it again")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print all metrics of `itr validate`, and one line for an epoch of `itr fit`."""
@@ -122,6 +155,8 @@ class Results(pl.Callback):
             self._show(trainer, pl_module)
         elif not trainer.sanity_checking:
             self._show_epoch(trainer, pl_module)
+            if not self._told:
+                self._tell(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the metrics and write them to a file."""
@@ -136,8 +171,11 @@ class Results(pl.Callback):
             return
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
-        np.savez(path, allow_pickle=False, **gallery.arrays())
+        arrays = gallery.arrays()
+        np.savez(path, allow_pickle=False, **arrays)
         print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
+        if not arrays[NORMALIZED]:
+            print(NOT_NORMALIZED)
 
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -145,6 +183,20 @@ class Results(pl.Callback):
         gallery = module.last_gallery
         print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
         print(recall_table(module.metrics))
+        self._tell(trainer, pl_module, "val" if trainer.state.fn == "validate" else "test")
+
+    @rank_zero_only
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Report, once, what was merged or left out."""
+        self._told = True
+        for note in measured_notes(self._data(trainer, pl_module, stage)):
+            log.warning("%s", note)
+
+    def _data(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> dict[str, Any]:
+        """Identity and counts of the data that was measured."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        gallery = self._module(pl_module).last_gallery
+        return measured(data.identity(stage), len(gallery.image_id), len(gallery.text_id), gallery.num_samples)
 
     @rank_zero_only
     def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,14 +220,11 @@ class Results(pl.Callback):
 
     def _about(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The provenance of the metrics."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
-        model = checkpoint_identity(checkpoint) if checkpoint and checkpoint.is_file() else {"checkpoint": "none"}
         seed = os.environ.get("PL_GLOBAL_SEED")
         return about(
             PROTOCOL,
-            model,
-            data.identity("test"),
+            self._model,
+            self._data(trainer, pl_module, "test"),
             seed=None if seed is None else int(seed),
             precision=str(trainer.precision),
             config=shortened(self._module(pl_module).describe()),

@@ -147,7 +147,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             settings["limit_val_batches"] = 0
         if settings["logger"] in (None, True):
             settings["logger"] = self._loggers(root) if training and not writes_nothing(settings) else False
-        own: list[Callback] = [Results(), *self._progress_bar(settings)]
+        own: list[Callback] = [Results(options.get("ckpt_path")), *self._progress_bar(settings)]
         if training:
             own += [History(), DataWait(), UnusedParameters(), SameOrder()]
         settings["enable_checkpointing"] = self.saves = training and saves_checkpoints(settings)

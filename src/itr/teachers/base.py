@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from itr.backbones.base import ImageSpec, Tokenizer
 from itr.errors import UserError, quoted
-from itr.images.transforms import EvaluationTransform
+from itr.images.transforms import Decoded, EvaluationTransform
 from itr.types import Tokens
 
 Modality = Literal["image", "text", "dense"]
@@ -31,11 +31,11 @@ class ImageTransform:
     """
 
     def __init__(self, spec: ImageSpec, resize: int | None = None) -> None:
-        self.size = spec.size
+        self.size, self.to_rgb = spec.size, spec.to_rgb
         self.resize = EvaluationTransform(replace(spec, size=max(resize or spec.size, spec.size)))
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """[3, H, W] to [3, size, size], uint8."""
+    def __call__(self, image: Decoded) -> Tensor:
+        """An image of any size to RGB [3, size, size], uint8."""
         cropped: Tensor = TF.center_crop(self.resize(image), [self.size, self.size])
         return cropped
 

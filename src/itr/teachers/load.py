@@ -168,7 +168,7 @@ def _tower(modality: Literal["vision", "text"], name: str, pooled: bool = False)
     try:
         return make_tower(modality, name, None, pooled)
     except UserError as error:
-        if error.__cause__ is None:  # its message is complete
+        if error.__cause__ is None or Path(name).is_dir():  # its message is complete
             raise
         raise UserError(
             f"could not load teacher {name} ({quoted(error.__cause__ or error)}). {OFFLINE_HINT}"
@@ -205,7 +205,7 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
     size = int(config["input_size"][1])
     mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     resize: Literal["squash", "shortest"] = "squash" if config["crop_mode"] == "squash" else "shortest"
-    spec = ImageSpec(size, config["mean"], config["std"], mode, resize)
+    spec = ImageSpec(size, config["mean"], config["std"], mode, resize, to_rgb="drop")
 
     return Encoder(model, lambda image: _timm_output(model, image, output), spec, int(size / config["crop_pct"]))
 
@@ -230,5 +230,5 @@ def _open_clip(name: str, output: TeacherOutput) -> Encoder:
 
 def _unicom(path: str, output: TeacherOutput) -> Encoder:
     model = load_unicom(path)
-    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD)
+    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize")
     return Encoder(model, model.forward_features if output == "tokens" else model, spec)

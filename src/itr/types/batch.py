@@ -98,6 +98,7 @@ class Batch:
         text_extra: further fields of the captions that a method needs, by name, with C rows each.
         keys: shard and key of each image [I], for messages; empty if unknown.
         host_index: copy of `image_index` on the host after the batch moved to a device; None before.
+        content_id: hash of each image's file in a training batch [I], int64; None if unknown.
     """
 
     image: Tensor
@@ -109,11 +110,17 @@ class Batch:
     text_extra: dict[str, Extra] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     host_index: Tensor | None = None
+    content_id: Tensor | None = None
 
     @property
     def text_image_id(self) -> Tensor:
         """The id of each caption's image [C]."""
         return self.image_id[self.image_index]
+
+    @property
+    def text_content_id(self) -> Tensor:
+        """A number for each caption that captions of equal images share [C]."""
+        return (self.image_id if self.content_id is None else self.content_id)[self.image_index]
 
     def __len__(self) -> int:
         return len(self.text_id)
@@ -148,6 +155,7 @@ class Batch:
             {name: value[images] for name, value in self.image_extra.items()},
             {name: value[captions] for name, value in self.text_extra.items()},
             self.keys[images],
+            content_id=None if self.content_id is None else self.content_id[images],
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -166,6 +174,7 @@ class Batch:
             {name: _extra_to(value, device) for name, value in self.text_extra.items()},
             self.keys,
             self.image_index if self.host_index is None else self.host_index,
+            None if self.content_id is None else _to(self.content_id, device),
         )
 
     def pin_memory(self) -> Batch:
@@ -179,4 +188,5 @@ class Batch:
             {name: _pinned(value) for name, value in self.image_extra.items()},
             {name: _pinned(value) for name, value in self.text_extra.items()},
             self.keys,
+            content_id=None if self.content_id is None else self.content_id.pin_memory(),
         )

@@ -6,7 +6,8 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from itr.weights.matching import (
     surplus_layers,
     without_wrappers,
 )
+from itr.weights.reading import read_weights
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -57,6 +59,21 @@ def load_pretrained(load: Callable[..., M], source: str, model: str, run: Run | 
              [name for found in loads for name in found.missing],
              [name for found in loads for name in found.unexpected])  # fmt: skip
     return loaded
+
+
+def source_of(name: str) -> dict[str, Any]:
+    """The arguments with which `from_pretrained` takes the weights of a name or folder.
+
+    Those in torch's format in a local folder are read by our own reader, which finds them under the usual keys and
+    beside settings, where transformers refuses the file or finds nothing.
+
+    Raises:
+        UserError: such a file could not be read.
+    """
+    file = Path(name, "pytorch_model.bin")
+    if not file.is_file() or file.with_name("model.safetensors").exists():
+        return {"pretrained_model_name_or_path": name}
+    return {"pretrained_model_name_or_path": None, "state_dict": read_weights(file).tensors}
 
 
 def announce(source: str, model: str, count: int, missing: list[str], unexpected: list[str]) -> None:

@@ -157,5 +157,4 @@ def _unreadable(path: Path, error: Exception) -> str:
             f"could not read the weights in {path}: it also has an object that could run code ({name[:80]}). "
             "Save the weights alone: torch.save(model.state_dict(), FILE)"
         )
-    detail = str(error).rpartition("WeightsUnpickler error: ")[2]  # what comes before is the advice
-    return f"could not read the weights in {path}: {quoted(Exception(detail))}"
+    return f"could not read the weights in {path}: {quoted(error)}"

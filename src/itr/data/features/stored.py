@@ -21,6 +21,7 @@ from itr.data.features.headers import DTYPE, FORMAT, FeaturePaths, Header, featu
 from itr.data.loading.fields import Field
 from itr.data.shards.schema import Sample
 from itr.errors import UserError
+from itr.files.states import FileState
 from itr.teachers.base import Modality
 
 
@@ -33,6 +34,7 @@ class FeatureFile:
     def __init__(self, paths: FeaturePaths, header: Header, data: Path | str = "SHARDS") -> None:
         self.paths, self.header, self.data = paths, header, data
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._states = {path: FileState.of(path) for path in (paths.rows, paths.ids)}
 
     @classmethod
     def open(
@@ -103,8 +105,10 @@ class FeatureFile:
         """The features of `ids` [n], in their order [n, D], float16.
 
         Raises:
-            UserError: an id has no feature.
+            UserError: an id has no feature, or a file changed since the run began.
         """
+        for path, state in self._states.items():
+            state.check(path, path)
         rows, known = self.arrays
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(known, wanted)

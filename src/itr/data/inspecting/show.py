@@ -22,7 +22,7 @@ from itr.data.inspecting.verify import read_manifest
 from itr.data.shards.schema import IMAGE_TYPES, Manifest, Split
 from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
-from itr.images.decode import BadImageError, decode_pixels, shrink
+from itr.images.decode import BadImageError, decode_pixels, pillow_formats, shrink
 
 THUMBNAIL = 240
 
@@ -151,7 +151,7 @@ def _size(stream: IO[bytes]) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
-            return Image.open(stream).size
+            return Image.open(stream, formats=pillow_formats()).size
     except Exception:  # Pillow raises many types for files that are not images
         return None
 
@@ -167,7 +167,7 @@ def _card(sample: SampleHeader) -> Card:
 def _thumbnail(data: bytes) -> bytes:
     """A small image in a format that browsers support; empty if it could not be decoded."""
     try:
-        small = shrink(data, THUMBNAIL, quality=85) or data
+        small = shrink(data, THUMBNAIL, quality=85, flatten=True) or data
         if small.startswith(tuple(BROWSER_FORMATS)):
             return small
         buffer = io.BytesIO()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
-from itr.images.transforms import BadImageError, decode, stack_images
+from itr.images.transforms import BadImageError, decode_for, stack_images
 from itr.types import Batch
 
 
@@ -33,7 +35,7 @@ class BatchMaker:
     Attributes:
         reading: how samples are read.
         training: whether unusable samples may be skipped; in evaluation they are an error.
-        transform: turns a decoded image [3, H, W] into [3, size, size], uint8.
+        transform: turns a decoded image into [3, size, size], uint8.
         tokenizer: tokenizer of the captions.
         fields: the other fields of a batch.
         epoch: counts the unusable samples.
@@ -42,7 +44,7 @@ class BatchMaker:
 
     reading: ReadOptions
     training: bool
-    transform: Callable[[Tensor], Tensor]
+    transform: Callable[[Any], Tensor]
     tokenizer: Tokenizer
     fields: Sequence[Field]
     epoch: SharedEpoch
@@ -78,6 +80,7 @@ class BatchMaker:
                 if f.of == "text"
             },
             keys=[item.sample.where for item in items],
+            content_id=torch.tensor([_content_id(item.sample.image) for item in items]) if self.training else None,
         )
 
     def _images(self, items: list[Item]) -> list[tuple[Item, Tensor | None]]:
@@ -101,7 +104,7 @@ class BatchMaker:
         if self.features is not None:
             return torch.empty(0)
         try:
-            pixels = decode(sample.image, self.reading.max_pixels)
+            pixels = decode_for(sample.image, self.reading.max_pixels, getattr(self.transform, "to_rgb", "white"))
         except BadImageError as error:
             self._skip(f"could not decode image {sample.name} ({sample.where}): {error}")
             return None
@@ -116,3 +119,8 @@ class BatchMaker:
                 f"{reason}. Skipping it would change the metrics; replace it, or prepare the shards without it"
             )
         self.epoch.skip(reason)
+
+
+def _content_id(data: bytes) -> int:
+    """A non-negative 63-bit hash of an image file."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

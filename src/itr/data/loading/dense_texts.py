@@ -13,6 +13,7 @@ import numpy as np
 
 from itr.data.shards.schema import is_whole
 from itr.errors import UserError
+from itr.files.states import FileState
 
 FORMAT = "itr-dense/1"
 
@@ -28,6 +29,7 @@ class DenseTexts:
 
     def __init__(self, path: Path, ids: np.ndarray, offsets: np.ndarray) -> None:
         self.path, self.ids, self.offsets = path, ids, offsets
+        self.state = FileState.of(path)
 
     @classmethod
     def open(cls, folder: str | Path, split: str, identity: str) -> DenseTexts | None:
@@ -46,6 +48,7 @@ class DenseTexts:
             return None
         try:
             header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            state = FileState.of(path)
             ids, offsets = _index(path)
             known = header["format"] == FORMAT and len(ids) == header["rows"] and bool((np.diff(ids) > 0).all())
             same = header["data"] == identity
@@ -53,13 +56,20 @@ class DenseTexts:
             raise UserError(f"could not read {path} ({error}); remove it and run `itr densify` again") from None
         if not known or not same:
             raise UserError(f"{path} was made from other shards; remove it and run `itr densify` again")
-        return cls(path, ids, offsets)
+        found = cls(path, ids, offsets)
+        found.state = state
+        return found
 
     def text(self, image_id: int) -> str | None:
-        """The dense caption of an image; None if it has none."""
+        """The dense caption of an image; None if it has none.
+
+        Raises:
+            UserError: the file changed since it was opened.
+        """
         row = int(np.searchsorted(self.ids, image_id))
         if row == len(self.ids) or self.ids[row] != image_id:
             return None
+        self.state.check(self.path, self.path)
         with self.path.open("rb") as stream:
             stream.seek(int(self.offsets[row]))
             return str(json.loads(stream.readline())["text"])

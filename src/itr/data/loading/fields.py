@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from itr.backbones.base import Tokenizer
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.shards.schema import Sample
 from itr.errors import UserError
-from itr.images.transforms import decode
+from itr.images.transforms import read_view
 from itr.types import Extra, HostTokens, Tokens
 
 DENSE = "dense"
@@ -93,17 +93,17 @@ class ImageView(Field):
 
     Args:
         name: its key in the batch.
-        transform: turns a decoded image [3, H, W] into [3, size, size], uint8.
+        transform: turns a decoded image into [3, size, size], uint8.
     """
 
     of = "image"
 
-    def __init__(self, name: str, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, name: str, transform: Callable[[Any], Tensor]) -> None:
         self.name, self.transform = name, transform
 
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Tensor:
         """Decode and transform the images; the loader has already excluded undecodable and oversized ones."""
-        return torch.stack([self.transform(decode(sample.image, sys.maxsize)) for sample in samples])
+        return torch.stack([read_view(sample.image, sys.maxsize, self.transform) for sample in samples])
 
 
 def dense_captions(sample: Sample, stored: DenseTexts | None = None) -> list[str]:

@@ -35,7 +35,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         self,
         reading: ReadOptions,
         training: bool,
-        transform: Callable[[Tensor], Tensor],
+        transform: Callable[[Any], Tensor],
         tokenizer: Tokenizer,
         rank: int,
         world: int,

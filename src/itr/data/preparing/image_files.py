@@ -16,14 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.tables.parquet import InnerImage
 from itr.errors import bounded
-from itr.images.decode import JPEG, PILLOW_FORMATS
+from itr.images.decode import pillow_formats
+from itr.images.kinds import HEIF_HINT, HEIF_TYPES, IMAGE_TYPES, image_type, reads_heif, type_of_bytes
 
 READ_THREADS = 16
 FILES_PER_BLOCK = 256
-IMAGE_MAGIC = (JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+NEEDS_HEIF = f"is a HEIC file, which needs an extra package; {HEIF_HINT}"
 HTML_MAGIC = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 
 
@@ -66,7 +66,10 @@ def _problem_of_name(root: str, name: str) -> str:
         return "is outside the image folder"
     if os.path.isabs(name) and not Path(name).is_relative_to(root):
         return "is outside the image folder"
-    if extension_of(name) not in IMAGE_TYPES:
+    kind = image_type(name)
+    if kind in HEIF_TYPES and not reads_heif():
+        return NEEDS_HEIF
+    if kind not in IMAGE_TYPES:
         return f"does not have one of the extensions {', '.join(IMAGE_TYPES)}"
     return ""
 
@@ -76,7 +79,7 @@ def _problem_of_content(path: str, head: bytes) -> str:
     if not problem or not head:
         return problem
     try:
-        with Image.open(path, formats=PILLOW_FORMATS):  # Pillow recognizes more formats, whatever the extension
+        with Image.open(path, formats=pillow_formats()):  # Pillow recognizes more formats, whatever the extension
             return ""
     except Exception:
         return problem
@@ -84,18 +87,16 @@ def _problem_of_content(path: str, head: bytes) -> str:
 
 def problem_of_head(head: bytes) -> str:
     """What is wrong with an image that begins with these bytes; empty if it may be an image."""
-    if head.startswith(IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    kind = type_of_bytes(head)
+    if kind in HEIF_TYPES and not reads_heif():
+        return NEEDS_HEIF
+    if kind:
         return ""
     if not head:
         return "is empty"
     if head.lstrip().lower().startswith(HTML_MAGIC):
         return "is a web page, not an image"
     return f"is not an image (it starts with {bytes(head[:12])!r})"
-
-
-def extension_of(name: str) -> str:
-    """The lower-case extension of a file name: `jpg` for `a/B.JPG`."""
-    return os.path.splitext(name)[1].lower().lstrip(".")
 
 
 def format_problems(problems: Sequence[tuple[str, str]], total: int, split: str, root: Path) -> str:

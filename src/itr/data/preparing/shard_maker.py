@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from itr.data.preparing.image_files import extension_of
 from itr.data.raw.entries import ImageEntry
 from itr.data.shards.schema import FORMAT, Shard
 from itr.data.shards.staging import has_size, write_whole
 from itr.data.shards.writer import Record, ShardWriter
 from itr.images.decode import BadImageError, image_size, shrink
+from itr.images.kinds import image_type
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class ShardMaker:
             data = (self.image_root / entry.image).read_bytes()
         except OSError as error:
             raise BadImageError(f"could not read it: {error.strerror or error}") from None
-        extension = extension_of(entry.image)
+        extension = image_type(entry.image)
         small = shrink(data, self.resize, self.quality) if self.resize else None
         if small is not None:
             data, extension = small, "jpg"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from itr.data.shards.schema import IMAGE_TYPES
 from itr.errors import UserError
+from itr.images.kinds import IMAGE_TYPES, image_type
 
 # Where the images of Flickr30K and COCO usually are, relative to the given folder; "" is the folder itself.
 USUAL_FOLDERS = (
@@ -56,7 +56,7 @@ class ImageFolders:
             with os.scandir(self.root / folder) as items:
                 names = sorted(item.name for item in items)
             for name in names:
-                if name.rpartition(".")[2].lower() in IMAGE_TYPES:
+                if image_type(name) in IMAGE_TYPES:
                     found[f"{folder}/{name}" if folder else name] = None
         return found
 

@@ -10,12 +10,12 @@ from pathlib import PurePosixPath
 
 from itr.data.raw.entries import ImageEntry
 from itr.data.raw.files import report_examples
-from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.tables.cells import cell_key, cell_texts
 from itr.data.tables.finding import METADATA, SPLIT_ALIASES, FoundTable, split_of_path
 from itr.data.tables.parquet import InnerImage
 from itr.data.tables.reading import Row, read_rows
 from itr.errors import UserError, shown
+from itr.images.kinds import IMAGE_TYPES, image_type, type_of_bytes
 
 TABLE_IMAGE_COLUMNS = (
     "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name", "file", "path", "img",
@@ -24,10 +24,6 @@ TABLE_CAPTION_COLUMNS = (
     "captions", "caption", "text", "texts", "sentences", "description", "title", "comment", "raw",
 )  # fmt: skip
 NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment)s?[ _-]?\d+", re.IGNORECASE)
-IMAGE_STARTS = {
-    b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif",
-    b"MM\0*": "tif",
-}  # fmt: skip
 INNER = "inside:"  # begins the key of an image inside a Parquet file, before the hash of its bytes
 LONGEST_INNER_NAME = 200  # bytes
 
@@ -187,8 +183,8 @@ def name_inner_images(entries: dict[str, list[ImageEntry]], inner: dict[str, Inn
 
 def _inner_name(image: InnerImage) -> str:
     """The file name of an image, without folders, since it is not a path to trust."""
-    kind = next((kind for start, kind in IMAGE_STARTS.items() if image.head.startswith(start)), "bin")
+    kind = type_of_bytes(image.head) or "bin"
     name = PurePosixPath(image.path.replace("\\", "/")).name
     if not name.strip(".") or not name.isprintable() or len(name.encode(errors="replace")) > LONGEST_INNER_NAME:
         return f"{image.file.stem}-{image.row:08d}.{kind}"
-    return name if name.rpartition(".")[2].lower() in IMAGE_TYPES else f"{name}.{kind}"
+    return name if image_type(name) in IMAGE_TYPES else f"{name}.{kind}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -14,12 +12,20 @@ from typing import NoReturn
 import numpy as np
 
 from itr.data.shards.counts import count_shards
-from itr.data.shards.patterns import expand_braces, find_tars, names_tars, split_list
-from itr.data.shards.remote import AbsentError, check_kind, find_urls, is_url, read_bytes, redacted
+from itr.data.shards.patterns import expand_braces, find_tars, names_tars, near_matches, split_list
+from itr.data.shards.remote import AbsentError, check_kind, is_url, read_bytes, redacted
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
 from itr.data.shards.seen import Seen
 from itr.errors import UserError, refusing
 from itr.files.states import FileState
+
+
+class NoSplitError(UserError):
+    """The shard folder exists, but not this split of it; the message lists what is there."""
+
+
+class NoTarsError(UserError):
+    """No tar has a name that was given."""
 
 
 def find_split(root: str | Path, split: str, cache: str | None = None, strict: bool = True) -> Split:
@@ -137,10 +143,13 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
             message = f"{root} is not finished; run the same `itr prepare` command again to continue"
             raise UserError(message) from None
         pattern = _below(root, f"{split}/*.tar")
-        return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
+        try:
+            return _shards(find_tars(pattern) or _refuse(pattern, root), root, cache)
+        except NoTarsError as error:
+            raise NoSplitError(str(error)) from None
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise UserError(f"{redacted(root)} has no split {split!r} (it has: {known}){_other_split(split, known)}")
+        raise NoSplitError(f"{redacted(root)} has no split {split!r} (it has: {known}){_other_split(split, known)}")
     found = manifest.splits[split]
     for shard in found.shards:
         where, seen = _below(root, shard.path), Seen(shard.bytes, shard.sha256)
@@ -201,39 +210,20 @@ def _expanded(pattern: str, root: str) -> list[str]:
         _refuse(where, root)
     if missing:
         counted = f"{len(missing)} of the {len(names)} tars of {redacted(where)} are missing"
-        raise UserError(f"{counted}, the first is {redacted(missing[0])}{_near(where)}; fetch them or correct the list")
+        raise UserError(
+            f"{counted}, the first is {redacted(missing[0])}{near_matches(where)}; fetch them or correct the list"
+        )
     return list(itertools.chain.from_iterable(found))
 
 
 def _refuse(pattern: str, root: str) -> NoReturn:
-    near = _near(pattern)
+    near = near_matches(pattern)
     hint = "`itr prepare --help` shows how to make them"
     if is_url(pattern):
         hint = "correct the list" if near else "the server does not list its files; name them: {00000..00041}.tar"
     elif root:
         hint = f"lists of tars are relative to {root}, and {hint}"
-    raise UserError(f"no shards match {redacted(pattern)}{near}; {hint}")
-
-
-def _near(pattern: str) -> str:
-    """What the folder of a pattern without matches contains, for messages."""
-    plain = pattern.partition("*")[0].partition("{")[0].rpartition("/")[0]
-    try:
-        if is_url(pattern):
-            listed = find_urls(f"{plain}/*")
-            return _sample(redacted(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
-        folder = Path(plain or ("/" if pattern.startswith("/") else "."))
-        while not folder.is_dir():
-            pattern, folder = str(folder), folder.parent
-        names = sorted(entry.name for entry in folder.iterdir())
-        return _sample(str(folder), difflib.get_close_matches(Path(pattern).name, names, 3, 0.5) or names)
-    except (UserError, OSError):
-        return ""
-
-
-def _sample(folder: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f" ({folder} holds {', '.join(names[:3])}{more})" if names else f" ({folder} is empty)"
+    raise NoTarsError(f"no shards match {redacted(pattern)}{near}; {hint}")
 
 
 def _below(base: str, name: str) -> str:

@@ -17,13 +17,13 @@ from typing import Any, TypeGuard
 from itr.data.shards.seen import Seen
 from itr.errors import UserError
 from itr.files.writing import whole_file
+from itr.images.kinds import IMAGE_TYPES as IMAGE_TYPES
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"
 STAGING = ".preparing"  # folder inside the shard folder that holds shards until all are complete
 FORMAT = "itr-shards/1"
 LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes that file systems allow
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     """A sample from the members that share one key of a tar.
 
     Shards that `itr prepare` wrote contain ids. For shards of other tools (`.jpg` with `.txt`, or with a `.json` that
-    holds `caption`) they are hashes of shard and key, so that they are the same in every run. If a split has shards in
-    several folders, all ids are hashed with the folder, since each folder may count from 0.
+    holds `caption`) they are hashes of shard and key, the same in every run, unless the `.json` holds an `image_id`,
+    which samples of the same image share. With several folders, each may count from 0, so ids are hashed with it.
     """
     where = f"{raw['__url__']}:{raw['__key__']}"
     try:
@@ -197,17 +197,25 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
     if image is None:
         raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
-    said = meta.get("image_id")
-    image_id: int = said if is_whole(said) else stable_id(raw["__key__"], raw["__shard__"])
-    caption_ids = meta.get("caption_ids") or [stable_id(image_id, i) for i in range(len(captions))]
-    if not isinstance(caption_ids, list) or not all(map(is_whole, caption_ids)):
-        raise UserError(f"{where} has caption_ids that are not a list of whole numbers; prepare the shards again")
-    if len(caption_ids) != len(captions):
-        raise UserError(f"{where} has {len(captions)} captions but {len(caption_ids)} caption_ids")
+    sample_id = stable_id(raw["__key__"], raw["__shard__"])
+    image_id = _image_id(meta.get("image_id"), sample_id)
+    # Not hashes of the image's id, which several samples may have: img2dataset writes one sample per caption.
+    caption_ids = meta.get("caption_ids") or [stable_id(sample_id, i) for i in range(len(captions))]
+    if not (isinstance(caption_ids, list) and all(map(is_whole, caption_ids)) and len(caption_ids) == len(captions)):
+        raise UserError(f"{where} needs caption_ids that are a list of {len(captions)} whole numbers, one per caption")
     if folder := raw["__folder__"]:
-        image_id = stable_id(folder, image_id)
-        caption_ids = [stable_id(folder, "caption", caption_id) for caption_id in caption_ids]
+        image_id, caption_ids = stable_id(folder, image_id), [stable_id(folder, "caption", i) for i in caption_ids]
     return Sample(where, str(meta.get("name", raw["__key__"])), image, image_id, captions, caption_ids, meta)
+
+
+def _image_id(given: object, sample_id: int) -> int:
+    """The id of an image: the given number, a hash of another given id, or that of its sample."""
+    if isinstance(given, float):  # pandas writes whole numbers so, and NaN for none
+        given = int(given) if given.is_integer() else None if given != given else given
+    if is_whole(given):
+        return given
+    named = isinstance(given, str | int | float) and not isinstance(given, bool) and str(given).strip()
+    return stable_id("image_id", given) if named else sample_id
 
 
 def _captions(meta: dict[str, Any], raw: dict[str, Any]) -> list[str]:
@@ -230,10 +238,7 @@ def stable_id(*parts: object) -> int:
 
 
 def data_identity(split: Split) -> str:
-    """A hash of the contents of the shards of a split, whatever their names.
-
-    It is computed from their checksums, or from size and counts for shards without a checksum.
-    """
+    """A hash of the shards of a split, whatever their names: of their checksums, or else of their sizes and counts."""
     shards = sorted(s.sha256 or f"{s.bytes} bytes, {s.images} images, {s.captions} captions" for s in split.shards)
     return hashlib.blake2b("\n".join(shards).encode(), digest_size=16).hexdigest()
 

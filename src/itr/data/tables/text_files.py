@@ -34,22 +34,31 @@ def open_text(path: Path, newline: str, errors: str = "strict") -> IO[str]:
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a text file, without their ends.
-
-    Only a line feed ends a line: captions may contain other characters that Python treats as line breaks.
+    """The lines of a text file, see `split_lines`.
 
     Raises:
         UserError: the file could not be read, or is not UTF-8.
     """
     try:
-        raw = path.read_bytes()
+        return split_lines(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror or error}") from None
+
+
+def split_lines(raw: bytes, where: object) -> list[str]:
+    """The lines of a text, without their ends; `where` is its file, for messages.
+
+    Only a line feed ends a line, with a carriage return before it or not: captions may contain other characters that
+    Python treats as line breaks, such as form feed, NEL and U+2028.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         lines = raw.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         number = raw[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{path}, line {number}, is not valid UTF-8 ({error.reason}); convert the file to UTF-8"
+            f"{where}, line {number}, is not valid UTF-8 ({error.reason}); convert the file to UTF-8"
         ) from None
     return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]

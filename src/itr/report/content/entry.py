@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from itr.report.content.measure import Measured
 from itr.report.content.published import PublishedResults
-from itr.report.content.runs import Run
+from itr.report.content.runs import MetricsFile, Run
 from itr.report.content.samples import Samples
 
 
@@ -21,6 +21,8 @@ class RunEntry:
         changes: settings that differ from its shipped config; None if it has no shipped config.
         measured: metrics of its embeddings; None if there are no embeddings.
         samples: images and captions to show; None if the shards are missing.
+        checkpoint: hash of its checkpoint, as in metrics files; empty if it has none.
+        data: identity of the shards of the shown split, as in metrics files; empty if they are missing.
     """
 
     run: Run
@@ -29,6 +31,21 @@ class RunEntry:
     changes: list[str] | None = None
     measured: Measured | None = None
     samples: Samples | None = None
+    checkpoint: str = ""
+    data: str = ""
+
+    def origin(self, file: MetricsFile, split: str) -> str:
+        """What a metrics file is of, if that is not the run's checkpoint or the shown shards; empty if it is."""
+        found = []
+        model, data = file.provenance("model"), file.provenance("data")
+        digest, shards = model.get("blake2b"), data.get("shards")
+        if model.get("checkpoint") == "none":
+            found.append("of random weights")
+        elif isinstance(digest, str) and self.checkpoint and "checkpoint" in model and digest != self.checkpoint:
+            found.append(f"of another checkpoint, {str(model['checkpoint'])[:80]} {digest[:8]}")
+        if isinstance(shards, str) and self.data and data.get("split") == split and shards != self.data:
+            found.append("of other shards")
+        return ", ".join(found)
 
     @property
     def name(self) -> str:

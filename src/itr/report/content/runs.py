@@ -27,6 +27,20 @@ class MetricsFile:
     figures: dict[str, float]
     about: dict[str, Any] = field(default_factory=dict)
 
+    def provenance(self, part: str) -> dict[str, Any]:
+        """What the file says of the `model` or the `data`; empty if it says nothing."""
+        about = self.about.get("about")
+        found = about.get(part) if isinstance(about, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def by_split(self) -> dict[str, float]:
+        """The figures, with the split that was measured in place of `test/`: `itr test` measures any split."""
+        split = self.provenance("data").get("split")
+        if not isinstance(split, str) or not split:
+            return self.figures
+        return {f"{split}/{k[5:]}" if k.startswith("test/") else k: value for k, value in self.figures.items()}
+
 
 @dataclass
 class Run:

@@ -43,8 +43,9 @@ def read_samples(root: Path, split: str, images: set[int], captions: set[int]) -
     for shard in find_split(root, split).shards:
         for sample in read_tar(shard.place):
             if sample.image_id in images:
-                samples.image[sample.image_id] = thumbnail(sample.image)
-                samples.captions[sample.image_id] = sample.captions
+                if sample.image_id not in samples.image:
+                    samples.image[sample.image_id] = thumbnail(sample.image)
+                samples.captions.setdefault(sample.image_id, []).extend(sample.captions)
             pairs = zip(sample.caption_ids, sample.captions, strict=True)
             samples.caption |= {number: text for number, text in pairs if number in captions}
     return samples

@@ -109,7 +109,7 @@ def _notes(entries: Sequence[RunEntry]) -> Markup:
     notes = [f"{entry.name}: {note}" if several else note for entry in entries for note in entry.run.notes]
     if not notes:
         return Markup()
-    return tag("div", tag("b", "Missing from this page"), tag("ul", *(tag("li", n) for n in notes)), class_="notes")
+    return tag("div", tag("b", "Notes on this page"), tag("ul", *(tag("li", n) for n in notes)), class_="notes")
 
 
 def _config(entry: RunEntry) -> Markup:

@@ -32,10 +32,9 @@ def recall_tables(entries: Sequence[RunEntry], split: str) -> list[Markup]:
 
 def _stored(entry: RunEntry, split: str) -> dict[str, float]:
     """The metrics that metrics.json contains for a split."""
-    files = [file.figures for file in entry.run.metrics if file.name == "metrics.json"]
-    return {
-        key.removeprefix(split + "/"): v for figures in files for key, v in figures.items() if key.startswith(split)
-    }
+    files = [file.by_split for file in entry.run.metrics if file.name == "metrics.json"]
+    start = f"{split}/"
+    return {key.removeprefix(start): v for figures in files for key, v in figures.items() if key.startswith(start)}
 
 
 Row = tuple[Content, dict[str, float], bool]
@@ -49,9 +48,12 @@ def _protocols(entries: Sequence[RunEntry], split: str) -> dict[str, list[Row]]:
     for number, entry in enumerate(entries):
         name = run_label(entry, number, several)
         for file in entry.run.metrics:
-            for protocol in [key.removesuffix("/i2t_r1") for key in file.figures if key.endswith("/i2t_r1")]:
-                values = {k.removeprefix(protocol + "/"): v for k, v in file.figures.items() if k.startswith(protocol)}
-                label: Content = name if file.name == "metrics.json" else [name, f" ({file.name})"]
+            figures, origin = file.by_split, entry.origin(file, split)
+            for protocol in [key.removesuffix("/i2t_r1") for key in figures if key.endswith("/i2t_r1")]:
+                start = f"{protocol}/"
+                values = {k.removeprefix(start): v for k, v in figures.items() if k.startswith(start)}
+                names = [text for text in (file.name * (file.name != "metrics.json"), origin) if text]
+                label: Content = [name, f" ({', '.join(names)})"] if names else name
                 tables.setdefault(protocol, []).append((label, values, False))
         if entry.measured and not _agrees(_stored(entry, split), entry.measured.figures):
             computed = {k if "map" not in k else f"all/{k}": v for k, v in entry.measured.figures.items()}
