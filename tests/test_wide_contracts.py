@@ -163,6 +163,7 @@ def test_a_model_of_features_refuses_image_files(scenes, tmp_path, capsys):
     )
     best = str(tmp_path / "checkpoints" / "best.ckpt")
     (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"never read")
     assert (
         main(["embed", "--ckpt_path", best, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "e.npz")])
         == 1

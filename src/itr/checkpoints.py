@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itr.errors import UserError, refusing
+from itr.files.archives import check_intact
 from itr.files.digests import file_digest
 from itr.files.states import FileState
 
@@ -17,9 +18,10 @@ def open_checkpoint(path: str) -> RetrievalModule:
     """The model of a checkpoint, in evaluation mode.
 
     Raises:
-        UserError: the file does not exist, or it is not an itr checkpoint.
+        UserError: the file does not exist, is damaged, or is not an itr checkpoint.
     """
     check_exists(path)
+    check_intact(Path(path).expanduser())
     from itr.module import RetrievalModule
 
     with refusing(f"{path} is not a checkpoint that `itr fit` or `itr convert` has written"):

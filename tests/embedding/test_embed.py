@@ -11,9 +11,9 @@ import pytest
 from itr.cli import main
 from itr.data.shards.locations import find_split
 from itr.data.shards.tars import read_tar
+from itr.embedding.lengths import has_unit_length
 from itr.embedding.strings import load_strings, string_arrays, strings_of
 from itr.errors import UserError
-from itr.evaluation.gallery import has_unit_length
 from linked_folders import make_tree
 from third_party import write_tar
 from tiny import save_checkpoint

@@ -54,25 +54,26 @@ SLOW = pytest.mark.slow  # the fast suite has the same cases without a run, in t
 
 
 @pytest.mark.parametrize("ids", ["numbers", pytest.param("texts", marks=SLOW), pytest.param("none", marks=SLOW)])
-def test_samples_of_one_image_are_one_image(tmp_path, plain_checkpoint, capsys, caplog, ids):
+def test_samples_of_one_image_are_one_image(tmp_path, plain_checkpoint, capsys, ids):
     meta: dict[str, Any] = {"numbers": {"image_id": lambda image: 1000 + image}, "none": {}}.get(
         ids, {"image_id": lambda image: f"COCO_{image}"}
     )
     metrics = metrics_of(one_sample_per_caption(tmp_path / "wild", **meta), tmp_path / "run", plain_checkpoint)
     assert counts(metrics["about"]["data"]) == {"images": 6, "captions": 12, "merged_samples": 6}
     assert is_of(metrics, "test/", 6, 12)
-    assert "6 images, 12 captions;" in capsys.readouterr().out
-    assert "6 samples have an image equal to that of another sample" in caplog.text
+    shown = capsys.readouterr()
+    assert "6 images, 12 captions;" in shown.out
+    assert "6 samples have an image equal to that of another sample" in shown.err
 
 
-def test_a_limit_of_the_trainer_is_counted(tmp_path, plain_checkpoint, caplog):
+def test_a_limit_of_the_trainer_is_counted(tmp_path, plain_checkpoint, capsys):
     shards = one_sample_per_caption(tmp_path / "wild")
     limits = ["--trainer.limit_test_batches=3", "--data.eval_batch_size=3"]
     metrics = metrics_of(shards, tmp_path / "run", plain_checkpoint, *limits)
     expected = {"images": 5, "captions": 9, "merged_samples": 4, "in_split": {"images": 12, "captions": 12}}
     assert counts(metrics["about"]["data"]) == expected
     assert is_of(metrics, "test/", 5, 9)
-    assert "only a part of the split was measured: 9 of 12 samples, and 9 of 12 captions" in caplog.text
+    assert "only a part of the split was measured: 9 of 12 samples, and 9 of 12 captions" in capsys.readouterr().err
 
 
 @SLOW

@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from itr.backbones import CLIP, VSE
+from itr.checkpoints import open_checkpoint
 from itr.cli import main
 from itr.errors import UserError
 from itr.interop.convert import save_converted
 from itr.interop.d2s import made_up_tokenizer
 from itr.methods.cusa import CUSA
 from itr.methods.d2s import D2S
+from itr.methods.d2s_teacher import load_stage1
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE, Triplet
+from itr.weights.reading import read_checkpoint, read_weights
 from tiny_teachers import SIZE
 from training_runs import checkpoint, options
 from weight_files import TINY_CLIP_CONFIG
@@ -46,6 +49,13 @@ def make(seed: int, objective: Any = None, methods: Any = (), weights: Path | No
 def saved(module: Any, folder: Path) -> Path:
     save_converted(module, folder / "checkpoints" / "best.ckpt")
     return folder
+
+
+def damage(file: Path) -> None:
+    """Flip one bit of the weights."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 def same(one: Any, two: Any) -> bool:
@@ -148,16 +158,27 @@ def test_places_without_an_intact_checkpoint_are_refused(tmp_path: Path, kind: s
     if kind == "empty":
         path.mkdir()
     elif kind == "damaged":
-        file = saved(make(0), path) / "checkpoints" / "best.ckpt"
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
+        damage(saved(make(0), path) / "checkpoints" / "best.ckpt")
     elif kind == "tower":
         path = tmp_path / "w.pt"
         torch.save({"a.weight": torch.zeros(1)}, path)
 
     with pytest.raises(UserError, match=messages[kind]):
         make(1, weights=path)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [read_weights, read_checkpoint, lambda path: open_checkpoint(str(path)),
+     lambda path: load_stage1(make(1).backbone, path)],
+)  # fmt: skip
+def test_a_flipped_bit_in_weights_is_refused_wherever_they_are_read(tmp_path: Path, read: Any) -> None:
+    file = saved(make(0), tmp_path) / "checkpoints" / "best.ckpt"
+    read(file)
+    damage(file)
+
+    with pytest.raises(UserError, match=r"best\.ckpt: it is damaged \("):
+        read(file)
 
 
 def test_starting_and_resuming_at_once_is_refused(

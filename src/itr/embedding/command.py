@@ -19,10 +19,10 @@ from itr.distributed import choose_device
 from itr.embedding.encoder import Embedder, module_embedder
 from itr.embedding.files import SCORED_BY
 from itr.embedding.image_tars import embed_image_tars, image_tars
+from itr.embedding.lengths import with_lengths
 from itr.embedding.shards import embed_shards
 from itr.embedding.strings import string_arrays
 from itr.errors import UserError
-from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED, has_unit_length
 from itr.files.writing import file_to_write, whole_file
 from itr.images.folders import FoundImages, find_images
 from itr.teachers.base import Precision
@@ -94,14 +94,11 @@ def embed(
         if lines is not None:
             arrays |= embed_lines(embedder, lines)
         arrays[SCORED_BY] = np.array(embedder.scorer.name)
-        arrays[NORMALIZED] = np.array(has_unit_length(arrays))
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **with_lengths(arrays))
     shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
     print(f"embedded {shapes}: {target}")
-    if not arrays[NORMALIZED]:
-        print(NOT_NORMALIZED)
 
 
 def images_below(folder: Path) -> FoundImages:

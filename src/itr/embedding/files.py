@@ -11,20 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.embedding.strings import numeric_arrays
+from itr.embedding.numbers import KEYS, numbers_of
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.scoring import COSINE, CosineScorer, Scorer
 from itr.types import Encoded
 
-KEYS = ("image", "text", "image_id", "caption_id", "caption_image_id")
-PARTS = (
-    "id",
-    "name",
-    "tokens",
-    "mask",
-    "unimodal",
-)  # image_... and text_... that are not further embeddings
+PARTS = ("id", "name", "tokens", "mask", "unimodal")  # image_... and text_... that are not further embeddings
 SCORED_BY = "scored_by"
 
 
@@ -174,7 +167,9 @@ def read_embeddings(path: Path) -> StoredEmbeddings:
                 return StoredEmbeddings(arrays, (stored.metadata() or {}).get(SCORED_BY, COSINE), str(path))
         with np.load(path, allow_pickle=False) as kept:
             found = {key: kept[key] for key in kept}
-        arrays = {key: torch.from_numpy(value) for key, value in numeric_arrays(found, KEYS).items()}
+        arrays = {
+            key: torch.from_numpy(rows) for key, value in found.items() if (rows := numbers_of(key, value)) is not None
+        }
         return StoredEmbeddings(arrays, str(found.get(SCORED_BY, COSINE)), str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

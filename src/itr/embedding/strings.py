@@ -11,16 +11,15 @@ NAME itself, the plain array of strings, is also written if it takes at most 1 M
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from itr.errors import UserError, shown
+from itr.errors import UserError
 
 PLAIN_BYTES, PLAIN_BYTES_EACH = 2**20, 2**11
-LONGEST_ID = 18  # digits of an id that is written as text
 ERRORS = "surrogateescape"  # names of files may contain bytes that are not UTF-8
 
 
@@ -73,42 +72,3 @@ def load_strings(path: str | Path, name: str) -> list[str]:
         raise UserError(f"{path} has no {name}") from None
     except Exception as error:  # zipfile and NumPy have their own error types
         raise UserError(f"could not read {path}: {error}") from None
-
-
-def numeric_arrays(arrays: Mapping[str, np.ndarray], needed: Collection[str]) -> dict[str, np.ndarray]:
-    """The arrays of numbers of a file; ids may be whole numbers that are written as texts.
-
-    Args:
-        arrays: all arrays of the file.
-        needed: keys whose arrays must be numbers, if they are there.
-
-    Raises:
-        UserError: one of them holds something else.
-    """
-    found = {key: _numbers(key, array, needed) for key, array in arrays.items()}
-    return {key: array for key, array in found.items() if array is not None}
-
-
-def _numbers(key: str, found: np.ndarray, needed: Collection[str]) -> np.ndarray | None:
-    """An array as numbers, also if it holds whole numbers written as texts; None if it is of no use here, as names are.
-
-    Raises:
-        UserError: it is needed as numbers, and is not.
-    """
-    if found.dtype.kind in "fiub" or key not in needed:
-        return found if found.dtype.kind in "fiub" else None
-    texts = found.reshape(-1).tolist()
-    kinds = {"U": "texts", "S": "bytes", "O": "objects", "c": "complex numbers"}
-    kind = kinds.get(found.dtype.kind, f"values of type {found.dtype}")
-    if not key.endswith("_id"):
-        raise UserError(f"{key} holds {kind}, such as {shown(texts[0] if texts else None)}; it needs numbers")
-    odd = next((text for text in texts if not (isinstance(text, str) and text.isascii() and text.isdecimal())), None)
-    if odd is not None or not texts:
-        raise UserError(
-            f"{key} holds {kind}, such as {shown(odd)}; it needs whole numbers: number them, and keep the texts"
-        )
-    if max(map(len, texts)) > LONGEST_ID:
-        raise UserError(
-            f"{key} holds a number that is too large: {shown(max(texts, key=len))}; ids have at most 63 bits"
-        )
-    return np.array([int(text) for text in texts], dtype=np.int64).reshape(found.shape)

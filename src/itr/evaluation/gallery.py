@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,11 +16,6 @@ from itr.evaluation.score import Score
 from itr.evaluation.scoring import CosineScorer, Scorer
 from itr.types import Batch, Encoded, Tokens
 
-NORMALIZED = "normalized"
-NOT_NORMALIZED = (
-    "these embeddings are not normalized: divide each by its length before you compare them by dot products"
-)
-UNIT_TOLERANCE = 1e-4
 MIXING = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # the factors of splitmix64
 
 
@@ -104,28 +98,20 @@ class Gallery:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of an embedding file: `image` [N, D], `text` [M, D], `image_id`, `caption_id`, `caption_image_id`.
 
-        `scored_by` is the scorer's name, `normalized` whether `image` and `text` have unit length; see `Encoded.arrays`
-        for further embeddings. If images have the same content, `image_same_as` [N] is `same_as`, and if samples have
-        the same image, `num_samples` is their number.
+        `scored_by` is the scorer's name; see `Encoded.arrays` for further embeddings. If images have the same content,
+        `image_same_as` [N] is `same_as`, and if samples have the same image, `num_samples` is their number.
         """
-        rows = {**self.image.arrays("image"), **self.text.arrays("text")}
         ids = {"image_id": self.image_id, "caption_id": self.text_id, "caption_image_id": self.text_image_id}
         if self.num_equal and self.same_as is not None:
             ids["image_same_as"] = self.same_as
         if self.num_samples != len(self.image_id):
             ids["num_samples"] = torch.tensor(self.num_samples)
         return {
-            **rows,
+            **self.image.arrays("image"),
+            **self.text.arrays("text"),
             **{name: value.numpy() for name, value in ids.items()},
             "scored_by": np.array(self.scorer.name),
-            NORMALIZED: np.array(has_unit_length(rows)),
         }
-
-
-def has_unit_length(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether all embeddings `image` [N, D] and `text` [M, D], of those that are there, have unit length."""
-    rows = [arrays[name] for name in ("image", "text") if name in arrays]
-    return all(bool((np.abs(np.linalg.norm(part, axis=1) - 1) < UNIT_TOLERANCE).all()) for part in rows)
 
 
 @dataclass

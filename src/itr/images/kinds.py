@@ -56,6 +56,6 @@ def describe_kinds(names: Iterable[str]) -> str:
     kinds = Counter(image_type(name) for name in names)
     listed = [f"{count:,} {f'.{kind}' if kind else 'without extension'}" for kind, count in kinds.most_common()]
     more = f" and {len(listed) - MOST_KINDS} more types" if len(listed) > MOST_KINDS else ""
-    heif = sum(kinds[kind] for kind in HEIF_TYPES)
-    hint = f"; to read the {heif:,} HEIC files, {HEIF_HINT}" if heif and not reads_heif() else ""
+    heif = any(kinds[kind] for kind in HEIF_TYPES) and not reads_heif()
+    hint = f"; to read HEIC files, {HEIF_HINT}" if heif else ""
     return f"{', '.join(listed[:MOST_KINDS])}{more}{hint}"

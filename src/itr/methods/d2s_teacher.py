@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
 from itr.errors import UserError, refusing
+from itr.files.archives import check_intact
 from itr.types import Encoded, Tokens
 from itr.weights.matching import fill
 
@@ -54,6 +55,7 @@ def load_stage1(backbone: Backbone, path: Path) -> None:
     Raises:
         UserError: the file is not an itr checkpoint, or has a different backbone.
     """
+    check_intact(path)
     with refusing(f"D2S.stage1: {str(path)!r} is not a checkpoint of `itr fit`"):
         saved: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         weights: dict[str, Tensor] = {str(name): value for name, value in saved["state_dict"].items()}

@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from itr.commands.configs import MADE_WITH, made_with
+from itr.embedding.lengths import with_lengths
 from itr.errors import UserError
-from itr.evaluation.gallery import NORMALIZED, NOT_NORMALIZED
 from itr.evaluation.provenance import (
     about,
     checkpoint_identity,
@@ -171,11 +171,8 @@ class Results(pl.Callback):
             return
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
-        arrays = gallery.arrays()
-        np.savez(path, allow_pickle=False, **arrays)
+        np.savez(path, allow_pickle=False, **with_lengths(gallery.arrays()))
         print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
-        if not arrays[NORMALIZED]:
-            print(NOT_NORMALIZED)
 
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

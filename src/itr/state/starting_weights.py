@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from itr.backbones.base import Backbone
 from itr.component import plain
 from itr.distributed import is_first_process
 from itr.errors import UserError, refusing
-from itr.files.archives import fault
+from itr.files.archives import check_intact
 from itr.methods.base import Method
 from itr.objectives import Objective
 from itr.weights.matching import Mismatch, compare, fill, names_in_short
@@ -60,8 +59,7 @@ class StartingWeights:
                 f"both model.weights and {replacing[0]} set the weights of the backbone; remove one (for D2S: stage1)"
             )
         path = _find(Path(place).expanduser())
-        if zipfile.is_zipfile(path) and (why := fault(path)):
-            raise UserError(f"model.weights: could not read {path}: it is damaged ({why})")
+        check_intact(path)
         saved = read_checkpoint(path)
         tensors = state_in(saved, str(path))
         if not any(name.startswith("backbone.") for name in tensors):
@@ -119,7 +117,8 @@ class StartingWeights:
 
     def _is_same_objective(self, objective: Objective) -> bool:
         """Whether it is built with the settings of the file: otherwise the user's temperature counts, for example."""
-        return not self.settings or plain(self.settings.get("objective")) == objective.describe()
+        with refusing(f"{self.source} is not an itr checkpoint"):
+            return not self.settings or plain(self.settings.get("objective")) == objective.describe()
 
     def _compare_settings(self, backbone: Backbone) -> None:
         if not self.settings:

@@ -37,7 +37,7 @@ def load_teacher(
         modality: images or captions; for dense captions, see `itr.passes.first_stage`.
         name: for text, a folder or name of sentence-transformers or transformers; for images, a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
-            `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
+            `open_clip:MODEL/FILE`, `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
         output: `pooled`, or `tokens` for all tokens of an image, concatenated.
         device: device to run on.
         precision: arithmetic precision.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from itr.errors import UserError, quoted
+from itr.files.archives import check_intact
 from itr.weights.script_archive import is_script_archive, read_script_archive
 
 # Under these names training programs store the weights beside the rest; the first that is there is used.
@@ -96,6 +97,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn errors of readers into messages about the file."""
     if not path.is_file():
         raise UserError(f"the weights file {path} does not exist")
+    check_intact(path)
     try:
         yield
     except UserError:
