@@ -75,8 +75,9 @@ def shown(value: object, most: int = 80) -> str:
 
 def _short_repr(value: object, most: int) -> str:
     """`repr` without first writing out the rest of a long text or of a large container."""
-    if isinstance(value, str):
-        return repr(value[:most]) + (f" and {len(value) - most:,} more characters" if len(value) > most else "")
+    if isinstance(value, str) and len(value) > most:
+        kept = max(most - 40, most // 2)
+        return f"{value[:kept]!r} and {len(value) - kept:,} more characters"
     if isinstance(value, dict):
         items = [f"{shown(key, most)}: {shown(item, most)}" for key, item in list(value.items())[:4]]
         return f"{{{', '.join([*items, '...'][: len(value)])}}}"

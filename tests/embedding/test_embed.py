@@ -15,6 +15,7 @@ from itr.embedding.lengths import has_unit_length
 from itr.embedding.strings import load_strings, string_arrays, strings_of
 from itr.errors import UserError
 from linked_folders import make_tree
+from third_party import write_tar
 from tiny import save_checkpoint
 
 
@@ -125,3 +126,22 @@ def test_files_that_are_not_checkpoints(tmp_path, capsys):
         assert main(["embed", "--ckpt_path", str(path), "--out", "e.npz", "--texts", str(lines)]) == 1
         assert said in capsys.readouterr().err
         path.write_bytes(b"nothing")
+
+
+def test_tars_of_images_alone_get_the_embeddings_and_ids_of_tars_with_captions(scenes, checkpoint, tmp_path):
+    samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
+    halves = {"00000.tar": samples[:6], "00001.tar": samples[6:]}
+    for name, part in halves.items():
+        keyed = [(f"{number:09d}", sample) for number, sample in enumerate(part)]
+        write_tar(tmp_path / "images" / name, {f"{key}.png": sample.image for key, sample in keyed})
+        with_text = {f"{key}.{kind}": value for key, sample in keyed for kind, value in
+                     (("png", sample.image), ("txt", sample.captions[0].encode()))}  # fmt: skip
+        write_tar(tmp_path / "pairs" / name, with_text)
+    pairs = embed(checkpoint, tmp_path / "a.npz", "--data", str(tmp_path / "pairs" / "*.tar"))
+    alone = embed(checkpoint, tmp_path / "b.npz", "--data", str(tmp_path / "images" / "*.tar"))
+    order = np.argsort(alone["image_id"])
+    assert alone["image_id"][order].tolist() == pairs["image_id"].tolist()
+    for name in ("image", "image_unimodal"):
+        np.testing.assert_allclose(alone[name][order], pairs[name], atol=1e-5)
+    assert "text" not in alone
+    assert len(alone["image_name"]) == 13

@@ -43,6 +43,36 @@ def test_both_formats_and_any_order_of_rows_give_the_same_metrics(tmp_path):
     assert evaluate(first) == evaluate(second)
 
 
+def test_ids_may_be_texts_of_digits(tmp_path):
+    values = arrays()
+    texts = {key: np.array([f"{id_:06d}" for id_ in ids]) for key, ids in values.items() if key.endswith("_id")}
+    found = load_embeddings(saved(tmp_path, values | texts))
+    assert found.image_id.tolist() == [1, 3, 7, 9]
+    assert evaluate(found) == evaluate(load_embeddings(saved(tmp_path, values)))
+
+
+@pytest.mark.parametrize("key", ["image_id", "caption_id", "caption_image_id"])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("abc", "'abc'"), ("1.5", "'1.5'"), ("\u00b2", "'\u00b2'"), ("-1", "'-1'"), ("", "''")]
+)
+def test_other_texts_as_ids_are_named(tmp_path, key, text, shown):
+    values = arrays(**{key: np.array(["1", text, *"23456789"][: len(arrays()[key])])})
+    with pytest.raises(UserError, match=rf"e.npz: {key} holds texts, such as {shown}; it needs whole numbers"):
+        load_embeddings(saved(tmp_path, values))
+
+
+def test_values_of_another_kind_are_named_and_the_message_is_short(tmp_path):
+    with pytest.raises(
+        UserError, match=r"caption_id holds texts, such as 'xxxx.*characters; it needs whole numbers"
+    ) as caught:
+        load_embeddings(saved(tmp_path, arrays(caption_id=np.array(["x" * 10**6] * 6))))
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UserError, match=r"image holds texts, such as 'a'; it needs numbers"):
+        load_embeddings(saved(tmp_path, arrays(image=np.array(["a", "b"]))))
+    with pytest.raises(UserError, match=r"image_id holds a number that is too large: '9999"):
+        load_embeddings(saved(tmp_path, arrays(image_id=np.array(["9" * 30, "1", "2", "3"]))))
+
+
 def edited(name: str, place, value) -> dict[str, np.ndarray]:
     values = arrays()
     values[name] = values[name].copy()

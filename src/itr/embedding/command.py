@@ -18,6 +18,7 @@ from itr.data.tables.text_files import split_lines
 from itr.distributed import choose_device
 from itr.embedding.encoder import Embedder, module_embedder
 from itr.embedding.files import SCORED_BY
+from itr.embedding.image_tars import embed_image_tars, image_tars
 from itr.embedding.lengths import with_lengths
 from itr.embedding.shards import embed_shards
 from itr.embedding.strings import string_arrays
@@ -53,7 +54,8 @@ def embed(
     Args:
         ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
-        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts.
+        data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts. Tars may
+            contain images without captions.
         split: split to embed.
         images: folder of images, searched with its subfolders; links are followed.
         texts: file with one caption per line, or - for standard input; `caption_id` is the number of the line, from 0.
@@ -69,9 +71,10 @@ def embed(
         raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
     found = None if images is None else images_below(Path(images).expanduser())
     lines = None if texts is None else caption_lines(texts)
+    tars = [] if data is None else image_tars(data, split, cache)
     module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
-    if data is not None:
+    if data is not None and not tars:
         shards = ShardData(
             data,
             eval_batch_size=batch_size,
@@ -84,6 +87,8 @@ def embed(
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
         embedder = module_embedder(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
+        if tars:
+            arrays |= embed_image_tars(embedder, tars)
         if found is not None:
             arrays |= embed_folder(embedder, found)
         if lines is not None:

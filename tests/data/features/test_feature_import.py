@@ -125,3 +125,19 @@ def test_a_dictionary_is_matched_by_the_id_in_the_source(tmp_path):
     fails(data, file, "add --trust_pickle true")
     fails(data, file, "covers one split", splits="train,val", **options)
     fails(data, file, "give --modality image", "text", **options)
+
+
+@pytest.mark.parametrize("key", [str, float, np.int64])
+def test_ids_of_a_dictionary_may_be_texts_or_floats(tmp_path, key):
+    data = shards(tmp_path / "shards", {"train": [{"source_id": at} for at in (2, 0, 1)]})
+    file = tmp_path / "train_unicom.npy"
+    np.save(file, {key(at): np.full((1, 3), float(at), np.float32) for at in range(3)}, allow_pickle=True)
+    make_features(str(data), "image", str(tmp_path / "out"), from_npy=str(file), trust_pickle=True)
+    assert rows(data, tmp_path / "out", "image", "train")[:, 0].tolist() == [2, 0, 1]
+
+
+def test_ids_that_would_lose_their_fraction_are_refused(tmp_path):
+    data = shards(tmp_path / "shards", {"train": [{"source_id": 0}, {"source_id": 1}]})
+    file = tmp_path / "train_unicom.npy"
+    np.save(file, {at: np.ones((1, 3), np.float32) for at in (0.5, 1.5)}, allow_pickle=True)
+    fails(data, file, "the id 0.5 is neither a whole number nor a text", trust_pickle=True)

@@ -442,3 +442,22 @@ def test_members_that_do_not_form_samples_are_refused_by_name(tmp_path, members,
         (tmp_path / "0_stats.json").write_text('{"successes": 2}')
     with pytest.raises(UserError, match=message):
         list(read_tar(find_split(tmp_path, "0.tar").shards[0].place))
+
+
+def test_a_folder_without_a_test_split_says_how_to_measure_on_another(tmp_path):
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(
+            {
+                "format": "itr-shards/1",
+                "source": "x",
+                "fields": [],
+                "splits": {"train": {"shards": []}, "val": {"shards": []}},
+            }
+        )
+    )
+    with pytest.raises(
+        UserError, match=r"no split 'test' \(it has: train, val\); .* --data.test_split val or --split val"
+    ):
+        find_split(tmp_path, "test")
+    with pytest.raises(UserError, match=r"no split 'tset' \(it has: train, val\)$"):
+        find_split(tmp_path, "tset")

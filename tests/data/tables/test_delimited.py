@@ -55,6 +55,14 @@ def test_tsv_that_a_program_quoted_is_unquoted(tmp_path, texts):
     assert [row["caption"] for row in read_rows(tmp_path / "t.tsv")] == texts
 
 
+def test_tsv_in_which_a_field_may_contain_rows_is_refused(tmp_path):
+    text = 'key\tdense\nbeach\t"the sign\ndogs\tsecond"\n'
+    with pytest.raises(UserError, match=r"line 2: .* closes only in line 3, and its lines, such as .*, may be rows"):
+        rows(tmp_path / "t.tsv", text)
+    literal = text.replace("beach", "a.jpg").replace("dogs", "b.png")
+    assert [row["dense"] for row in rows(tmp_path / "t.tsv", literal)] == ['"the sign', 'second"']
+
+
 @pytest.mark.parametrize("delimiter", [",", ";"])
 def test_csv_that_a_program_quoted_is_read_right(tmp_path, delimiter):
     texts = ["a, b; c", 'the "end"', "A dog,\nrunning, jumping;\nfast", '"', "plain", *HOSTILE]

@@ -23,7 +23,7 @@ from itr.data.features.headers import FROM_NPY, FeaturePaths, Header
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.schema import Shard, Split, data_identity, is_whole
 from itr.data.shards.tars import read_tar
-from itr.errors import UserError, refusing
+from itr.errors import UserError, refusing, shown
 from itr.teachers.base import Modality
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,13 @@ def read_dictionary(path: Path, trust_pickle: bool) -> dict[int | str, np.ndarra
 
 
 def _key(key: Any) -> int | str:
-    return key if isinstance(key, str) else int(key)
+    if isinstance(key, str):
+        return key
+    if isinstance(key, (float, np.floating)) and key == int(key):
+        return int(key)  # as pandas has ids
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return int(key)
+    raise ValueError(f"the id {shown(key)} is neither a whole number nor a text")
 
 
 def _vector(value: Any) -> np.ndarray:
@@ -98,6 +104,7 @@ class FeatureDictionary:
                 "they must all have the same"
             )
         self.width = widths.pop()
+        self.numbers = {int(key): key for key in self.vectors if isinstance(key, str) and key.isdecimal()}
 
     def keys(self, items: list[FeatureTarget]) -> Sequence[int | str]:
         """The key of each image: its id in the source, its `image_id`, its name, or else found by its position."""
@@ -108,6 +115,10 @@ class FeatureDictionary:
             if all(isinstance(key, (int, str)) for key in found) and vectors.keys() >= set(found):
                 log.info("%s: images are matched by %s", file, what)
                 return found
+            written = [self.numbers[key] for key in found if key in self.numbers]  # ids that are written as texts
+            if len(written) == len(found) and len(self.numbers) == len(vectors):
+                log.info("%s: images are matched by %s", file, what)
+                return written
         numbers = [key for key in vectors if isinstance(key, int)]
         if len(numbers) == len(vectors) == len(items):
             log.warning(
@@ -117,9 +128,9 @@ class FeatureDictionary:
             )
             return sorted(numbers)
         raise UserError(
-            f"{file} contains {len(vectors)} embeddings (with ids such as {next(iter(vectors))!r}), but the shards "
-            f"contain {len(items)} other images (such as image_id {items[0].id}, name {items[0].name!r}); check "
-            "--splits"
+            f"{file} contains {len(vectors)} embeddings (with ids such as {shown(next(iter(vectors)))}), but the "
+            f"shards contain {len(items)} other images (such as image_id {items[0].id}, name {shown(items[0].name)}); "
+            "check --splits"
         )
 
     def rows(self, keys: Sequence[Any]) -> np.ndarray:
@@ -142,7 +153,7 @@ class NodeArray:
         nodes = [item.node for item in items]
         if not all(map(is_whole, nodes)):
             raise UserError(
-                f"{self.file} has one row per node, but {items[0].name!r} of the shards has no node; use it with "
+                f"{self.file} has one row per node, but {shown(items[0].name)} of the shards has no node; use it with "
                 "shards of `itr prepare mag`"
             )
         if max(nodes, default=0) >= len(self.array):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -14,8 +12,8 @@ from typing import NoReturn
 import numpy as np
 
 from itr.data.shards.counts import count_shards
-from itr.data.shards.patterns import expand_braces, find_tars, names_tars, split_list
-from itr.data.shards.remote import AbsentError, check_kind, find_urls, is_url, read_bytes, redacted
+from itr.data.shards.patterns import expand_braces, find_tars, names_tars, near_matches, split_list
+from itr.data.shards.remote import AbsentError, check_kind, is_url, read_bytes, redacted
 from itr.data.shards.schema import MANIFEST, POSITIVES, STAGING, Manifest, Place, Split
 from itr.data.shards.seen import Seen
 from itr.errors import UserError, refusing
@@ -45,11 +43,7 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
             location.
     """
     root = normalize_root(root)
-    patterns = _patterns(root, split)
-    if names_tars(root):
-        base, patterns = "", patterns or split_list(root)
-    else:
-        base = root
+    base, patterns = _listed(root, split)
     if patterns:
         found = _shards([tar for pattern in patterns for tar in _expanded(pattern, base)], base, cache or "")
     else:
@@ -57,6 +51,27 @@ def find_split(root: str | Path, split: str, cache: str | None = None, strict: b
     if not found.images:
         raise UserError(f"the tars of split {split!r} of {redacted(root)} hold no images")
     return found
+
+
+def find_places(root: str | Path, split: str, cache: str | None = None) -> list[Place]:
+    """The places of the tars that `find_split` finds; none if a manifest lists them. The tars are not opened.
+
+    Raises:
+        UserError: as `find_split`.
+    """
+    root = normalize_root(root)
+    base, patterns = _listed(root, split)
+    if patterns:
+        return _places([tar for pattern in patterns for tar in _expanded(pattern, base)], cache or "")
+    if is_url(root) or not Path(root).is_dir() or (Path(root) / MANIFEST).exists():
+        return []
+    return _places(find_tars(_below(root, f"{split}/*.tar")), cache or "")
+
+
+def _listed(root: str, split: str) -> tuple[str, list[str]]:
+    """The lists of tars of a split, and the folder that they are relative to; none if the split is a name."""
+    patterns = _patterns(root, split)
+    return ("", patterns or split_list(root)) if names_tars(root) else (root, patterns)
 
 
 def resolve(root: str, split: str, name: str) -> tuple[str, str]:
@@ -134,7 +149,7 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
             raise NoSplitError(str(error)) from None
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits)) or "none"
-        raise NoSplitError(f"{redacted(root)} has no split {split!r} (it has: {known})")
+        raise NoSplitError(f"{redacted(root)} has no split {split!r} (it has: {known}){_other_split(split, known)}")
     found = manifest.splits[split]
     for shard in found.shards:
         where, seen = _below(root, shard.path), Seen(shard.bytes, shard.sha256)
@@ -147,15 +162,26 @@ def _in_folder(root: str, split: str, cache: str, strict: bool) -> Split:
     return found
 
 
+def _other_split(split: str, known: str) -> str:
+    """What to do about a split that does not exist: a folder of own images may have no `test`."""
+    example = "val" if "val" in known.split(", ") else known.partition(", ")[0]
+    return f"; name another one, as --data.{split}_split {example} or --split {example} does" * (
+        split in ("val", "test")
+    )
+
+
 def _shards(locations: list[str], root: str, cache: str) -> Split:
     """The shards at these locations, without duplicates."""
-    locations = list(dict.fromkeys(locations))
-    folders = _distinct_parts([location.partition("?")[0].rpartition("/")[0] for location in locations])
-    places = [Place(location, folder, cache=cache) for location, folder in zip(locations, folders, strict=True)]
-    shards = count_shards(places)
+    shards = count_shards(_places(locations, cache))
     for shard in shards:
         shard.path = shard.path.removeprefix(f"{root}/") if root else shard.path
     return Split(shards)
+
+
+def _places(locations: list[str], cache: str) -> list[Place]:
+    locations = list(dict.fromkeys(locations))
+    folders = _distinct_parts([location.partition("?")[0].rpartition("/")[0] for location in locations])
+    return [Place(location, folder, cache=cache) for location, folder in zip(locations, folders, strict=True)]
 
 
 def _distinct_parts(folders: list[str]) -> list[str]:
@@ -184,39 +210,20 @@ def _expanded(pattern: str, root: str) -> list[str]:
         _refuse(where, root)
     if missing:
         counted = f"{len(missing)} of the {len(names)} tars of {redacted(where)} are missing"
-        raise UserError(f"{counted}, the first is {redacted(missing[0])}{_near(where)}; fetch them or correct the list")
+        raise UserError(
+            f"{counted}, the first is {redacted(missing[0])}{near_matches(where)}; fetch them or correct the list"
+        )
     return list(itertools.chain.from_iterable(found))
 
 
 def _refuse(pattern: str, root: str) -> NoReturn:
-    near = _near(pattern)
+    near = near_matches(pattern)
     hint = "`itr prepare --help` shows how to make them"
     if is_url(pattern):
         hint = "correct the list" if near else "the server does not list its files; name them: {00000..00041}.tar"
     elif root:
         hint = f"lists of tars are relative to {root}, and {hint}"
     raise NoTarsError(f"no shards match {redacted(pattern)}{near}; {hint}")
-
-
-def _near(pattern: str) -> str:
-    """What the folder of a pattern without matches contains, for messages."""
-    plain = pattern.partition("*")[0].partition("{")[0].rpartition("/")[0]
-    try:
-        if is_url(pattern):
-            listed = find_urls(f"{plain}/*")
-            return _sample(redacted(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
-        folder = Path(plain or ("/" if pattern.startswith("/") else "."))
-        while not folder.is_dir():
-            pattern, folder = str(folder), folder.parent
-        names = sorted(entry.name for entry in folder.iterdir())
-        return _sample(str(folder), difflib.get_close_matches(Path(pattern).name, names, 3, 0.5) or names)
-    except (UserError, OSError):
-        return ""
-
-
-def _sample(folder: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f" ({folder} holds {', '.join(names[:3])}{more})" if names else f" ({folder} is empty)"
 
 
 def _below(base: str, name: str) -> str:

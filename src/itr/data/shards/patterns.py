@@ -9,10 +9,11 @@ number of names in memory before it returns; importing it imports torch.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -109,3 +110,24 @@ def find_tars(name: str) -> list[str]:
         return sorted(str(found) for found in Path(folder).glob(re.sub(r"([\[?])", r"[\1]", rest)))
     except (ValueError, NotImplementedError, OSError) as error:
         raise UserError(f"could not search for {name}: {error}; in a name, * matches existing names") from None
+
+
+def near_matches(pattern: str) -> str:
+    """What the folder of a pattern without matches contains, for messages."""
+    plain = pattern.partition("*")[0].partition("{")[0].rpartition("/")[0]
+    try:
+        if is_url(pattern):
+            listed = find_urls(f"{plain}/*")
+            return _sample(redacted(plain), [name.rpartition("/")[2] for name in listed]) if listed else ""
+        folder = Path(plain or ("/" if pattern.startswith("/") else "."))
+        while not folder.is_dir():
+            pattern, folder = str(folder), folder.parent
+        names = sorted(entry.name for entry in folder.iterdir())
+        return _sample(str(folder), difflib.get_close_matches(Path(pattern).name, names, 3, 0.5) or names)
+    except (UserError, OSError):
+        return ""
+
+
+def _sample(folder: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" ({folder} holds {', '.join(names[:3])}{more})" if names else f" ({folder} is empty)"

@@ -29,6 +29,7 @@ from itr.files.locks import locked
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
 LARGEST = 2**30  # bytes of a member: a small compressed tar could otherwise fill the memory
+CAPTION_KEY = re.compile(rb'"captions?"\s*:\s*(?!null)\S')
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
@@ -53,6 +54,26 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
                 raise
             sample = Sample.faulty(raw, str(error))
         yield sample
+
+
+def has_captions(place: Place) -> bool:
+    """Whether the first sample of a tar has captions, however many.
+
+    Raises:
+        UserError: as `read_tar`.
+    """
+    raw = next(_groups(place, 0, images=True), {})
+    return "txt" in raw or CAPTION_KEY.search(raw.get("json", b"")) is not None
+
+
+def read_images(place: Place) -> Iterator[Sample]:
+    """The samples of a tar of images without captions, each with an empty one.
+
+    Raises:
+        UserError: as `read_tar`.
+    """
+    for raw in _groups(place, 0, images=True):
+        yield parse_sample({**raw, "txt": b""})
 
 
 def count_tar(place: Place) -> tuple[int, int]:

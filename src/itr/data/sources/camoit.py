@@ -37,7 +37,7 @@ class CamoIT(Source):
         holdout_val: fraction of the training images to draw for val, so that nothing is tuned on test; 0 disables it.
         seed: random seed of that draw.
         image_root: folder of the images; by default, images next to the two files.
-        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`, or join.
+        dense: dense captions: a JSON, JSONL, CSV, TSV or Parquet table with a column `image`, or join.
     """
 
     root: str

@@ -42,8 +42,8 @@ class Coco(Source):
         restval: add the 30,504 images of Karpathy's `restval` to the training images, as is standard.
         split_file: split of the official captions: dataset_coco.json, or a folder with train_ids.txt, dev_ids.txt and
             testall_ids.txt; by default, the one found in root; `official` uses COCO's train and val unchanged.
-        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line per
-            training image; or join, which joins an image's own captions.
+        dense: dense captions: a JSON, JSONL, CSV, TSV or Parquet table with a column `image`; D2S-VSE's JSONL with one
+            line per training image; or join, which joins an image's own captions.
     """
 
     root: str

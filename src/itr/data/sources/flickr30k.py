@@ -33,8 +33,8 @@ class Flickr30K(Source):
             that name one image a line; by default, the first one in root; without any, images are drawn at random.
         holdout: fraction of the images to draw for val, and again for test, if Kaggle's captions have no split.
         seed: random seed of the draw.
-        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image`; D2S-VSE's JSONL with one line per
-            training image; or join, which joins an image's own captions.
+        dense: dense captions: a JSON, JSONL, CSV, TSV or Parquet table with a column `image`; D2S-VSE's JSONL with one
+            line per training image; or join, which joins an image's own captions.
     """
 
     root: str

@@ -50,9 +50,9 @@ class Mag(Source):
         split_seed: random seed of the random split; 42 is MAGB's.
         image_root: folder of the images, named ID.jpg, or ASIN.jpg for Ele-fashion; by default MoviesImages,
             ele-fashion-images, the same below MoviesImages_extracted, or images.
-        titles: Ele-fashion's texts: a JSON, JSONL, CSV or TSV table with asin and raw_text or title; by default
-            ele-fashion-raw-text.jsonl.
-        dense: dense captions: a JSON, JSONL, CSV or TSV table with a column `image` that holds ids, or join.
+        titles: Ele-fashion's texts: a JSON, JSONL, CSV, TSV or Parquet table with asin and raw_text or title; by
+            default ele-fashion-raw-text.jsonl.
+        dense: dense captions: a JSON, JSONL, CSV, TSV or Parquet table with a column `image` that holds ids, or join.
     """
 
     root: str

@@ -82,7 +82,7 @@ def _text(item: Any, where: str, column: str) -> str:
 
 def _listed(text: str, where: str, column: str) -> Any:
     """The list that a text writes out; or the text, if it is an ordinary one, which may also begin with a bracket."""
-    stripped = text.strip()
+    stripped = " ".join(text.split())
     if stripped[:1] + stripped[-1:] not in ("[]", "()"):
         return text
     try:

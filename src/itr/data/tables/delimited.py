@@ -16,11 +16,14 @@ from typing import IO
 
 from itr.data.tables.text_files import open_text, table_kind
 from itr.errors import UserError, shown
+from itr.images.kinds import IMAGE_TYPES
 
 LONGEST_CELL = 16_000_000  # characters; a product's description may exceed the csv module's limit of 131,072
 DELIMITERS = (",", "|", ";", "\t")
 NAMES = {",": "commas", ";": "semicolons", "|": "`|`", "\t": "tabs"}
 PLAIN = "\t|"  # delimiters of tables in which quotation marks are characters
+MOST_LINES_OF_A_FIELD = 1000  # of a table in which quotation marks are characters
+IMAGE_ENDING = re.compile(rf"\.(?:{'|'.join(IMAGE_TYPES)})$")
 KAGGLE_HEADER = ["image_name", "comment_number", "comment"]
 Record = tuple[int, list[str]]  # number of its first line, fields
 
@@ -37,7 +40,7 @@ def read_delimited(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     delimiter = find_delimiter(path)
     plain = delimiter in PLAIN
     with open_text(path, newline="\n" if plain else "", errors="surrogateescape") as stream:
-        records = _plain_records(stream, delimiter) if plain else _csv_records(stream, delimiter, path)
+        records = _plain_records(stream, delimiter, path) if plain else _csv_records(stream, delimiter, path)
         records = (record for record in records if any(field.strip() for field in record[1]))
         header = [name.strip() for name in next(records, (0, []))[1]]
         _check_header(header, path)
@@ -134,20 +137,26 @@ def _alike(first: str, second: str) -> bool:
 
 def _patterns(text: str) -> set[str]:
     text = text.strip().lower()
-    ending = re.search(r"\.[a-z][a-z0-9]{1,4}$", text)
+    ending = re.search(r"\.[a-z][a-z0-9]{1,4}$", re.sub(IMAGE_ENDING, ".image", text))
     shape = re.sub(r"\d+", "9", re.sub(r"[^\W\d_]+", "a", text))
     return {ending[0] if ending else "", shape if "9" in shape and " " not in shape else ""} - {""}
 
 
-def _plain_records(stream: IO[str], delimiter: str) -> Iterator[Record]:
+def _plain_records(stream: IO[str], delimiter: str, path: Path) -> Iterator[Record]:
     ahead: deque[str] = deque()
     number = 0
     while (line := _next_line(stream, ahead)) is not None:
         number += 1
         start = number
         fields, rest = _plain_fields(line, delimiter)
-        if rest and (more := _closing_lines(stream, ahead, delimiter)):
+        if rest and (more := _closing_lines(stream, ahead, fields, delimiter)):
             fields, _ = _plain_fields("\n".join([line, *more]), delimiter)
+            if any(delimiter in inner for inner in (*more[:-1], more[-1].rpartition('"')[0])):
+                raise UserError(
+                    f"{path}, line {start}: a quotation mark opens a field that closes only in line "
+                    f"{start + len(more)}, and its lines, such as {shown(more[0])}, may be rows; remove the line ends "
+                    "from the field, or the quotation mark"
+                )
             number += len(more)
         yield start, fields
 
@@ -172,18 +181,18 @@ def _plain_fields(line: str, delimiter: str) -> tuple[list[str], bool]:
         at = stop + 1
 
 
-def _closing_lines(stream: IO[str], ahead: deque[str], delimiter: str) -> list[str]:
-    """The following lines up to the end of a quoted field; none if a line looks like a row before it ends.
+def _closing_lines(stream: IO[str], ahead: deque[str], fields: list[str], delimiter: str) -> list[str]:
+    """The following lines up to the end of the last of these fields; none if a line looks like a row before it ends.
 
     Lines that do not belong to the field stay in `ahead`.
     """
-    closing = re.compile(rf'(?:[^"{re.escape(delimiter)}]|"")*"(?:{re.escape(delimiter)}|\Z)')
+    closing = re.compile(rf'(?:[^"]|"")*"(?:{re.escape(delimiter)}|\Z)')
     taken: list[str] = []
-    while (line := _next_line(stream, ahead)) is not None:
+    while len(taken) < MOST_LINES_OF_A_FIELD and (line := _next_line(stream, ahead)) is not None:
         taken.append(line)
+        if delimiter in line and any(map(_alike, fields[:-1], line.split(delimiter))):
+            break
         if closing.match(line):
             return taken
-        if delimiter in line:
-            break
     ahead.extendleft(reversed(taken))
     return []
