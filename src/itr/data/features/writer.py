@@ -106,8 +106,8 @@ class FeatureWriter(Pass):
         if len(twice):
             modality = self.paths.modality
             raise UserError(
-                f"{modality} id {twice[0]} belongs to several samples of the shards; prepare shards with one sample per "
-                "image, which `itr prepare table` makes of rows with the same image"
+                f"{modality} id {twice[0]} belongs to several samples of the shards; prepare shards with one sample "
+                "per image, which `itr prepare table` makes of rows with the same image"
             )
         if (np.diff(ids) > 0).all():
             for part, path in ((self.part_rows, self.paths.rows), (self.part_ids, self.paths.ids)):
