@@ -100,19 +100,24 @@ def test_the_config_of_a_run_has_no_options_of_one_command(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(scenes, tmp_path):
-    folder, slow = tmp_path / "run", ["--trainer.callbacks+=training_runs.Slow", "--trainer.callbacks.seconds=0.2"]
-    first = start(options(scenes, folder, "--data.num_workers=1", "--trainer.max_epochs=999", *slow), tmp_path / "one")
-    wait_for(folder / "checkpoints" / "last.ckpt", first)
-    for number, more in enumerate(([], ["--ckpt_path=last"], ["--overwrite=true"])):
-        log = tmp_path / f"two {number}"
-        assert start(options(scenes, folder, *QUICK, *more), log).wait(ENOUGH) == 1
-        assert f"another `itr fit` is training in {folder} (process {first.pid} on" in log.read_text()
-    measured = [f"--data.root={scenes}", f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
-    assert main(["test", *measured, "--ckpt_path=last", "--data.num_workers=0"]) == 0
-    first.terminate()
-    assert first.wait(ENOUGH) == 143
-    step = checkpoint(folder)["global_step"]
-    assert f"stopped after step {step}; --ckpt_path last resumes" in (tmp_path / "one").read_text()
+    folder, slow = tmp_path / "run", ["--trainer.callbacks+=training_runs.Slow", "--trainer.callbacks.seconds=8"]
+    more = ["--data.num_workers=1", "--trainer.max_epochs=999", *slow, "--trainer.callbacks.after=5"]
+    first = start(options(scenes, folder, *more), tmp_path / "one")
+    try:
+        wait_for(folder / "checkpoints" / "last.ckpt", first)
+        for number, more in enumerate(([], ["--ckpt_path=last"], ["--overwrite=true"])):
+            log = tmp_path / f"two {number}"
+            assert start(options(scenes, folder, *QUICK, *more), log).wait(ENOUGH) == 1
+            assert f"another `itr fit` is training in {folder} (process {first.pid} on" in log.read_text()
+        measured = [f"--data.root={scenes}", f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu"]
+        assert main(["test", *measured, "--ckpt_path=last", "--data.num_workers=0"]) == 0
+        first.terminate()
+        assert first.wait(ENOUGH) == 143
+        step = checkpoint(folder)["global_step"]
+        assert f"stopped after step {step}; --ckpt_path last resumes" in (tmp_path / "one").read_text()
+    finally:
+        first.kill()
+        first.wait()
 
 
 @pytest.mark.slow
