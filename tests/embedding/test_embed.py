@@ -58,14 +58,15 @@ def test_the_same_images_and_captions_get_the_same_embeddings(scenes, checkpoint
     ("options", "message"),
     [
         (["--out", "e.npz"], "give --data SHARDS, or --images FOLDER"),
-        (["--out", "e.npz", "--data", "x", "--texts", "y"], "give --data SHARDS, or --images FOLDER"),
+        (["--out", "e.npz", "--data", "{shards}", "--texts", "y"], "give --data SHARDS, or --images FOLDER"),
         (["--out", "e.txt", "--data", "x"], "ends in .npz"),
         (["--out", "e.npz", "--images", "/nowhere"], "the folder /nowhere does not exist"),
         (["--out", "e.npz", "--texts", "/nowhere"], "or - for standard input; could not read /nowhere"),
         (["--out", "e.npz", "--texts", "a dog"], "--texts takes a file with one caption per line"),
     ],
 )
-def test_mistakes_are_named(checkpoint, options, message, capsys):
+def test_mistakes_are_named(checkpoint, scenes, options, message, capsys):
+    options = [option.format(shards=scenes) for option in options]
     assert main(["embed", "--ckpt_path", checkpoint, *options]) == 1
     assert message in capsys.readouterr().err
 

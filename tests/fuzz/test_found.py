@@ -53,7 +53,9 @@ def one_sample(folder: Path, meta: bytes) -> Any:
      b'{"captions": ["a"], "caption_ids": [null]}', b'{"captions": ["a"], "caption_ids": [1e400]}'],
 )  # fmt: skip
 def test_a_sample_whose_json_is_not_an_object_or_has_invalid_ids(tmp_path, meta):
-    with pytest.raises(UserError, match="prepare the shards again"):
+    with pytest.raises(
+        UserError, match=r"prepare the shards again|needs caption_ids that are a list of 1 whole numbers"
+    ):
         one_sample(tmp_path, meta)
 
 

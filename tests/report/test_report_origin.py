@@ -67,7 +67,8 @@ def test_a_split_that_does_not_exist_is_refused_with_the_right_advice(run, scene
     for options in ([], ["--data", str(shards)]):
         assert main(["report", str(run), "--device", "cpu", *options]) == 1
         message = capsys.readouterr().err
-        assert "has no split 'test' (it has: train, val); choose one of them with --split" in message
+        assert "has no split 'test' (it has: train, val); name another one" in message
+        assert "--split val" in message
         assert "moved" not in message
     assert not (run / "report").exists()
     assert "13" in report(run, "--split", "val").text

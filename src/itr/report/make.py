@@ -63,10 +63,7 @@ def report(
     target = requested or file_to_write(folders[0] / "report" / "index.html", ".html")
     root = None if data is None else Path(data).expanduser()
     if root is not None:
-        try:
-            find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
-        except NoSplitError as error:
-            raise UserError(f"{error}; choose one of them with --split") from None
+        find_split(root, split)  # a wrong --data is an error; a wrong path in a config is only a note on the page
     num_queries = -(-pictures // len(folders))
     files = given or [None] * len(run_list)
     entries = []
@@ -128,7 +125,7 @@ def _find_shards(entry: RunEntry, root: Path, split: str, needed: bool) -> Split
     try:
         shards = find_split(root, split)
     except NoSplitError as error:
-        message = f"{entry.name}: {error}; choose one of them with --split"
+        message = f"{entry.name}: {error}"
         if needed:
             raise UserError(message) from None
         entry.run.notes.append(f"No images: {message}")

@@ -202,7 +202,7 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     # Not hashes of the image's id, which several samples may have: img2dataset writes one sample per caption.
     caption_ids = meta.get("caption_ids") or [stable_id(sample_id, i) for i in range(len(captions))]
     if not (isinstance(caption_ids, list) and all(map(is_whole, caption_ids)) and len(caption_ids) == len(captions)):
-        raise UserError(f"{where} needs caption_ids that are a list of {len(captions)} whole numbers, one per caption")
+        raise UserError(f"{where} needs caption_ids that are a list of {len(captions)} whole numbers, one each")
     if folder := raw["__folder__"]:
         image_id, caption_ids = stable_id(folder, image_id), [stable_id(folder, "caption", i) for i in caption_ids]
     return Sample(where, str(meta.get("name", raw["__key__"])), image, image_id, captions, caption_ids, meta)

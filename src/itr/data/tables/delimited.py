@@ -11,6 +11,7 @@ import csv
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -90,12 +91,12 @@ def _repaired(fields: list[str], header: list[str], path: Path, number: int) -> 
 
 
 def _csv_records(stream: IO[str], delimiter: str, path: Path) -> Iterator[Record]:
-    csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=True)
     while True:
         start = reader.line_num + 1
         try:
-            fields = next(reader, None)
+            with _longest_cell():
+                fields = next(reader, None)
         except csv.Error as error:
             reason = "a quotation mark is never closed" if "unexpected end" in str(error) else str(error)
             lines = f", up to line {reader.line_num}" if reader.line_num > start else ""
@@ -112,6 +113,16 @@ def _csv_records(stream: IO[str], delimiter: str, path: Path) -> Iterator[Record
                 "put quotation marks around the whole field"
             )
         yield start, fields
+
+
+@contextmanager
+def _longest_cell() -> Iterator[None]:
+    """Raise the limit of the csv module, which holds for the whole program, while a row is read."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _swallowed(fields: list[str], delimiter: str) -> str:
