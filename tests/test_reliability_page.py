@@ -26,10 +26,10 @@ def test_every_fault_is_listed_with_a_test():
 
 
 def test_the_listed_tests_exist():
-    for number, found in table().items():
+    for line in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines():
         file = ""
-        for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", " ".join(found)):
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", line):
             file = path or file
-            if name:
+            if file:
                 source = (ROOT / file).read_text(encoding="utf-8")
-                assert f"def {name}(" in source, f"{number}: {file}::{name}"
+                assert not name or f"def {name}(" in source, f"{file}::{name} in: {line[:80]}"
