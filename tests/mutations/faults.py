@@ -34,7 +34,7 @@ FAULTS = [
         "types/encoded.py",
         "image_id[rows, None] == image_id[None, :]",
         "torch.eye(len(image_id), dtype=torch.bool, device=image_id.device)[rows]",
-        "losses test_module.py methods",
+        "types losses test_module.py methods",
     ),
     Fault(
         "InfoNCE counts images to captions in both directions",

@@ -35,7 +35,7 @@ PLACES = {
     "without validation": ("on_train_epoch_end", 5, ["--data.val_split=null"]),
     "by a number of steps": ("on_train_batch_end", 6, ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]),
 }  # fmt: skip
-OFTEN = ("within an epoch",)
+OFTEN = ("within an epoch", "with averaged weights")
 
 
 def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
