@@ -140,6 +140,7 @@ def names_in_source(cls: type) -> set[str]:
         return set()
 
 
+@pytest.mark.slow
 def test_no_class_overrides_a_private_name_of_another_library():
     found = {cls.__name__: clashes(cls) for cls in our_classes() if "private_api" not in cls.__module__}
     assert {name: names for name, names in found.items() if names} == {}, "rename these, or move them to private_api"

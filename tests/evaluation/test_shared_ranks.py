@@ -41,9 +41,8 @@ def work(process: int, processes: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "processes", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_several_processes_compute_the_ranks_of_one(tmp_path: Path, processes: int) -> None:
     mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
     for process in range(processes):

@@ -24,7 +24,7 @@ from itr.images.decode import image_size
 from launching import ENOUGH
 from raw import file_hashes, make_raw, write_tables
 
-WORKERS = [pytest.param(1, marks=pytest.mark.slow), 2]
+WORKERS = [1, 2]
 ITR = [sys.executable, "-m", "itr"]
 SOURCES = str(Path(__file__).parents[3] / "src")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES}
@@ -59,6 +59,7 @@ def wait_for(condition, seconds: float = ENOUGH) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
 def test_after_being_killed_repeatedly_it_finishes_with_the_same_bytes(root, tmp_path, workers):
@@ -92,6 +93,7 @@ def test_a_killed_worker_is_reported(root, tmp_path):
     assert run.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_keyboard_interrupt_prints_one_line(root, tmp_path, workers):
     run = subprocess.Popen(
@@ -136,6 +138,7 @@ def test_a_full_disk_is_reported_and_more_space_is_enough_to_continue(root, tmp_
     assert file_hashes(tmp_path / "kept") == file_hashes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_file_size_limit_is_reported_like_a_full_disk(root, tmp_path, workers):
     def limit() -> None:
@@ -153,6 +156,7 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(root, tmp_path, workers)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, workers):
     peaks = []
@@ -185,6 +189,7 @@ def test_common_options_work_together_with_those_of_the_source(tmp_path, capsys)
     for seed in (0, 1):
         out = tmp_path / str(seed)
         options = [f"--root={table}", f"--out={out}", f"--seed={seed}", "--holdout=0.25", "--resize=30"]
+        options.append("--num_workers=1")
         assert main(["prepare", "table", *options]) == 0
         drawn.append([s.name for s in read_tar(out / "val" / "000000.tar")])
         assert Manifest.read(out).settings == {

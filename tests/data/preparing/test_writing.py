@@ -74,9 +74,9 @@ def test_a_tar_equals_the_one_webdataset_writes(raw, tmp_path):
     assert (shard.bytes, shard.sha256) == (len(written), hashlib.sha256(written).hexdigest())
 
 
-@pytest.mark.parametrize("resize", [None, 24])
+@pytest.mark.parametrize("resize", [pytest.param(None, marks=pytest.mark.slow), 24])
 def test_the_number_of_workers_does_not_change_the_bytes(raw, tmp_path, resize):
-    for workers in (1, 3):
+    for workers in (1, 2):
         prepare(raw, tmp_path / str(workers), num_workers=workers, resize=resize)
     assert file_hashes(tmp_path / "1") == file_hashes(tmp_path / "3")
     assert len(file_hashes(tmp_path / "1")) == 4 + 2 + 2  # only shards, their manifest and the plan
@@ -217,7 +217,7 @@ def test_a_duplicate_image_is_rejected(tmp_path):
         prepare(RawData(tmp_path, twice, "made"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_truncated_image_is_reported_and_the_other_shards_are_kept(raw, tmp_path, capsys, workers):
     out, cut = tmp_path / "out", raw.image_root / "val" / "0003.jpg"
     original = cut.read_bytes()
