@@ -110,3 +110,10 @@ def test_the_reason_of_an_error_is_quoted_without_its_heading_and_in_bounds() ->
     )
     assert quoted(ValueError(f"{advice}. Please use `torch.serialization.x`")) == "Unsupported global: GLOBAL os."
     assert len(quoted(ValueError("x" * 10_000))) < 400
+
+
+def test_something_else_than_a_tensor_does_not_fit():
+    module = nn.Linear(2, 3)
+    weights = {"weight": None, "bias": torch.zeros(3)}
+    with pytest.raises(UserError, match=r"of another shape: weight \(NoneType instead of \[3, 2\]\)"):
+        fill(module, weights, "w.pt")

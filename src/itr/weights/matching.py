@@ -122,7 +122,7 @@ def compare(
         tuple(
             f"{name} ({_shape(weights[name])} instead of {_shape(expected[name])})"
             for name in sorted(weights.keys() & expected.keys())
-            if weights[name].shape != expected[name].shape
+            if _shape(weights[name]) != _shape(expected[name])
         ),
     )
 
@@ -158,8 +158,9 @@ def fill(
     return Mismatch(missing=compare(renamed, expected).missing)
 
 
-def _shape(tensor: Tensor) -> str:
-    return f"[{', '.join(str(size) for size in tensor.shape)}]"
+def _shape(value: object) -> str:
+    """The shape of a tensor; for anything else that a file has under its name, what it is."""
+    return f"[{', '.join(str(size) for size in value.shape)}]" if isinstance(value, Tensor) else type(value).__name__
 
 
 def surplus_layers(unexpected: Sequence[str], known: Iterable[str]) -> list[str]:

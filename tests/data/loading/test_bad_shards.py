@@ -205,5 +205,5 @@ def test_a_run_reports_the_number_of_bad_shards(shards, tmp_path, capsys):
     assert "more than data.max_bad_shards = 1" in capsys.readouterr().err
     assert main(["fit", *options, "--data.max_bad_shards=2"]) == 0
     assert "2 bad shards" in "".join(capsys.readouterr())
-    assert main(["fit", *options, "--data.max_bad_shards=-1"]) != 0
+    assert main(["fit", *options, "--data.max_bad_shards=-1", "--overwrite=true"]) != 0
     assert "it must be 0 or more" in capsys.readouterr().err
