@@ -304,3 +304,15 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     assert [shard.sha256 for shard in found[0].shards] == [shard.sha256 for shard in found[1].shards]
     assert [shard.images for shard in found[0].shards] == [3, 3, 1]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_processes_and_workers_shuffle_in_different_ways(scenes, backbone):
+    """If all drew the same places from their buffers, images with equal places would meet in every epoch."""
+
+    def order(rank: int, buffer: int) -> list[int]:
+        loader = make_loader(scenes, "train", backbone, True, rank=rank, world=2, shuffle_buffer=buffer)
+        return [int(image) for batch in loader for image in batch.image_id]
+
+    places = [[order(rank, 0).index(image) for image in order(rank, 100)] for rank in (0, 1)]
+    assert sorted(places[0]) == sorted(places[1])
+    assert places[0] != places[1]
