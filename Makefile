@@ -85,6 +85,9 @@ test-slow: $(READY)  ## the slow tests; that of the report is skipped where no b
 
 test-all: test test-slow  ## all tests
 
+mutations: $(READY)  ## plant small faults in a copy of the project, and say which ones the fast tests do not notice
+	$(BIN)/python tests/mutations/plant.py
+
 # One file a benchmark; each chooses its sizes by what the machine has. `make bench-start_up` runs one of them.
 BENCHMARKS := prepare evaluation start_up input_pipeline training_step overheads loss_at_scale cost_curves
 
