@@ -11,7 +11,7 @@ BROWSER := $(VENV)/browser/chromium
 
 
 .DELETE_ON_ERROR:
-.PHONY: help install lock audit browser demo test test-slow test-all test-cpus bench lint format type clean
+.PHONY: help install lock audit browser demo test test-slow test-all test-cpus mutations bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
