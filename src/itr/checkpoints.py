@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from itr.errors import UserError, refusing
 from itr.files.archives import check_intact
-from itr.files.digests import file_digest
 from itr.files.states import FileState
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and verbs that may open a checkpoint seldom need it
@@ -47,7 +46,9 @@ def open_identified(path: str) -> tuple[RetrievalModule, dict[str, str]]:
     """
     file = Path(path).expanduser()
     check_exists(path)
-    state, identity = FileState.of(file), {"checkpoint": file.name, "blake2b": file_digest(file)}
+    from itr.evaluation.provenance import checkpoint_identity
+
+    state, identity = FileState.of(file), checkpoint_identity(file)
     module = open_checkpoint(path)
     if not FileState.of(file).same_content(state):
         raise UserError(f"the checkpoint {path} changed while it was loaded; run the command again")

@@ -42,12 +42,6 @@ def process_number() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first_process() -> bool:
-    """Whether this process is the first of those that a launcher started, also before they have met."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), 0)) == 0
-
-
 def stack(value: Tensor, device: torch.device) -> Tensor:
     """Stack the value [...] of each process: [processes, ...], on the CPU; communication uses `device`."""
     return gather(value[None].to(device)).cpu()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from itr.errors import UserError
-from itr.runs.checkpoints.checkpoint_files import fault, newest, read, write
+from itr.files.archives import fault
+from itr.runs.checkpoints.checkpoint_files import newest, read, write
 
 
 def checkpoint(step: int) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itr.cli import main
-from itr.runs.checkpoints.checkpoint_files import fault
+from itr.files.archives import fault
 from launching import ENOUGH
 from soak import differences, final
 from training_runs import checkpoint, children, options, start, wait_for, wait_for_text

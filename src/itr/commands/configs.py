@@ -16,7 +16,7 @@ import yaml
 from itr.commands.order import files_first
 from itr.component import Component, plain, subclasses
 from itr.errors import UserError
-from itr.files.documents import parse_yaml, read_yaml
+from itr.files.documents import parse_yaml, read_yaml_document
 from itr.importing import DOTTED, add_current_folder, import_module_of_user
 
 MADE_WITH = "# made with "  # begins the line of a run's config.yaml that names the configs it was made from
@@ -96,7 +96,7 @@ def _resolve(option: str, value: str) -> list[str]:
     if not (part or config):
         return [value]
     path = find_config(value)
-    content = read_yaml(Path(path))
+    content = read_yaml_document(Path(path))
     add_current_folder(dotted_names(content))
     return [*(_defaults(content) if option in WHOLE else []), path]
 
@@ -125,7 +125,7 @@ def import_config_classes(name: str) -> None:
         UserError: there is no such config, or a module cannot be imported.
     """
     path = find_config(name)
-    content = read_yaml(Path(path))
+    content = read_yaml_document(Path(path))
     add_current_folder(dotted_names(content))
     model = content.get("model") if isinstance(content, dict) else None
     for found in dict.fromkeys(dotted_names(model, CLASS_KEYS)):

@@ -62,7 +62,7 @@ def one_split_name(arguments: Sequence[str]) -> list[str]:
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:
-    """The same command line, in the order in which a parser that lets the last setting win gives options their due.
+    """The same command line, in the right order for a parser in which the last setting wins.
 
     All `--config` come first and refine one another in order. An option for a whole part, such as `--data FILE` or
     `--model.backbone CLASS`, comes before the options for settings inside it. Options that append to a list keep

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from itr.data.shards.locations import find_places
 from itr.data.shards.schema import Place
-from itr.data.shards.tars import has_captions, read_images
+from itr.data.shards.tars import has_captions, read_uncaptioned
 from itr.embedding.encoder import Embedder
 from itr.embedding.strings import string_arrays
 from itr.errors import UserError, shown
@@ -42,7 +42,7 @@ def embed_image_tars(embedder: Embedder, places: list[Place]) -> dict[str, np.nd
     for place in places:
         with TemporaryDirectory() as folder:  # the embedder reads files; those of one tar at a time
             paths, samples = [], []
-            for number, sample in enumerate(read_images(place)):
+            for number, sample in enumerate(read_uncaptioned(place)):
                 paths.append(Path(folder) / str(number))
                 paths[-1].write_bytes(sample.image)
                 samples.append((sample.image_id, sample.name, sample.where))

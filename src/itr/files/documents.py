@@ -16,7 +16,7 @@ MOST_VALUES = 100_000  # in a YAML document, counting what an alias stands for e
 DEEPEST = 50  # lists and dictionaries within one another
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml_document(path: Path) -> Any:
     """The contents of a YAML file.
 
     Aliases let a short text stand for a tree that no memory can hold, or for one that contains itself, and any code
@@ -74,7 +74,7 @@ def _measure(node: Any, known: dict[int, tuple[int, int]], open_nodes: set[int])
     return found
 
 
-def read_json(path: Path) -> Any:
+def read_json_document(path: Path) -> Any:
     """The contents of a JSON file.
 
     Raises:

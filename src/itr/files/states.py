@@ -29,7 +29,11 @@ class FileState:
         Raises:
             OSError: it does not exist, or could not be reached.
         """
-        found = os.stat(file)
+        return cls.from_stat(os.stat(file))
+
+    @classmethod
+    def from_stat(cls, found: os.stat_result) -> FileState:
+        """The state that a call of `os.stat` has returned."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
     def same_content(self, other: FileState) -> bool:

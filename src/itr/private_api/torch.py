@@ -28,7 +28,7 @@ def forget_compiled(module: nn.Module) -> None:
 
 @contextmanager
 def state_loads_through(change: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]) -> Iterator[None]:
-    """Meanwhile every `load_state_dict` loads what `change(module, weights)` returns.
+    """Within the block, every `load_state_dict` loads what `change(module, weights)` returns.
 
     Missing: a public hook on the weights that another library, such as timm, loads into the modules that it makes.
     """

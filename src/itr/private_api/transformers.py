@@ -45,7 +45,7 @@ class LoadedModel:
 
 @contextmanager
 def recorded_loads() -> Iterator[list[LoadedModel]]:
-    """Meanwhile transformers reports nothing about loaded weights; instead it is recorded.
+    """Within the block, transformers reports nothing about loaded weights; what it would report is recorded.
 
     Missing: a public way to learn what another library, such as sentence-transformers, has loaded by
     `from_pretrained`, which returns it only to its caller and otherwise prints a table.

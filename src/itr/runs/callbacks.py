@@ -117,7 +117,7 @@ class Results(pl.Callback):
     """
 
     def __init__(self, ckpt_path: str | None = None) -> None:
-        self._told = False
+        self._reported = False
         self._path = Path(ckpt_path) if ckpt_path and Path(ckpt_path).is_file() else None
         self._model: dict[str, str] = {"checkpoint": "none"}
         self._state: FileState | None = None
@@ -138,8 +138,8 @@ class Results(pl.Callback):
             self._show(trainer, pl_module)
         elif not trainer.sanity_checking:
             self._show_epoch(trainer, pl_module)
-            if not self._told:
-                self._tell(trainer, pl_module, "val")
+            if not self._reported:
+                self._report_notes(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the metrics and write them to a file."""
@@ -163,12 +163,12 @@ class Results(pl.Callback):
         gallery = module.last_gallery
         print(f"\n{len(gallery.image_id)} images, {len(gallery.text_id)} captions; recall and precision in percent")
         print(recall_table(module.metrics))
-        self._tell(trainer, pl_module, "val" if trainer.state.fn == "validate" else "test")
+        self._report_notes(trainer, pl_module, "val" if trainer.state.fn == "validate" else "test")
 
     @rank_zero_only
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def _report_notes(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Report, once, what was merged or left out."""
-        self._told = True
+        self._reported = True
         for note in measured_notes(self._data(trainer, pl_module, stage)):
             log.warning("%s", note)
 

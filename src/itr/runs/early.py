@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.commands.configs import config_folder, resolve_configs
+from itr.commands.launchers import is_first_process, started_again
 from itr.commands.near_matches import near_options
 from itr.commands.order import Option, options_in
 from itr.commands.parsing import with_hint
@@ -19,15 +20,13 @@ from itr.data.shards.patterns import names_tars
 from itr.data.shards.remote import is_url
 from itr.data.shards.schema import MANIFEST
 from itr.errors import UserError, WrongOptionError
-from itr.files.documents import read_yaml
+from itr.files.documents import read_yaml_document
 from itr.files.writing import file_to_write
 from itr.runs.run_folder import (
     FolderLock,
     check_new_run,
     checkpoint_names,
-    is_first_process,
     refuse_without_best,
-    started_again,
 )
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -165,9 +164,9 @@ def _settings(given: Iterable[Option]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for option in given:
         if option.key == "config":
-            _merge(found, _expanded(read_yaml(Path(option.value)), Path(option.value).parent))
+            _merge(found, _expanded(read_yaml_document(Path(option.value)), Path(option.value).parent))
         elif option.key == "data" and option.value.endswith(".yaml"):
-            _merge(found, {"data": read_yaml(Path(option.value))})
+            _merge(found, {"data": read_yaml_document(Path(option.value))})
         elif option.key and not option.key.endswith("+"):
             *groups, name = option.key.split(".")
             value: dict[str, Any] = {name: option.value}
@@ -185,7 +184,7 @@ def _expanded(content: Any, folder: Path) -> dict[str, Any]:
     if isinstance(data, str):
         files = [base / data for base in (folder, Path(), config_folder())]
         file = next((path for path in files if path.is_file()), None)
-        content = {**content, "data": read_yaml(file) if file else {}}
+        content = {**content, "data": read_yaml_document(file) if file else {}}
     return dict(content)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from itr.commands.launchers import started_again
 from itr.errors import UserError
 from itr.files.locks import BusyError, locked
 from itr.files.writing import check_writable
@@ -75,17 +75,6 @@ def check_folders(root: Path, *parts: str) -> None:
     """Refuse a run folder, or folders in it, that cannot be written."""
     for folder in (root, *(root / part for part in parts)):
         check_writable(folder, OPTION)
-
-
-def started_again() -> bool:
-    """Whether torchrun or SLURM has started this command before."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
-def is_first_process() -> bool:
-    """Whether no launcher says that this is another process of a run than the first; before torch is imported."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-    return all(os.environ.get(name) in (None, "", "0") for name in names)
 
 
 def refuse_without_best(root: Path) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
+from itr.commands.launchers import is_first_process
 from itr.component import plain
-from itr.distributed import is_first_process
 from itr.errors import UserError, refusing
-from itr.files.archives import check_intact
 from itr.methods.base import Method
 from itr.objectives import Objective
-from itr.weights.matching import Mismatch, compare, fill, names_in_short
+from itr.weights.matching import Mismatch, fill, find_mismatch, names_in_short
 from itr.weights.reading import read_checkpoint, state_in
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,6 @@ class StartingWeights:
                 f"both model.weights and {replacing[0]} set the weights of the backbone; remove one (for D2S: stage1)"
             )
         path = _find(Path(place).expanduser())
-        check_intact(path)
         saved = read_checkpoint(path)
         tensors = state_in(saved, str(path))
         if not any(name.startswith("backbone.") for name in tensors):
@@ -92,7 +90,7 @@ class StartingWeights:
         """
         taken, fresh = ["backbone"], []
         own = self._part("objective.")
-        if compare(own, objective.state_dict()) == Mismatch() and self._is_same_objective(objective):
+        if find_mismatch(own, objective.state_dict()) == Mismatch() and self._is_same_objective(objective):
             fill(objective, own, self.source, "the objective")
             taken.append("objective")
         else:

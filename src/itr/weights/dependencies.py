@@ -30,9 +30,9 @@ def unused_parameters(module: nn.Module, run: Run) -> tuple[int, set[str]]:
 def used_names(module: nn.Module, run: Run) -> set[str]:
     """The names in the `state_dict` that `run(module, device)` may depend on: used parameters, and all buffers.
 
-    If the module cannot run, that is all names.
+    If the module cannot run, that is all names, also of parameters that its `state_dict` omits.
     """
-    names = set(module.state_dict())
+    names = {*module.state_dict(), *(name for name, _ in module.named_parameters())}
     try:
         return names - unused_parameters(module, run)[1]
     except Exception:  # architectures raise various types, and their reason matters only where they are used

@@ -16,7 +16,7 @@ T = TypeVar("T")
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 NAMES_SHOWN = 3
 LONGEST_NAME = 100  # characters; names come from files
-COUNTERS = ".num_batches_tracked"  # no output depends on them
+COUNTER = "num_batches_tracked"  # of batch normalization
 
 
 def without_wrappers(weights: Mapping[str, T], known: Collection[str]) -> dict[str, T]:
@@ -101,7 +101,17 @@ def names_in_short(names: Collection[str]) -> str:
     return f"{', '.join(shown)}{more}"
 
 
-def compare(
+def missing_names(weights: Collection[str], expected: Iterable[str]) -> list[str]:
+    """The names that only a module has, sorted, without counters."""
+    return sorted(name for name in expected if name not in weights and not is_counter(name))
+
+
+def is_counter(name: str) -> bool:
+    """Whether a name is that of a counter, on which no output depends."""
+    return name.rpartition(".")[2] == COUNTER
+
+
+def find_mismatch(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], used: Callable[[], Collection[str]] | None = None
 ) -> Mismatch:
     """What does not fit between weights and the state of a module.
@@ -112,12 +122,12 @@ def compare(
         used: gives the names that something depends on; only these must be there. It is called only if some are
             missing. By default all.
     """
-    missing = [name for name in expected.keys() - weights.keys() if not f".{name}".endswith(COUNTERS)]
+    missing = missing_names(weights, expected)
     if missing and used is not None:
         needed = used()
         missing = [name for name in missing if name in needed]
     return Mismatch(
-        tuple(sorted(missing)),
+        tuple(missing),
         tuple(sorted(weights.keys() - expected.keys())),
         tuple(
             f"{name} ({_shape(weights[name])} instead of {_shape(expected[name])})"
@@ -142,7 +152,7 @@ def fill(
         weights: tensors by name.
         source: where they come from, for messages.
         model: what they should fit, for messages.
-        used: see `compare`.
+        used: see `find_mismatch`.
         hint: what the user can do if they do not fit.
 
     Returns:
@@ -153,9 +163,9 @@ def fill(
     """
     expected = module.state_dict()
     renamed = without_wrappers(weights, expected)
-    compare(renamed, expected, used).refuse(source, model, hint)
+    find_mismatch(renamed, expected, used).refuse(source, model, hint)
     module.load_state_dict(renamed, strict=False)
-    return Mismatch(missing=compare(renamed, expected).missing)
+    return Mismatch(missing=tuple(missing_names(renamed, expected)))
 
 
 def _shape(value: object) -> str:

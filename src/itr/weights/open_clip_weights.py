@@ -13,7 +13,7 @@ from open_clip import convert
 from open_clip import model as clip_model
 from torch import Tensor
 
-from itr.distributed import is_first_process
+from itr.commands.launchers import is_first_process
 from itr.errors import UserError, quoted
 from itr.weights.matching import fill, without_wrappers
 from itr.weights.pretrained import announce
@@ -133,7 +133,7 @@ def properties_of(
     activations = {_activation(config, record) for record in records.values()} or {_activation(config, {})}
     if quick_gelu is None:
         if len(activations) > 1:
-            raise UserError(_ambiguous(weights.source, name, records))
+            raise UserError(_ambiguous(weights.source, name, config, records))
         quick_gelu, why = next(iter(activations)), "as in all published weights" if records else "as in the config"
     fitting = {t: r for t, r in records.items() if _activation(config, r) == quick_gelu} or records
     first = next(iter(fitting), None)
@@ -162,8 +162,8 @@ def _tag_of(weights: Weights, records: dict[str, dict[str, Any]]) -> tuple[str |
     return (found[0], f"its folder is that of {hubs[found[0]][0]}") if len(found) == 1 else (None, "")
 
 
-def _ambiguous(source: str, name: str, records: dict[str, dict[str, Any]]) -> str:
-    quick = [tag for tag, record in records.items() if record.get("quick_gelu")]
+def _ambiguous(source: str, name: str, config: dict[str, Any], records: dict[str, dict[str, Any]]) -> str:
+    quick = [tag for tag, record in records.items() if _activation(config, record)]
     other = [tag for tag in records if tag not in quick]
     return (
         f"pretrained={source!r}: a file does not say with which activation it was trained, and the published "

@@ -11,15 +11,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from itr.distributed import is_first_process
+from itr.commands.launchers import is_first_process
 from itr.errors import UserError
 from itr.private_api.torch import state_loads_through
 from itr.private_api.transformers import LoadedModel, recorded_loads
-from itr.weights.dependencies import Run, unused_parameters
+from itr.weights.dependencies import Run, used_names
 from itr.weights.matching import (
-    COUNTERS,
     WRAPPERS,
     Mismatch,
+    find_mismatch,
+    is_counter,
+    missing_names,
     names_in_short,
     shared_prefix,
     surplus_layers,
@@ -107,7 +109,7 @@ def _refuse(found: LoadedModel, unused: set[int], source: str, model: str) -> No
     missing = [
         name
         for name in found.missing
-        if not name.endswith(COUNTERS) and not (name in parameters and id(parameters[name]) in unused)
+        if not is_counter(name) and not (name in parameters and id(parameters[name]) in unused)
     ]
     prefix = f"{getattr(inner, 'base_model_prefix', '')}."
     known = set(inner.state_dict())
@@ -121,18 +123,16 @@ def _refuse(found: LoadedModel, unused: set[int], source: str, model: str) -> No
 
 def _unused_parameters(module: nn.Module, run: Run) -> set[int]:
     """Ids of the parameters that the output does not depend on; none if the module cannot run."""
-    try:
-        names = unused_parameters(module, run)[1]
-    except Exception:  # architectures raise various types, and their reason matters only where they are used
-        return set()
-    return {id(parameter) for name, parameter in module.named_parameters() if name in names}
+    used = used_names(module, run)
+    return {id(parameter) for name, parameter in module.named_parameters() if name not in used}
 
 
 @contextmanager
 def checked_state_loads(source: str, model: str, used: Callable[[nn.Module], set[str]]) -> Iterator[None]:
-    """Meanwhile every `load_state_dict` understands the names of wrappers and refuses weights that lack something used.
+    """Within the block, every `load_state_dict` understands the names of wrappers, and checks what is missing.
 
-    For libraries that load with `strict=False` and say nothing, such as timm.
+    Weights that lack something that is used are refused. For libraries that load with `strict=False` and say nothing,
+    such as timm.
 
     Args:
         source: where the weights come from, for messages.
@@ -146,14 +146,11 @@ def checked_state_loads(source: str, model: str, used: Callable[[nn.Module], set
     def check(module: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         own = module.state_dict()
         renamed = without_wrappers(weights, own)
-        missing = [name for name in own.keys() - renamed.keys() if not name.endswith(COUNTERS)]
-        unexpected = sorted(renamed.keys() - own.keys())
-        if missing:
-            needed = used(module)
-            lost = tuple(sorted(name for name in missing if name in needed))
-            if lost:
-                Mismatch(lost, tuple(unexpected)).refuse(source, model)
-        announce(source, model, len(own) - len(missing), sorted(missing), unexpected)
+        found = find_mismatch(renamed, own, lambda: used(module))
+        if found.missing:
+            found.refuse(source, model)
+        missing = missing_names(renamed, own)
+        announce(source, model, len(own) - len(missing), missing, list(found.unexpected))
         return renamed
 
     with state_loads_through(check):

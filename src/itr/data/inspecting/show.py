@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from itr.data.inspecting.sheet import BROWSER_FORMATS, Card, write_sheet
 from itr.data.inspecting.verify import read_manifest
-from itr.data.shards.schema import IMAGE_TYPES, Manifest, Split
+from itr.data.shards.schema import Manifest, Split
 from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
 from itr.images.decode import BadImageError, decode_pixels, pillow_formats, shrink
+from itr.images.kinds import IMAGE_TYPES
 
 THUMBNAIL = 240
 

@@ -14,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from itr.data.shards.locations import read_positives
-from itr.data.shards.schema import IMAGE_TYPES, MANIFEST, STAGING, Manifest, Shard, Split, is_whole
+from itr.data.shards.schema import MANIFEST, STAGING, Manifest, Shard, Split, is_whole
 from itr.data.shards.tars import key_and_type
 from itr.errors import UserError
 from itr.images.decode import BadImageError, decode_pixels, image_size
+from itr.images.kinds import IMAGE_TYPES
 
 Problem = tuple[str, str]  # where (shard, or shard and key), and what is wrong
 

@@ -25,11 +25,11 @@ class DenseTexts:
         path: the file of lines.
         ids: image_id of each line, ascending [N], int64.
         offsets: where each line begins [N], int64.
+        state: the file when they were read.
     """
 
-    def __init__(self, path: Path, ids: np.ndarray, offsets: np.ndarray) -> None:
-        self.path, self.ids, self.offsets = path, ids, offsets
-        self.state = FileState.of(path)
+    def __init__(self, path: Path, ids: np.ndarray, offsets: np.ndarray, state: FileState) -> None:
+        self.path, self.ids, self.offsets, self.state = path, ids, offsets, state
 
     @classmethod
     def open(cls, folder: str | Path, split: str, identity: str) -> DenseTexts | None:
@@ -56,9 +56,7 @@ class DenseTexts:
             raise UserError(f"could not read {path} ({error}); remove it and run `itr densify` again") from None
         if not known or not same:
             raise UserError(f"{path} was made from other shards; remove it and run `itr densify` again")
-        found = cls(path, ids, offsets)
-        found.state = state
-        return found
+        return cls(path, ids, offsets, state)
 
     def text(self, image_id: int) -> str | None:
         """The dense caption of an image; None if it has none.

@@ -81,7 +81,7 @@ def _problem_of_content(path: str, head: bytes) -> str:
     try:
         with Image.open(path, formats=pillow_formats()):  # Pillow recognizes more formats, whatever the extension
             return ""
-    except Exception:
+    except Exception:  # Pillow raises many types for files that are not images
         return problem
 
 

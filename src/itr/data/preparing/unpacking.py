@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from itr.data.shards.staging import Staging, reporting_disk_errors
-from itr.data.tables.parquet import InnerImage, read_images
+from itr.data.tables.parquet import InnerImage, read_inner_images
 
 UNPACKED = ".images"  # in the staging folder
 
@@ -30,7 +30,7 @@ def unpack_images(inner: Mapping[str, InnerImage], names: Iterable[str], staging
     folder = staging.path / UNPACKED
     with tqdm(total=sum(map(len, wanted.values())), desc="unpacking", unit=" images", disable=None) as bar:
         for (file, column), rows in wanted.items():
-            for row, data in read_images(file, column, rows):
+            for row, data in read_inner_images(file, column, rows):
                 with reporting_disk_errors(staging.folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / rows[row]).write_bytes(data)

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from itr.data.shards.remote import describe, is_url, read_bytes, redacted, version_of, with_retries
+from itr.data.shards.remote import describe_url, is_url, read_bytes, redacted, version_of, with_retries
 from itr.data.shards.schema import Place, Shard, is_whole, stable_id
 from itr.data.shards.seen import Seen, headers_of
 from itr.data.shards.tars import count_tar
@@ -104,7 +104,7 @@ def _look_up(place: Place) -> Tar:
 
 
 def _at_url(url: str) -> tuple[int, str, Seen]:
-    found = describe(url)
+    found = describe_url(url)
     size = int(found.get("size") or 0)
     return size, version_of(found), Seen(headers=headers_of(found) | ({"size": str(size)} if size else {}))
 
@@ -113,7 +113,7 @@ def _on_disk(path: str) -> tuple[int, str, Seen]:
     found = with_retries(path, partial(os.stat, path))
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise UnreadableError(f"{path} is not a file, but a pipe or a device; correct the list of tars")
-    return found.st_size, str(found.st_mtime_ns), Seen(state=with_retries(path, partial(FileState.of, path)))
+    return found.st_size, str(found.st_mtime_ns), Seen(state=FileState.from_stat(found))
 
 
 def _remembered(record: Path) -> tuple[int, int] | None:

@@ -150,7 +150,7 @@ def _words(error: Exception) -> str:
     return f"HTTP {status}" if status else lines[0] if lines else type(error).__name__
 
 
-def describe(url: str) -> dict[str, Any]:
+def describe_url(url: str) -> dict[str, Any]:
     """What a server or store says about a file, such as its `size` in bytes."""
     return with_retries(url, lambda: _info(url))
 

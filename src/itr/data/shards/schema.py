@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from itr.data.shards.seen import Seen
 from itr.errors import UserError
 from itr.files.writing import whole_file
-from itr.images.kinds import IMAGE_TYPES as IMAGE_TYPES
+from itr.images.kinds import IMAGE_TYPES
 
 MANIFEST = "manifest.json"
 POSITIVES = "positives.npz"

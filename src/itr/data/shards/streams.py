@@ -83,7 +83,7 @@ class HttpResponse:
             while size and (data := await self.response.content.read(size)):
                 parts.append(data)
                 size -= len(data)
-        except Exception:
+        except Exception:  # of any network library; it is raised where no bytes are lost by it
             if not parts:
                 raise
         return b"".join(parts)

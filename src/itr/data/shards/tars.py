@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.shards.remote import is_url, redacted
-from itr.data.shards.schema import IMAGE_TYPES, Place, Sample, parse_sample, stable_id
+from itr.data.shards.schema import Place, Sample, parse_sample, stable_id
 from itr.data.shards.streams import download, open_stream
 from itr.errors import UnreadableError, UserError
 from itr.files.locks import locked
+from itr.images.kinds import IMAGE_TYPES
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
 LARGEST = 2**30  # bytes of a member: a small compressed tar could otherwise fill the memory
@@ -66,7 +67,7 @@ def has_captions(place: Place) -> bool:
     return "txt" in raw or CAPTION_KEY.search(raw.get("json", b"")) is not None
 
 
-def read_images(place: Place) -> Iterator[Sample]:
+def read_uncaptioned(place: Place) -> Iterator[Sample]:
     """The samples of a tar of images without captions, each with an empty one.
 
     Raises:

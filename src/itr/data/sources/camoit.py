@@ -16,10 +16,10 @@ from itr.data.raw.entries import ImageEntry, RawData
 from itr.data.raw.files import find_file, read_json, report_examples, require_folder
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import Collection
-from itr.data.shards.schema import IMAGE_TYPES
 from itr.data.sources.base import Source
 from itr.data.tables.cells import cell_texts
 from itr.errors import UserError, shown
+from itr.images.kinds import IMAGE_TYPES
 
 IMAGE_FOLDERS = ("images", "CamoIT/images", "")
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in IMAGE_TYPES)

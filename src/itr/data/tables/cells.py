@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from itr.data.tables.parquet import InnerImage
 from itr.errors import UserError, shown
 
 STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
@@ -66,7 +67,7 @@ def is_missing(value: object) -> bool:
 
 def kind_of(value: object) -> str:
     """What a value is, in words."""
-    if type(value).__name__ == "InnerImage":
+    if isinstance(value, InnerImage):
         return "an image"
     kinds = {dict: "an object", list: "a list", tuple: "a list", bytes: "bytes", str: "a text", bool: "true or false"}
     return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}")

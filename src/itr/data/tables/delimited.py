@@ -47,7 +47,7 @@ def read_delimited(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         _check_header(header, path)
         for number, fields in records:
             if len(fields) != len(header):
-                fields = _repaired(fields, header, path, number)
+                fields = _repaired(fields, header, delimiter, path, number)
             yield number, dict(zip(header, fields, strict=True))
 
 
@@ -69,7 +69,7 @@ def _check_header(header: list[str], path: Path) -> None:
         )
 
 
-def _repaired(fields: list[str], header: list[str], path: Path, number: int) -> list[str]:
+def _repaired(fields: list[str], header: list[str], delimiter: str, path: Path, number: int) -> list[str]:
     """The fields of the row that lacks a separator in the published `results.csv` of Flickr30K.
 
     Raises:
@@ -78,14 +78,13 @@ def _repaired(fields: list[str], header: list[str], path: Path, number: int) -> 
     if header == KAGGLE_HEADER and len(fields) == 2 and (found := re.fullmatch(r"\s*(\d+)\s+(\S.*)", fields[1])):
         print(f"{path.name}, line {number}: a separator is missing; read as comment {found[1]}: {shown(found[2])}")
         return [fields[0], found[1], found[2]]
-    delimiter = NAMES[find_delimiter(path)]
     advice = (
-        f"put quotation marks around a field that contains {delimiter}, as programs that write CSV do"
+        f"put quotation marks around a field that contains {NAMES[delimiter]}, as programs that write CSV do"
         if len(fields) > len(header)
         else "complete the row, or put quotation marks around a field that contains line ends"
     )
     raise UserError(
-        f"{path}, line {number}: it has {len(fields)} fields separated by {delimiter}, but the header has "
+        f"{path}, line {number}: it has {len(fields)} fields separated by {NAMES[delimiter]}, but the header has "
         f"{len(header)}: {shown(fields, 200)}; {advice}"
     )
 

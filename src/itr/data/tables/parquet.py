@@ -56,7 +56,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             yield cells
 
 
-def read_images(path: Path, column: str, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+def read_inner_images(path: Path, column: str, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """The bytes of the images in some rows of a Parquet file, in the order of the file.
 
     Raises:

@@ -11,7 +11,7 @@ from itr.errors import UserError
 
 
 def table_kind(path: Path) -> str:
-    """The suffix that tells how a table is written: `.csv` for `a.CSV` and for `a.csv.gz`."""
+    """The suffix that names the format of a table, such as `.csv` for `a.CSV` and for `a.csv.gz`."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from itr.commands.configs import config_folder, made_with
 from itr.errors import UserError
-from itr.files.documents import read_json, read_yaml
+from itr.files.documents import read_json_document, read_yaml_document
 
 MOST = 1e300  # a larger number in a metrics file is no metric
 Curve = list[tuple[float, float]]
@@ -112,7 +112,7 @@ def _read_config(run: Run) -> None:
         run.notes.append("No settings: config.yaml is missing")
         return
     try:
-        loaded = read_yaml(path)
+        loaded = read_yaml_document(path)
         run.config_text = path.read_text(encoding="utf-8")
     except UserError as error:
         run.notes.append(f"No settings: {error}")
@@ -131,7 +131,7 @@ def _metrics_files(run: Run) -> list[MetricsFile]:
     found = []
     for path in sorted(run.folder.glob("*.json")):
         try:
-            content = read_json(path)
+            content = read_json_document(path)
         except UserError as error:
             run.notes.append(str(error))
             continue

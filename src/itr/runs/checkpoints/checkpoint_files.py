@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from itr.errors import UserError
-from itr.files.archives import fault as fault
+from itr.files.archives import fault
 from itr.files.writing import whole_file
 
 PART = ".part"  # ends the name of a file that is being written
