@@ -28,8 +28,8 @@ import os, sys, time
 from pathlib import Path
 from itr.files.locks import locked
 with locked(Path(sys.argv[1]) / ".run.lock", wait=False):
-    if os.fork():  # as a loader's worker is started, which outlives a killed run for some seconds
-        print("held", flush=True)
+    if not os.fork():  # as a loader's worker is started, which outlives a killed run for some seconds
+        print("held", flush=True)  # by the forked process: only now has it left the lock to its parent
     time.sleep(60)
 """
 
