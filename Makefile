@@ -11,7 +11,7 @@ BROWSER := $(VENV)/browser/chromium
 
 
 .DELETE_ON_ERROR:
-.PHONY: help install lock audit browser demo test test-slow test-all test-cpus mutations bench lint format type clean
+.PHONY: help install lock audit browser demo test test-slow test-all test-cpus mutations starts bench lint format type clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ -/'
@@ -87,6 +87,9 @@ test-all: test test-slow  ## all tests
 
 mutations: $(READY)  ## plant small faults in a copy of the project, and say which ones the fast tests do not notice
 	$(BIN)/python tests/mutations/plant.py
+
+starts: $(READY)  ## start runs 20 times with each rare fault: two in one folder, rank 0 killed, full disk, changed shard
+	$(BIN)/python tests/helpers/starts.py --times 20
 
 # One file a benchmark; each chooses its sizes by what the machine has. `make bench-start_up` runs one of them.
 BENCHMARKS := prepare evaluation start_up input_pipeline training_step overheads loss_at_scale cost_curves
