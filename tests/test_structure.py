@@ -12,7 +12,7 @@ ROOMS = """
 errors moved private_api files importing component commands types distributed losses objectives weights backbones images
 teachers data.shards data.tables data.raw data.scenes data.loading data.features data.model_fields data.datamodule
 data.sources data.preparing data.inspecting training methods evaluation state retriever module checkpoints embedding
-passes protocols interop runs report.content report.page report.make cli __main__
+passes protocols interop runs report.content report.page report.make early cli __main__
 """
 LAYERS = ROOMS.split()
 MOST_LINES = 250

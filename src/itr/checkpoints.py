@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from itr.commands.inputs import check_checkpoint
 from itr.errors import UserError, refusing
 from itr.files.archives import check_intact
 from itr.files.states import FileState
@@ -19,23 +20,13 @@ def open_checkpoint(path: str) -> RetrievalModule:
     Raises:
         UserError: the file does not exist, is damaged, or is not an itr checkpoint.
     """
-    check_exists(path)
+    check_checkpoint(path)
     check_intact(Path(path).expanduser())
     from itr.module import RetrievalModule
 
     with refusing(f"{path} is not a checkpoint that `itr fit` or `itr convert` has written"):
         opened = RetrievalModule.load_from_checkpoint(Path(path).expanduser(), map_location="cpu", weights_only=True)
         return opened.eval()
-
-
-def check_exists(path: str) -> None:
-    """Refuse a path that is not a file.
-
-    Raises:
-        UserError: the file does not exist.
-    """
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"the checkpoint {path} does not exist")
 
 
 def open_identified(path: str) -> tuple[RetrievalModule, dict[str, str]]:
@@ -45,7 +36,7 @@ def open_identified(path: str) -> tuple[RetrievalModule, dict[str, str]]:
         UserError: as `open_checkpoint`, or the file was replaced in between, as a training run does.
     """
     file = Path(path).expanduser()
-    check_exists(path)
+    check_checkpoint(path)
     from itr.evaluation.provenance import checkpoint_identity
 
     state, identity = FileState.of(file), checkpoint_identity(file)

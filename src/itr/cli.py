@@ -82,7 +82,7 @@ def _main(arguments: list[str]) -> int:
     try:
         with memory_errors(verb):
             from itr.commands.order import one_split_name
-            from itr.runs.early import check_early  # takes longer to import than `itr --help` may
+            from itr.early import check_early  # takes longer to import than `itr --help` may
 
             arguments = one_split_name(arguments)
             check_early(arguments)

@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from inspect import isclass, signature
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from itr.commands.configs import import_config_classes
 from itr.commands.near_matches import did_you_mean, near_arguments, near_options, unknown_class
@@ -107,23 +108,34 @@ def in_words(text: str) -> str:
     return f"{found['key']} is {found['value']}; it must be {wanted}"
 
 
-def run_verb(arguments: list[str], function: Callable[..., None], opens_checkpoints: bool = False) -> None:
-    """Parse `itr VERB [options]` and call the verb's function; its arguments and docstring make the options.
+def parse_verb(
+    arguments: list[str],
+    function: Callable[..., None],
+    opens_checkpoints: bool = False,
+    positional: str = "",
+    lists: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Parse `itr VERB [options]` into the values of its options.
 
     Args:
         arguments: the command line, the verb first.
-        function: what runs the verb.
+        function: its arguments and docstring make the options.
         opens_checkpoints: add `--config`, see `add_class_config`.
+        positional: an argument, one or more of which are given without its name.
+        lists: options that take one or more values, with their help; also that of `positional`.
     """
     line = (function.__doc__ or "").strip().splitlines()[0]
     parser = FriendlyParser(prog="itr", description=line)
     verbs = parser.add_subcommands(required=True, metavar="VERB")
     options = FriendlyParser(description=line)
-    options.add_function_arguments(function)
+    for name, text in lists.items():
+        options.add_argument(name if name == positional else f"--{name}", nargs="+", type=str, help=text)
+    options.add_function_arguments(function, skip={*lists})
     if opens_checkpoints:
         add_class_config(options)
     verbs.add_subcommand(arguments[0], options)
-    function(**options_of(parser.parse_args(arguments)[arguments[0]]))
+    values: dict[str, Any] = parser.parse_args(arguments)[arguments[0]].as_dict()
+    return values
 
 
 def add_class_config(options: ArgumentParser) -> None:
@@ -137,9 +149,8 @@ def add_class_config(options: ArgumentParser) -> None:
     )
 
 
-def options_of(parsed: Namespace) -> dict[str, Any]:
-    """The options of a verb by name. The classes that `--config` names are imported, and it is removed."""
-    values = parsed.as_dict()
+def options_of(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a verb without `--config`; the classes that it names are imported."""
     for config in values.pop(CLASS_CONFIG.removeprefix("--"), None) or ():
         import_config_classes(config)
     return values
@@ -150,7 +161,7 @@ def run_function(
 ) -> None:
     """Parse `itr VERB NAME [options]` as `parse_function` does, and call the function of that name."""
     name, values = parse_function(arguments, functions, what, description, positional)
-    functions[name](**values)
+    functions[name](**options_of(values))
 
 
 def parse_function(
@@ -188,7 +199,7 @@ def parse_function(
     given = [_key(argument) if argument in functions else argument for argument in arguments[1:2]]
     chosen = parser.parse_args([verb, *given, *arguments[2:]])[verb]
     name = next(name for name in functions if _key(name) == chosen[what])
-    return name, options_of(chosen[chosen[what]])
+    return name, chosen[chosen[what]].as_dict()
 
 
 def _key(name: str) -> str:

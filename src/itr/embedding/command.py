@@ -11,7 +11,9 @@ import torch
 from tqdm import tqdm
 
 from itr.checkpoints import open_checkpoint
-from itr.commands.parsing import run_verb
+from itr.commands.inputs import check_embed, check_folder, unreadable_texts
+from itr.commands.parsing import options_of
+from itr.commands.verbs import parse
 from itr.data.datamodule import ShardData
 from itr.data.shards.captions import CaptionCleaner
 from itr.data.tables.text_files import split_lines
@@ -67,8 +69,7 @@ def embed(
         features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
     """
     target = file_to_write(out, ".npz")
-    if (data is None) == (images is None and texts is None):
-        raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
+    check_embed(data, images, texts)
     found = None if images is None else images_below(Path(images).expanduser())
     lines = None if texts is None else caption_lines(texts)
     tars = [] if data is None else image_tars(data, split, cache)
@@ -107,9 +108,7 @@ def images_below(folder: Path) -> FoundImages:
     Raises:
         UserError: the folder does not exist or contains no image.
     """
-    if not folder.is_dir():
-        problem = "is a file; give the folder that contains it" if folder.is_file() else "does not exist"
-        raise UserError(f"--images: the folder {folder} {problem}")
+    check_folder("--images", folder)
     found = find_images(folder)
     if not found.names:
         raise UserError("\n".join([f"--images: {folder} contains no images", *found.notices()]))
@@ -137,10 +136,7 @@ def caption_lines(texts: str) -> dict[int, str]:
     try:
         raw = sys.stdin.buffer.read() if texts == "-" else Path(texts).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(
-            f"--texts takes a file with one caption per line, or - for standard input; could not read {texts}: "
-            f"{error.strerror or error}"
-        ) from None
+        raise unreadable_texts(texts, error) from None
     cleaner = CaptionCleaner()
     cleaned = [cleaner.clean([line], f"line {n}") for n, line in enumerate(split_lines(raw, f"--texts: {where}"))]
     found = {number: captions[0] for number, captions in enumerate(cleaned) if captions}
@@ -160,4 +156,4 @@ def embed_lines(embedder: Embedder, lines: dict[int, str]) -> dict[str, np.ndarr
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and embed."""
-    run_verb(arguments, embed, opens_checkpoints=True)
+    embed(**options_of(parse(arguments)[1]))

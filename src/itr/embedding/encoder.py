@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from itr.checkpoints import open_identified
+from itr.commands.inputs import check_at_least, check_encoder
 from itr.distributed import choose_device
 from itr.embedding.files import pooled_only
 from itr.errors import UserError
@@ -186,10 +187,8 @@ def open_embedder(
     Raises:
         UserError: both or neither is given, or it could not be loaded.
     """
-    if settings.get("batch_size", 1) < 1:
-        raise UserError(f"--batch_size is {settings['batch_size']}; it must be 1 or more")
-    if (ckpt_path is None) == (name is None):
-        raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
+    check_at_least(1, batch_size=settings.get("batch_size", 1))
+    check_encoder(modality, ckpt_path, name)
     if name is not None:
         return teacher_embedder(modality, name, device, **settings)
     assert ckpt_path is not None

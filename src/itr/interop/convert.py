@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from itr.commands.parsing import run_function
-from itr.errors import UserError
+from itr.commands.inputs import check_overwrite
+from itr.commands.verbs import parse
 from itr.files.writing import file_to_write, whole_file
 from itr.module import RetrievalModule
 
@@ -76,13 +76,11 @@ def save_converted(module: RetrievalModule, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Parse the command line and convert one file."""
-    run_function(
-        arguments, CONVERTERS, "method", "Convert a published checkpoint into an itr checkpoint.", positional="file"
-    )
+    name, values = parse(arguments)
+    CONVERTERS[name](**values)
 
 
 def _target(out: str, overwrite: bool) -> Path:
     path = file_to_write(out)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists; choose another --out, or pass --overwrite=true")
+    check_overwrite(path, overwrite)
     return path

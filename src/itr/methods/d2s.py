@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from itr.backbones.base import Backbone
+from itr.commands.inputs import check_stage1
 from itr.data.loading.fields import DENSE
 from itr.errors import UserError
 from itr.files.digests import weights_identity
@@ -159,12 +160,8 @@ class D2S(Method):
         Raises:
             UserError: the file does not exist, and the run does not resume from a checkpoint.
         """
-        if self.stage1 is not None and not Path(self.stage1).is_file() and trainer.ckpt_path is None:
-            raise UserError(
-                f"D2S.stage1: the file {self.stage1!r} does not exist. Train the first stage with `itr fit --config "
-                "f30k_d2s_stage1.yaml`, or with your own config and --data.texts=dense, and give the checkpoint that "
-                "it writes; or set stage1 to null"
-            )
+        if self.stage1 is not None and trainer.ckpt_path is None:
+            check_stage1(self.stage1)
         if self.weight > 0 and not self.cached:  # the teacher is in eval mode on purpose
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         if self.stage1 is None and trainer.ckpt_path is None:

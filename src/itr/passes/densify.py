@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from itr.commands.parsing import run_verb
+from itr.commands.verbs import parse
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, data_identity, stable_id
 from itr.distributed import choose_device
@@ -188,4 +188,4 @@ def _described(model: Describer, chunks: Iterable[Chunk], split: str) -> Iterato
 def main(arguments: list[str]) -> None:
     """Parse the command line and write dense captions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_verb(arguments, densify)
+    densify(**parse(arguments)[1])

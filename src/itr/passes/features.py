@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from itr.commands.parsing import run_verb
+from itr.commands.inputs import check_teacher
+from itr.commands.parsing import options_of
+from itr.commands.verbs import parse
 from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.imported import import_features
 from itr.data.features.writer import FeatureWriter
@@ -80,10 +82,7 @@ def make_features(
         raise UserError(f"--data {data} lists tars, which are one split; give it one name with --splits")
     share = Share.given(process, of)
     share.check(batch_size, overwrite)
-    if model is not None and from_npy is not None:
-        raise UserError("--from_npy already contains the features; remove --model")
-    if model is None and from_npy is None:
-        raise UserError("--model is missing; `itr features --help` lists the models")
+    check_teacher(model, from_npy)
     found = {name: find_split(data, name, cache) for name in names}
     complete = True
     if model is None:
@@ -150,4 +149,4 @@ def _encoded(teacher: Teacher, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk,
 def main(arguments: list[str]) -> None:
     """Parse the command line and make features."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_verb(arguments, make_features, opens_checkpoints=True)
+    make_features(**options_of(parse(arguments)[1]))

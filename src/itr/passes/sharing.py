@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from itr.commands.inputs import check_at_least
 from itr.data.shards.patterns import split_list
 from itr.errors import UserError
 from itr.files.passes import Pass
@@ -50,8 +51,7 @@ class Share:
 
     def check(self, batch_size: int, overwrite: bool) -> None:
         """Check the options of a pass that these processes share; UserError if they do not fit."""
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be 1 or more")
+        check_at_least(1, batch_size=batch_size)
         if overwrite and self.of > 1:
             raise UserError("--overwrite true works with one process only; with several, delete the old files first")
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 
-from itr.commands.parsing import parse_function
+from itr.commands.parsing import options_of
+from itr.commands.verbs import parse
 from itr.protocols.crossmodal import evaluate_coco, evaluate_cxc, evaluate_eccv, evaluate_transfer
 from itr.protocols.images import evaluate_images
 from itr.protocols.scored import Scored
@@ -26,9 +27,8 @@ OF_PAIRS = ("coco", "eccv", "cxc", "transfer")  # these score images against cap
 def main(arguments: list[str]) -> None:
     """Parse the command line and run the protocol."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    description = "Evaluate a checkpoint, a named encoder or precomputed embeddings by a published protocol."
-    common = dict.fromkeys(OF_PAIRS, Scored)
-    name, values = parse_function(arguments, PROTOCOLS, "protocol", description, common=common, opens_checkpoints=True)
+    name, values = parse(arguments)
+    values = options_of(values)
     if name in OF_PAIRS:
         values = {"scored": Scored(**{f.name: values.pop(f.name) for f in fields(Scored)}), **values}
     PROTOCOLS[name](**values)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itr.checkpoints import open_identified
+from itr.commands.inputs import check_transfer
 from itr.data.shards.positives import find_rows
 from itr.data.tables.reading import read_rows
 from itr.errors import UserError
@@ -100,10 +101,9 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
         scored: the model to score, and the first data set.
         further: shard folders of further data sets.
     """
-    if scored.ckpt_path is None or scored.data is None:
-        raise UserError(
-            "transfer embeds every data set with one model: give --ckpt_path CKPT and --data SHARDS, not --embeddings"
-        )
+    check_transfer(scored.ckpt_path, scored.data)
+    assert scored.ckpt_path is not None
+    assert scored.data is not None
     target, (module, identity) = figures_file(scored.out), open_identified(scored.ckpt_path)
     folders = [scored.data, *(further or [])]
     names = [Path(folder).expanduser().absolute().name for folder in folders]

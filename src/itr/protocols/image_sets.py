@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from itr.commands.inputs import check_folder
 from itr.data.tables.text_files import text_lines
 from itr.errors import UserError, shown
 from itr.images.folders import find_images
@@ -66,8 +67,7 @@ def read_images(root: Path, layout: ImageSetLayout) -> LabeledImages:
     Raises:
         UserError: the folder does not exist, lists no image or only one class, or an image file is missing.
     """
-    if not root.is_dir():
-        raise UserError(f"--root: the folder {root} does not exist")
+    check_folder("--root", root)
     kind = detect_layout(root) if layout == "auto" else layout
     images = _folder(root) if kind == "folder" else READERS[kind](root, _marker_file(root, kind))
     if not images.names:

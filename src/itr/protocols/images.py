@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from itr.commands.inputs import check_at_least
 from itr.embedding.encoder import Space, open_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
@@ -56,8 +57,7 @@ def evaluate_images(
         device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         precision: precision of the towers; similarities are always exact.
     """
-    if tile < 1:
-        raise UserError(f"--tile is {tile}; it must be 1 or more")
+    check_at_least(1, tile=tile)
     target, images = figures_file(out), read_images(Path(root).expanduser(), layout)
     for notice in images.notices:
         print(notice)

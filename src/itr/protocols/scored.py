@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from itr.checkpoints import open_identified
+from itr.commands.inputs import check_scored
 from itr.data.datamodule import ShardData
 from itr.data.shards.schema import Sample, Shard
 from itr.data.shards.tars import read_tar
@@ -57,8 +58,7 @@ class Scored:
     features: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.embeddings is None) == (self.data is None) or (self.data is not None and self.ckpt_path is None):
-            raise UserError("give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
+        check_scored(self.embeddings, self.ckpt_path, self.data)
 
     @property
     def where(self) -> torch.device:

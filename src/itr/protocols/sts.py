@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from itr.commands.inputs import check_folder
 from itr.embedding.encoder import Space, open_embedder, views
 from itr.embedding.files import check_embeddings
 from itr.errors import UserError
@@ -54,8 +55,7 @@ def evaluate_sts(
         precision: precision of the towers.
     """
     target, folder = figures_file(out), Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--root: the folder {root} does not exist")
+    check_folder("--root", folder)
     data = read_sts(folder)
     for line in sts_warnings(data):
         print(line)

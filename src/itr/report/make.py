@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from itr.commands.parsing import FriendlyParser, add_class_config, options_of
+from itr.commands.inputs import check_at_least, check_report
+from itr.commands.parsing import options_of
+from itr.commands.verbs import parse
 from itr.data.shards.locations import NoSplitError, find_split, read_positives
 from itr.data.shards.positives import Positives
 from itr.data.shards.schema import Split, data_identity
@@ -52,12 +54,8 @@ def report(
     """
     folders = [Path(run).expanduser() for run in runs]
     given: list[Path | None] = [Path(file).expanduser() for file in embeddings or []]
-    if given and len(given) != len(folders):
-        raise UserError(
-            f"--embeddings names {plural(len(given), 'file')} for {plural(len(folders), 'run')}; give one file per run"
-        )
-    if pictures < 0:
-        raise UserError(f"--pictures is {pictures}; it must be 0 or more")
+    check_report(len(folders), len(given))
+    check_at_least(0, pictures=pictures)
     requested = None if out is None else file_to_write(out, ".html", ".htm")
     run_list = [_read(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     target = requested or file_to_write(folders[0] / "report" / "index.html", ".html")
@@ -190,13 +188,4 @@ def _add_samples(entry: RunEntry, measured: Measured, root: Path, split: str) ->
 
 def main(arguments: list[str]) -> None:
     """Parse `itr report RUN [RUN ...] [options]` and write the page."""
-    line = (report.__doc__ or "").splitlines()[0]
-    parser = FriendlyParser(prog="itr", description=line)
-    verbs = parser.add_subcommands(required=True, metavar="VERB")
-    options = FriendlyParser(description=line)
-    options.add_argument("runs", nargs="+", type=str, help="run folders; the others are compared with the first")
-    options.add_argument("--embeddings", nargs="+", type=str, help="precomputed embeddings, one .npz file per run")
-    options.add_function_arguments(report, skip={"runs", "embeddings"})
-    add_class_config(options)
-    verbs.add_subcommand(arguments[0], options)
-    report(**options_of(parser.parse_args(arguments)[arguments[0]]))
+    report(**options_of(parse(arguments)[1]))

@@ -1,40 +1,33 @@
-"""Mistakes of a command line that can be reported at once, before torch is imported or a hub is asked.
-
-What is not found here is found later, by the parser and by the parts that use the options.
-"""
+"""Mistakes of a training command line that can be reported at once: see `itr.early`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from itr.commands.configs import config_folder, resolve_configs
+from itr.commands.configs import resolve_configs
+from itr.commands.given import is_true, settings_of, texts_in
+from itr.commands.inputs import check_checkpoint, check_local, check_stage1, starting_checkpoint
 from itr.commands.launchers import is_first_process, started_again
 from itr.commands.near_matches import near_options
 from itr.commands.order import Option, options_in
-from itr.commands.parsing import with_hint
-from itr.commands.signatures import PACKAGE, parameters, trainer_parameters
+from itr.commands.parsing import FriendlyParser, with_hint
+from itr.commands.signatures import PACKAGE, parameters, trainer_parameters, trainer_source, typed_outline
 from itr.data.shards.locations import find_split, normalize_root
 from itr.data.shards.patterns import names_tars
 from itr.data.shards.remote import is_url
 from itr.data.shards.schema import MANIFEST
 from itr.errors import UserError, WrongOptionError
-from itr.files.documents import read_yaml_document
-from itr.files.writing import file_to_write
 from itr.runs.run_folder import (
     FolderLock,
     check_new_run,
-    checkpoint_names,
     refuse_without_best,
 )
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-FUNCTIONS = {
-    "embed": ("embedding/command.py", "embed"),
-    "features": ("passes/features.py", "make_features"),
-    "densify": ("passes/densify.py", "densify"),
-}
+NAMED = ("best", "last")  # checkpoints of the run folder
 COMPONENTS = {  # groups of options and where their names are defined
     "data": ("data/datamodule.py", "ShardData"),
     "model": ("module.py", "RetrievalModule"),
@@ -48,89 +41,87 @@ HINTS = {  # groups whose options depend on a class: for hints only
 }
 
 
-def check_early(arguments: list[str]) -> None:
-    """Check the command line of a verb as far as that takes no time.
+def check_run(arguments: list[str]) -> None:
+    """Check the command line of fit, validate, test or predict as far as that takes no time.
 
     Raises:
         UserError: a file or folder does not exist, or the run folder is in use.
-        WrongOptionError: an option does not exist or is missing.
+        WrongOptionError: an option does not exist.
     """
-    verb = arguments[0]
     if any(word in ("-h", "--help") or word.startswith("--print_config") or ".help" in word for word in arguments):
         return
-    if verb in SPLITS:
-        _check_run(verb, options_in(resolve_configs(arguments))[1:])
-    elif verb in FUNCTIONS:
-        _check_function(*FUNCTIONS[verb], options_in(arguments)[1:])
-
-
-def _check_function(file: str, name: str, given: Sequence[Option]) -> None:
-    known = parameters(PACKAGE / file, name)
-    values = {option.key.rstrip("+"): option.value for option in given}
-    for option in given:
-        key = option.key.rstrip("+")
-        if key and "." not in key and key not in {*known, "config"}:
-            raise WrongOptionError(_unknown(option, known))
-    missing = [f"--{key}" for key, required in known.items() if required and key not in values]
-    if missing:
-        raise WrongOptionError(f"give {' and '.join(missing)}")
-    if name == "embed":
-        file_to_write(values["out"], ".npz")
-    if checkpoint := values.get("ckpt_path"):
-        _check_file(checkpoint)
-    if data := values.get("data"):
-        _check_root(data)
+    _check_run(arguments[0], options_in(resolve_configs(arguments))[1:])
 
 
 def _check_run(verb: str, given: Sequence[Option]) -> None:
     """Check a verb of the training command line; `given` are its options after the names of configs are resolved."""
     _check_names(given)
-    settings = _settings(given)
+    _check_types(verb, given)
+    settings = settings_of(given)
     data, trainer = settings.get("data"), settings.get("trainer")
     data, trainer = data if isinstance(data, dict) else {}, trainer if isinstance(trainer, dict) else {}
     root = Path(str(trainer.get("default_root_dir", "runs/itr"))).expanduser()
     wanted = settings.get("ckpt_path")
-    if wanted not in (None, "null", "best", "last", "auto") and "://" not in str(wanted):
-        _check_file(str(wanted))
+    resumes = wanted not in (None, "null") or started_again()
+    if resumes and wanted not in (*NAMED, "auto") and "://" not in str(wanted):
+        check_checkpoint(str(wanted))
     if verb != "fit" and wanted in (None, "null"):
         refuse_without_best(root)
+    if wanted in NAMED and not any((root / "checkpoints").glob("*.ckpt")):
+        check_checkpoint(str(root / "checkpoints" / f"{wanted}.ckpt"))
     if verb == "fit" and not trainer.get("fast_dev_run") and is_first_process() and not started_again():
         lock = FolderLock()
         if root.is_dir():
             lock.hold(root)
             lock.release()
         saves = str(trainer.get("enable_checkpointing")).lower() != "false"
-        check_new_run(root, wanted not in (None, "null"), str(settings.get("overwrite")).lower() == "true", saves)
+        check_new_run(root, wanted not in (None, "null"), is_true(settings.get("overwrite")), saves)
     _check_data(verb, data)
+    if verb == "fit" and not resumes:
+        for name, text in texts_in({"model": settings.get("model")}):
+            _check_model_path(name, text)
+
+
+def _check_model_path(name: str, text: str) -> None:
+    """Refuse a local file or folder of a new model that does not exist."""
+    last = name.rpartition(".")[2]
+    if text == "null":
+        return
+    if name == "model.weights":
+        starting_checkpoint(Path(text).expanduser())
+    elif last == "stage1":
+        check_stage1(text)
+    elif last in ("vision", "text", "image", "tokenizer", "model", "pretrained"):
+        check_local(name, text)
 
 
 def _check_data(verb: str, data: Mapping[str, Any]) -> None:
     shards = data.get("root")
     if not isinstance(shards, str):  # by default a folder that may not exist: a wrong option is the better message
         return
-    _check_root(shards)
-    folder = normalize_root(shards)
+    check_root(shards)
     for split in SPLITS[verb]:
         name = data.get(f"{split}_split", "test" if split == "predict" else split)
-        plain = isinstance(name, str) and name not in ("", "null") and not (names_tars(name) or is_url(name))
-        if plain and not is_url(folder) and not names_tars(folder) and Path(folder, MANIFEST).is_file():
-            find_split(folder, name, strict=False)
+        if isinstance(name, str) and name not in ("", "null"):
+            check_split(shards, name)
     features = data.get("features")
     if isinstance(features, str) and features != "null" and not Path(features).expanduser().is_dir():
         raise UserError(f"data.features is {features}, a folder that does not exist; `itr features` makes it")
 
 
-def _check_root(root: str) -> None:
+def check_root(root: str) -> None:
+    """Refuse a shard folder that does not exist."""
     folder = normalize_root(root)
     if not is_url(folder) and not names_tars(folder) and not Path(folder).is_dir():
         raise UserError(f"the shard folder {folder} does not exist; `itr prepare --help` shows how to make one")
 
 
-def _check_file(checkpoint: str) -> None:
-    path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        beside = f" (in {path.parent}: {checkpoint_names(path.parent)})" if path.parent.is_dir() else ""
-        raise UserError(f"the checkpoint {checkpoint} does not exist{beside}")
+def check_split(root: str, name: str) -> None:
+    """Refuse a split that the manifest of a local folder does not have; lists of tars are left to the reader."""
+    folder = normalize_root(root)
+    listed = any(names_tars(place) or is_url(place) for place in (name, folder))
+    if not listed and Path(folder, MANIFEST).is_file():
+        find_split(folder, name, strict=False)
 
 
 def _check_names(given: Iterable[Option]) -> None:
@@ -147,6 +138,19 @@ def _check_names(given: Iterable[Option]) -> None:
             raise WrongOptionError(_unknown(option, _all_names(groups)))
 
 
+def _check_types(verb: str, given: Iterable[Option]) -> None:
+    """Refuse values of the wrong type, as the parser of the verb does once it can be built."""
+    groups = {"trainer": trainer_source(), **{group: (PACKAGE / file, n) for group, (file, n) in COMPONENTS.items()}}
+    parser = FriendlyParser(prog=f"itr {verb}")
+    known: set[str] = set()
+    for group, (file, name) in groups.items():
+        if file.is_file():
+            typed = typed_outline(file, name)
+            parser.add_function_arguments(typed, group)
+            known |= {f"{group}.{argument}" for argument in signature(typed).parameters}
+    parser.parse_args([word for option in given if option.key in known for word in option.words])
+
+
 def _all_names(groups: Mapping[str, Iterable[str]]) -> list[str]:
     found = [f"{group}.{name}" for group, names in groups.items() for name in names]
     for group, sources in HINTS.items():
@@ -157,40 +161,3 @@ def _all_names(groups: Mapping[str, Iterable[str]]) -> list[str]:
 def _unknown(option: Option, known: Iterable[str]) -> str:
     text = f"unrecognized arguments: {' '.join(option.words)}"
     return with_hint(text, [f"--{name}" for name in near_options(option.key.rstrip("+"), known)])
-
-
-def _settings(given: Iterable[Option]) -> dict[str, Any]:
-    """What configs and options set, as far as it is known without the parser: later ones win."""
-    found: dict[str, Any] = {}
-    for option in given:
-        if option.key == "config":
-            _merge(found, _expanded(read_yaml_document(Path(option.value)), Path(option.value).parent))
-        elif option.key == "data" and option.value.endswith(".yaml"):
-            _merge(found, {"data": read_yaml_document(Path(option.value))})
-        elif option.key and not option.key.endswith("+"):
-            *groups, name = option.key.split(".")
-            value: dict[str, Any] = {name: option.value}
-            for group in reversed(groups):
-                value = {group: value}
-            _merge(found, value)
-    return found
-
-
-def _expanded(content: Any, folder: Path) -> dict[str, Any]:
-    """The content of a config with the file that its `data` names."""
-    if not isinstance(content, dict):
-        return {}
-    data = content.get("data")
-    if isinstance(data, str):
-        files = [base / data for base in (folder, Path(), config_folder())]
-        file = next((path for path in files if path.is_file()), None)
-        content = {**content, "data": read_yaml_document(file) if file else {}}
-    return dict(content)
-
-
-def _merge(found: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(found.get(key), dict):
-            _merge(found[key], value)
-        else:
-            found[key] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from itr.commands.inputs import checkpoint_names
 from itr.commands.launchers import started_again
 from itr.errors import UserError
 from itr.files.locks import BusyError, locked
@@ -91,8 +92,3 @@ def refuse_without_best(root: Path) -> None:
         f"the run in {root} has no {BEST} to measure: {folder} holds {there}. To measure the model that the config "
         f"builds instead, choose a folder without a run by {OPTION}"
     )
-
-
-def checkpoint_names(folder: Path) -> str:
-    """The names of the checkpoints in a folder, for messages."""
-    return ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "none"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
+from itr.commands.inputs import starting_checkpoint
 from itr.commands.launchers import is_first_process
 from itr.component import plain
 from itr.errors import UserError, refusing
@@ -21,7 +22,6 @@ from itr.weights.reading import read_checkpoint, state_in
 
 log = logging.getLogger(__name__)
 
-RUN_FILES = ("best.ckpt", "last.ckpt")  # of a run folder, preferred first
 _FREE = ("drop", "init", "freeze", "frozen", "checkpointing", "pretrained")  # parts of settings' names
 HINT = "Use the model settings of its run: --config RUN/config.yaml"
 
@@ -57,7 +57,7 @@ class StartingWeights:
             raise UserError(
                 f"both model.weights and {replacing[0]} set the weights of the backbone; remove one (for D2S: stage1)"
             )
-        path = _find(Path(place).expanduser())
+        path = starting_checkpoint(Path(place).expanduser())
         saved = read_checkpoint(path)
         tensors = state_in(saved, str(path))
         if not any(name.startswith("backbone.") for name in tensors):
@@ -135,18 +135,6 @@ class StartingWeights:
         if changed and is_first_process():
             listed = ", ".join(f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in changed.items())
             log.warning("settings of the backbone that differ from those of %s: %s", self.source, listed)
-
-
-def _find(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"model.weights: {path} is neither a checkpoint nor a run folder")
-        return path
-    found = [folder / name for folder in (path / "checkpoints", path) for name in RUN_FILES]
-    for file in found:
-        if file.is_file():
-            return file
-    raise UserError(f"model.weights: the folder {path} has no checkpoint; expected {found[0]} or {found[1]}")
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

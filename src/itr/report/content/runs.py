@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.commands.configs import config_folder, made_with
+from itr.commands.inputs import check_run_folder
 from itr.errors import UserError
 from itr.files.documents import read_json_document, read_yaml_document
 
@@ -85,8 +86,7 @@ def read_run(folder: Path, name: str) -> Run:
     Raises:
         UserError: the folder does not exist, or it contains no file that a run writes.
     """
-    if not folder.is_dir():
-        raise UserError(f"the run folder {folder} does not exist")
+    check_run_folder(folder)
     run = Run(folder, name)
     _read_config(run)
     run.metrics = _metrics_files(run)

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from itr.commands.inputs import checkpoint_names
 from itr.commands.launchers import started_again
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
@@ -19,7 +20,7 @@ from itr.files.archives import fault
 from itr.runs.checkpoints.checkpoint_files import newest, read
 from itr.runs.checkpoints.saved_settings import check_resumed
 from itr.runs.checkpoints.settings import BEST, LAST
-from itr.runs.run_folder import checkpoint_names, refuse_without_best
+from itr.runs.run_folder import refuse_without_best
 from itr.state.offline import sealed
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,166 @@
+"""Rules about what a verb is given: which options go together, and local files that must exist.
+
+Nothing here imports torch, so that a mistake is reported at once; the functions of the verbs ask the same rules.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from itr.errors import UserError
+
+RUN_FILES = ("best.ckpt", "last.ckpt")  # of a run folder, preferred first
+LOCAL = ("/", "./", "../", "~")  # begins the names that can only be paths
+
+
+def check_embed(data: str | None, images: str | None, texts: str | None) -> None:
+    """What `itr embed` embeds: shards, or images and texts; UserError otherwise."""
+    if (data is None) == (images is None and texts is None):
+        raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
+
+
+def check_scored(embeddings: str | None, ckpt_path: str | None, data: str | None) -> None:
+    """What a protocol of pairs scores: a file of embeddings, or a model on shards; UserError otherwise."""
+    if (embeddings is None) == (data is None) or (data is not None and ckpt_path is None):
+        raise UserError("give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
+
+
+def check_transfer(ckpt_path: str | None, data: str | None) -> None:
+    """That there is a model to embed every data set with; UserError otherwise."""
+    if ckpt_path is None or data is None:
+        raise UserError(
+            "transfer embeds every data set with one model: give --ckpt_path CKPT and --data SHARDS, not --embeddings"
+        )
+
+
+def check_encoder(modality: str, ckpt_path: str | None, name: str | None) -> None:
+    """What a protocol of one modality measures: a checkpoint or a named encoder; UserError otherwise."""
+    if (ckpt_path is None) == (name is None):
+        raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
+
+
+def check_teacher(model: str | None, from_npy: str | None) -> None:
+    """Where `itr features` takes features from: a model or a file; UserError otherwise."""
+    if model is not None and from_npy is not None:
+        raise UserError("--from_npy already contains the features; remove --model")
+    if model is None and from_npy is None:
+        raise UserError("--model is missing; `itr features --help` lists the models")
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+    """Numbers by the name of their option; UserError for one that is smaller than `least`."""
+    for name, number in numbers.items():
+        if number < least:
+            raise UserError(f"--{name} is {number}; it must be {least} or more")
+
+
+def check_report(runs: int, embeddings: int) -> None:
+    """That there is one file of embeddings for each run, or none at all; UserError otherwise."""
+    if embeddings and embeddings != runs:
+        files, folders = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((embeddings, "file"), (runs, "run")))
+        raise UserError(f"--embeddings names {files} for {folders}; give one file per run")
+
+
+def check_overwrite(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file without being asked to."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists; choose another --out, or pass --overwrite=true")
+
+
+def check_folder(option: str, folder: str | Path) -> None:
+    """Refuse what is not a folder, by the name of its option."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        problem = "is a file; give the folder that contains it" if path.is_file() else "does not exist"
+        raise UserError(f"{option}: the folder {folder} {problem}")
+
+
+def check_file(option: str, file: str | Path) -> None:
+    """Refuse what is not a file, by the name of its option."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"{option}: {file} is a folder; give a file" if path.is_dir() else f"{option}: the file {file} "
+                        "does not exist")  # fmt: skip
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a run folder that does not exist."""
+    if not folder.is_dir():
+        raise UserError(f"the run folder {folder} does not exist")
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Refuse a path that is not a file, and name the checkpoints beside it."""
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        beside = f" (in {path.parent}: {checkpoint_names(path.parent)})" if path.parent.is_dir() else ""
+        raise UserError(f"the checkpoint {checkpoint} does not exist{beside}")
+
+
+def checkpoint_names(folder: Path) -> str:
+    """The names of the checkpoints in a folder, for messages."""
+    return ", ".join(sorted(path.name for path in folder.glob("*.ckpt"))) or "none"
+
+
+def check_texts(texts: str) -> None:
+    """Refuse what cannot be read as lines of text; `-` is standard input."""
+    try:
+        if texts != "-":
+            os.close(os.open(Path(texts).expanduser(), os.O_RDONLY | os.O_NONBLOCK))
+            if Path(texts).expanduser().is_dir():
+                raise IsADirectoryError(21, "Is a directory")
+    except OSError as error:
+        raise unreadable_texts(texts, error) from None
+
+
+def unreadable_texts(texts: str, error: OSError) -> UserError:
+    """The error for lines of text that cannot be read."""
+    return UserError(
+        f"--texts takes a file with one caption per line, or - for standard input; could not read {texts}: "
+        f"{error.strerror or error}"
+    )
+
+
+def check_stage1(file: str) -> None:
+    """Refuse a first stage of D2S that does not exist."""
+    if not Path(file).is_file():
+        raise UserError(
+            f"D2S.stage1: the file {file!r} does not exist. Train the first stage with `itr fit --config "
+            "f30k_d2s_stage1.yaml`, or with your own config and --data.texts=dense, and give the checkpoint that "
+            "it writes; or set stage1 to null"
+        )
+
+
+def starting_checkpoint(place: Path) -> Path:
+    """The file that `--model.weights` names, which may be a run folder.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if not place.is_dir():
+        if not place.is_file():
+            raise UserError(f"model.weights: {place} is neither a checkpoint nor a run folder")
+        return place
+    found = [folder / name for folder in (place / "checkpoints", place) for name in RUN_FILES]
+    for file in found:
+        if file.is_file():
+            return file
+    raise UserError(f"model.weights: the folder {place} has no checkpoint; expected {found[0]} or {found[1]}")
+
+
+def check_local(option: str, name: str) -> None:
+    """Refuse the name of a model that can only be a path, if there is nothing at that path.
+
+    Args:
+        option: for the message.
+        name: a path, a name of a hub, or either of them after `open_clip:`, `timm:` or `unicom:`.
+    """
+    kind, colon, rest = name.partition(":")
+    place = rest if colon and kind in ("unicom", "open_clip", "timm") else name
+    place = place.removeprefix("local-dir:")
+    if kind == "open_clip":  # MODEL/FILE
+        place = place if place.startswith(LOCAL) else place.partition("/")[2]
+    is_path = place.startswith(LOCAL) or kind == "unicom" or "local-dir:" in name
+    if is_path and not os.path.exists(os.path.expanduser(place)):
+        raise UserError(f"{option} is {name}, but {place} does not exist")
