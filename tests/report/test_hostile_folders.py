@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_a_hostile_file_becomes_a_note_of_bounded_length(tmp_path: Path, name, c
     notes = read_run(tmp_path, "run").notes
     assert [found for found in notes if re.search(note, found)], notes
     assert max(map(len, notes)) < 500
+
+
+def test_a_pipe_instead_of_a_log_is_not_waited_for(tmp_path: Path):
+    (tmp_path / "good.json").write_text(METRICS)
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    os.mkfifo(tmp_path / "logs" / "version_0" / "metrics.csv")
+    assert [note for note in read_run(tmp_path, "run").notes if "metrics.csv is not a file of at most" in note]
+
+
+def test_curves_with_endless_steps_and_values_are_shown_without_them(tmp_path: Path):
+    path = tmp_path / "logs" / "version_0" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("step,train/loss\n1,nan\n2,1e308\n3,-1e308\n1e400,3\n-1e308,4\n4,5\n5,6\n")
+    assert read_run(tmp_path, "run").history == {"train/loss": [(4.0, 5.0), (5.0, 6.0)]}
+    assert main(["report", str(tmp_path), "--pictures=0", "--device=cpu"]) == 0
 
 
 def test_a_number_too_large_for_a_float_is_no_metric(tmp_path: Path):

@@ -123,7 +123,10 @@ def test_the_help_of_verbs_with_functions_is_that_of_the_function(capsys, comman
             "features --modality text --data {scenes} --out a --model /none",
             "--model is /none, but /none does not exist",
         ),
-        ("features --modality image --data {scenes} --out a --model unicom:a.pt", "but a.pt does not exist"),
+        (
+            "features --modality image --data {scenes} --out a --model unicom:a.pt",
+            "weights file a.pt does not exist; download",
+        ),
         ("features --modality image --data {scenes} --out a --model timm:local-dir:b", "but b does not exist"),
         ("features --modality image --data {scenes} --out a --model open_clip:ViT-B-32//a.pt", "/a.pt does not exist"),
         ("features --modality image --data {scenes} --out a --from_npy b.npy", "the file b.npy does not exist"),

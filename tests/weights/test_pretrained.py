@@ -80,6 +80,19 @@ def test_towers_in_torch_files_are_loaded_under_any_usual_key(tmp_path: Path, ke
         make_tower("vision", str(tmp_path / "tower"), None)
 
 
+def test_safetensors_in_several_files_are_preferred_to_a_torch_file_beside_them(tmp_path: Path) -> None:
+    weights = load_file(vit(tmp_path) / "model.safetensors")
+    plain = make_tower("vision", str(tmp_path), None).state_dict()
+    (tmp_path / "model.safetensors").rename(tmp_path / "part.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    torch.save({name: torch.zeros_like(value) for name, value in weights.items()}, tmp_path / "pytorch_model.bin")
+
+    again = make_tower("vision", str(tmp_path), None).state_dict()
+
+    assert all(torch.equal(value, again[key]) for key, value in plain.items())
+
+
 def test_a_wrapper_of_an_inner_module_is_removed(tmp_path: Path) -> None:
     plain = make_tower("vision", str(vit(tmp_path / "plain")), None).state_dict()
     rename(vit(tmp_path / "tower"), lambda w: {n.replace("layer.0.", "layer.0._orig_mod."): v for n, v in w.items()})

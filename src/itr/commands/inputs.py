@@ -94,8 +94,8 @@ def check_checkpoint(checkpoint: str) -> None:
     """Refuse a path that is not a file, and name the checkpoints beside it."""
     path = Path(checkpoint).expanduser()
     if not path.is_file():
-        beside = f" (in {path.parent}: {checkpoint_names(path.parent)})" if path.parent.is_dir() else ""
-        raise UserError(f"the checkpoint {checkpoint} does not exist{beside}")
+        others = f" (in {path.parent}: {checkpoint_names(path.parent)})" if any(path.parent.glob("*.ckpt")) else ""
+        raise UserError(f"the checkpoint {checkpoint} does not exist{others}")
 
 
 def checkpoint_names(folder: Path) -> str:
@@ -149,6 +149,15 @@ def starting_checkpoint(place: Path) -> Path:
     raise UserError(f"model.weights: the folder {place} has no checkpoint; expected {found[0]} or {found[1]}")
 
 
+def check_unicom(path: str | Path) -> None:
+    """Refuse a weights file of UNICOM that does not exist."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"weights file {path} does not exist; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
+            "https://github.com/deepglint/unicom/releases and pass its path as --model unicom:PATH"
+        )
+
+
 def check_local(option: str, name: str) -> None:
     """Refuse the name of a model that can only be a path, if there is nothing at that path.
 
@@ -157,10 +166,12 @@ def check_local(option: str, name: str) -> None:
         name: a path, a name of a hub, or either of them after `open_clip:`, `timm:` or `unicom:`.
     """
     kind, colon, rest = name.partition(":")
-    place = rest if colon and kind in ("unicom", "open_clip", "timm") else name
+    if kind == "unicom":
+        check_unicom(rest)
+    place = rest if colon and kind in ("open_clip", "timm") else name
     place = place.removeprefix("local-dir:")
     if kind == "open_clip":  # MODEL/FILE
         place = place if place.startswith(LOCAL) else place.partition("/")[2]
-    is_path = place.startswith(LOCAL) or kind == "unicom" or "local-dir:" in name
+    is_path = place.startswith(LOCAL) or "local-dir:" in name
     if is_path and not os.path.exists(os.path.expanduser(place)):
         raise UserError(f"{option} is {name}, but {place} does not exist")

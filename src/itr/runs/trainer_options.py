@@ -58,6 +58,20 @@ def check_options(settings: Any, training: bool) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if training and settings[name] == 0:
             raise UserError(f"trainer.{name} is 0: nothing would be trained")
+    for name in ("val_check_interval", "check_val_every_n_epoch"):
+        given = settings[name]
+        if training and isinstance(given, (int, float)) and given <= 0:
+            raise UserError(
+                f"trainer.{name} is {given}; give more than 0. To train without validation, use "
+                "--trainer.limit_val_batches 0"
+            )
+    for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        if training and settings[most] not in (None, -1) and (settings[least] or 0) > settings[most]:
+            raise UserError(f"trainer.{least} is {settings[least]}, and trainer.{most} is {settings[most]}: raise it")
+    if settings["reload_dataloaders_every_n_epochs"] < 0:
+        raise UserError(
+            "trainer.reload_dataloaders_every_n_epochs is negative; give a number of epochs, or 0 for never"
+        )
     if settings["accumulate_grad_batches"] < 1:
         raise UserError(f"trainer.accumulate_grad_batches is {settings['accumulate_grad_batches']}; give 1 or more")
     if (settings["gradient_clip_val"] or 0) < 0:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itr.errors import UserError, refusing
+from itr.commands.inputs import check_unicom
+from itr.errors import refusing
 from itr.weights.matching import fill, without_wrappers
 from itr.weights.reading import read_weights
 
@@ -101,11 +102,7 @@ def load_unicom(path: str | Path) -> Unicom:
     Raises:
         UserError: the file does not exist, or is not such a file.
     """
-    if not Path(path).is_file():
-        raise UserError(
-            f"weights file {path} does not exist; download FP16-ViT-B-32.pt (ViT-B/32, which CUSA uses) from "
-            "https://github.com/deepglint/unicom/releases and pass its path as --model unicom:PATH"
-        )
+    check_unicom(path)
     weights = read_weights(Path(path))
     with refusing(f"{path} is not a UNICOM ViT weights file"):
         state = without_wrappers(weights.tensors, {"patch_embed.proj.weight", "pos_embed", "feature.2.weight"})

@@ -73,7 +73,8 @@ def source_of(name: str) -> dict[str, Any]:
         UserError: such a file could not be read.
     """
     file = Path(name, "pytorch_model.bin")
-    if not file.is_file() or file.with_name("model.safetensors").exists():
+    preferred = (file.with_name(f"model.safetensors{ending}") for ending in ("", ".index.json"))
+    if not file.is_file() or any(other.exists() for other in preferred):
         return {"pretrained_model_name_or_path": name}
     return {"pretrained_model_name_or_path": None, "state_dict": read_weights(file).tensors}
 

@@ -15,6 +15,7 @@ from itr.errors import UserError
 from itr.files.documents import read_json_document, read_yaml_document
 
 MOST = 1e300  # a larger number in a metrics file is no metric
+MOST_LOG = 500_000_000  # bytes; logs of a run have some millions
 Curve = list[tuple[float, float]]
 """Values by training step."""
 
@@ -171,13 +172,15 @@ def read_history(paths: list[Path]) -> dict[str, Curve]:
 
 
 def _rows(path: Path) -> list[tuple[float, dict[str, float]]]:
+    if not path.is_file() or path.stat().st_size > MOST_LOG:  # a pipe would never end
+        raise ValueError(f"{path} is not a file of at most {MOST_LOG:,} bytes")
     rows = []
     with path.open(encoding="utf-8", newline="") as stream:
         for line in csv.DictReader(stream):
             values = {name: _number(text) for name, text in line.items() if name not in (None, "step", "epoch")}
             step = _number(line.get("step"))
-            if not math.isnan(step):
-                rows.append((step, {name: value for name, value in values.items() if math.isfinite(value)}))
+            if abs(step) < MOST:
+                rows.append((step, {name: value for name, value in values.items() if abs(value) < MOST}))
     return rows
 
 

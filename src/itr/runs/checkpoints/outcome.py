@@ -33,7 +33,11 @@ def outcome(trainer: pl.Trainer) -> str:
         )
     if saver and (lost := saver.unwritten(step)):
         raise UserError(f"{lost}. Free some space in {root}")
-    parts = "checkpoints/, config.yaml, logs/" if saver else "config.yaml, logs/, no checkpoint"
+    logs = Path(root, "logs").is_dir()
+    parts = ", ".join(
+        [*["checkpoints/"] * bool(saver), "config.yaml", *["logs/"] * logs, *["no checkpoint"] * (not saver)]
+    )
     best = Path(root, "checkpoints", BEST)
     note = "" if not saver or best.is_file() else f"; there is no {BEST}, since no validation has scored the model"
-    return f"the run is in {root}: {parts} (`tensorboard --logdir {root}`){note}"
+    board = f" (`tensorboard --logdir {root}`)" if logs else ""
+    return f"the run is in {root}: {parts}{board}{note}"
