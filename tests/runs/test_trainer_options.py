@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import pytest
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 from itr.cli import main
 from itr.data.datamodule import ShardData
+from itr.errors import UserError
+from itr.runs.trainer_options import check_options, is_refusal
 from training_runs import checkpoint, options
 
 QUICK = ["--data.num_workers=0", "--trainer.max_epochs=2", "--data.eval_batch_size=5"]
@@ -60,6 +63,11 @@ REFUSED = {
     "--trainer.max_epochs=0": "trainer.max_epochs is 0: nothing would be trained",
     "--trainer.max_steps=0": "trainer.max_steps is 0: nothing would be trained",
     "--trainer.limit_train_batches=0": "trainer.limit_train_batches is 0: nothing would be trained",
+    "--trainer.val_check_interval=0": "trainer.val_check_interval is 0; give more than 0",
+    "--trainer.val_check_interval=100": "`val_check_interval` (100) must be less than or equal to the number of the",
+    "--trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch is 0; give more than 0",
+    "--trainer.min_epochs=3": "trainer.min_epochs is 3, and trainer.max_epochs is 2: raise it",
+    "--trainer.reload_dataloaders_every_n_epochs=-1": "trainer.reload_dataloaders_every_n_epochs is negative",
     "--trainer.callbacks+=BatchSizeFinder": "BatchSizeFinder trains some steps for each size",
     "--trainer.callbacks+=LearningRateFinder": "LearningRateFinder sets one rate for all parameters",
     "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured": "ModelPruning renames the",
@@ -72,7 +80,8 @@ REFUSED = {
 def test_what_would_not_do_what_it_promises_is_refused_and_nothing_is_written(scenes, tmp_path, capsys, option):
     assert main(options(scenes, tmp_path / "run", *QUICK, *option.split())) == 1
     assert REFUSED[option] in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run").exists() or option == "--trainer.val_check_interval=100"  # the data say how many
 
 
 # Options: steps of each epoch, steps after which the model is validated, checkpoints. Five batches are an epoch.
@@ -114,6 +123,53 @@ def test_what_is_not_refused_is_followed(scenes, tmp_path, seen, option):
     assert seen.validations == validations
     assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == saved
     assert bool(list(tmp_path.rglob("metrics.csv"))) == (bool(validations) and "logger=false" not in option)
+
+
+def test_intervals_without_a_meaning_are_refused_by_name():
+    kept = {"max_epochs": 2, "max_steps": -1, "limit_train_batches": None, "min_epochs": None, "min_steps": None}
+    kept |= {"val_check_interval": 0.5, "check_val_every_n_epoch": 1, "reload_dataloaders_every_n_epochs": 0}
+    kept |= {"accumulate_grad_batches": 1, "gradient_clip_val": None, "barebones": False}
+    check_options(kept, training=True)
+    for name, value in (("val_check_interval", 0.0), ("check_val_every_n_epoch", 0), ("min_epochs", 3)):
+        with pytest.raises(UserError, match=rf"trainer\.{name} is {value}"):
+            check_options({**kept, name: value}, training=True)
+        check_options({**kept, name: value}, training=False)
+
+
+def test_what_lightning_itself_refuses_is_told_from_faults_in_other_code():
+    stopping = EarlyStopping("val_loss")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(RuntimeError, match="which is not available") as refused:
+        stopping._validate_condition_metric(trainer.callback_metrics)
+    assert is_refusal(refused.value)
+    with pytest.raises(ValueError, match="zero") as fault:
+        int("zero")
+    assert not is_refusal(fault.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", " --trainer.limit_val_batches=0"])
+def test_a_callback_that_finds_no_metric_is_named_in_one_line(scenes, tmp_path, capsys, more):
+    monitor = f"--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val_loss{more}"
+    assert main(options(scenes, tmp_path, *QUICK, *monitor.split())) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("itr: error: Early stopping conditioned on metric `val_loss` which is not available")
+
+
+@pytest.mark.slow
+def test_an_epoch_without_validation_has_its_line_too(scenes, tmp_path, capsys):
+    elsewhere = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'own'}"]
+    given = ["--trainer.check_val_every_n_epoch=2", *elsewhere]
+    assert main(options(scenes, tmp_path / "run", *QUICK, *given)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (line for line in lines if line.startswith("epoch "))
+    assert first.startswith("epoch 1/2: loss ")
+    assert "R@1" not in first
+    assert second.startswith("epoch 2/2: loss ")
+    assert "R@1" in second
+    assert (
+        lines[-1] == f"the run is in {tmp_path / 'run'}: checkpoints/, config.yaml"
+    )  # and no logs/, which are elsewhere
 
 
 def test_the_tables_name_every_option_of_the_trainer():

@@ -20,7 +20,7 @@ from itr.errors import UserError, refusing
 from itr.evaluation.gallery import Gallery
 from itr.evaluation.provenance import measured, measured_notes
 from itr.files.digests import file_digest
-from itr.files.writing import file_to_write
+from itr.files.writing import file_to_write, whole_file
 from itr.report.content.embeddings import checkpoint_embeddings, ready_embeddings
 from itr.report.content.entry import RunEntry, plural
 from itr.report.content.measure import Measured, measure
@@ -69,7 +69,8 @@ def report(
         with refusing(f"could not show the run in {run.folder}"):
             entries.append(_entry(run, split, root, file, num_queries, device))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(report_page(entries, split), encoding="utf-8", errors="replace")
+    with whole_file(target) as page:
+        page.write(report_page(entries, split).encode("utf-8", errors="replace"))
     for entry in entries:
         for note in entry.run.notes:
             log.info("%s: %s", entry.name, note)

@@ -117,7 +117,7 @@ class Results(pl.Callback):
     """
 
     def __init__(self, ckpt_path: str | None = None) -> None:
-        self._reported = False
+        self._reported, self._shown = False, -1
         self._path = Path(ckpt_path) if ckpt_path and Path(ckpt_path).is_file() else None
         self._model: dict[str, str] = {"checkpoint": "none"}
         self._state: FileState | None = None
@@ -141,6 +141,11 @@ class Results(pl.Callback):
             if not self._reported:
                 self._report_notes(trainer, pl_module, "val")
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print one line for an epoch without validation too."""
+        if self._shown != trainer.current_epoch:
+            self._show_line(trainer, "")
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the metrics and write them to a file."""
         self._show(trainer, pl_module)
@@ -154,7 +159,9 @@ class Results(pl.Callback):
             return
         gallery = self._module(pl_module).last_gallery
         path = self._folder(trainer) / "embeddings.npz"
-        np.savez(path, allow_pickle=False, **with_lengths(gallery.arrays()))
+        arrays = with_lengths(gallery.arrays())
+        with whole_file(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
         print(f"\nembeddings of {len(gallery.image_id)} images and {len(gallery.text_id)} captions are in {path}")
 
     @rank_zero_only
@@ -182,15 +189,17 @@ class Results(pl.Callback):
     def _show_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = self._module(pl_module).metrics
         recalls = ", ".join(f"{way} R@1 {figures[f'val/{way}_r1']:.2f}" for way in DIRECTIONS)
+        self._show_line(trainer, f", val {recalls}, rsum {figures['val/rsum']:.2f}")
+
+    @rank_zero_only
+    def _show_line(self, trainer: pl.Trainer, scores: str) -> None:
+        self._shown = trainer.current_epoch
         loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # missing if a resumed run validates first
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         more = f", {data.skipped} bad images skipped" if data.skipped else ""
         more += f", {data.bad_shards} bad shards" if data.bad_shards else ""
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # `max_steps` alone may end a run
-        tqdm.write(
-            f"epoch {trainer.current_epoch + 1}{last}: loss {loss:.4f}, val {recalls}, "
-            f"rsum {figures['val/rsum']:.2f}{more}"
-        )
+        tqdm.write(f"epoch {trainer.current_epoch + 1}{last}: loss {loss:.4f}{scores}{more}")
 
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -36,7 +36,14 @@ from itr.runs.processes import follow_launcher, wait_for_processes, watch_proces
 from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
 from itr.runs.run_folder import FolderLock, check_folders, check_new_run
 from itr.runs.stopping import Signals, Stopped, requeue
-from itr.runs.trainer_options import check_options, check_trainer, progress_bars, saves_checkpoints, writes_nothing
+from itr.runs.trainer_options import (
+    check_options,
+    check_trainer,
+    is_refusal,
+    progress_bars,
+    saves_checkpoints,
+    writes_nothing,
+)
 from itr.runs.waiting import DataWait, Stalls
 from itr.runs.watch import Watch
 from itr.state.offline import sealed
@@ -226,8 +233,10 @@ def main(arguments: list[str]) -> int:
         with meeting():
             cli = TrainingCLI(resolve_configs(arguments), signals=signals, lock=lock)
         wait_for_processes(cli.trainer)
-    except MisconfigurationException as error:  # settings that Lightning refuses for this checkpoint
-        raise UserError(str(error)) from error
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError) or not is_refusal(error):
+            raise
+        raise UserError(" ".join(str(error).split())) from error
     except Stopped as stop:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"\nitr: {stop}", file=sys.stderr)  # on its own line, below the progress bar

@@ -83,6 +83,14 @@ def check_options(settings: Any, training: bool) -> None:
         )
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether Lightning itself has raised an error: about settings that it finds impossible once a run begins."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
 def check_trainer(trainer: pl.Trainer) -> None:
     """Refuse callbacks and plugins whose effect no checkpoint would contain, or which nothing would use.
 
