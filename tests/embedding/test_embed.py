@@ -54,6 +54,13 @@ def test_the_same_images_and_captions_get_the_same_embeddings(scenes, checkpoint
     assert shards["caption_image_id"].tolist() == [s.image_id for s in samples for _ in s.captions]
 
 
+def test_without_a_terminal_shards_are_embedded_without_a_bar(scenes, checkpoint, tmp_path, capfd):
+    found = embed(checkpoint, tmp_path / "a.npz", "--data", str(scenes), "--split", "val")
+    printed = "".join(capfd.readouterr())
+    assert f"embedded {len(found['image'])} images, {len(found['text'])} texts: " in printed
+    assert "Predicting" not in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -112,6 +112,12 @@ def test_the_help_of_verbs_with_functions_is_that_of_the_function(capsys, comman
         ("densify --model m --data nowhere", "the shard folder nowhere does not exist"),
         ("densify --model ./none --data {scenes}", "--model is ./none, but ./none does not exist"),
         ("densify --model m --data {scenes} --splits trian", "has no split 'trian' (it has: test, train, val)"),
+        (
+            "fit --config small.yaml --data.batch_size=4",
+            "data.captions is 5; it must be 1 or more and divide batch_size",
+        ),
+        ("test --data.num_workers=-1", "data.num_workers is -1; it must be 0 or more"),
+        ("fit --data.texts dense --data.captions=all", "data.captions is 'all', which applies only to sparse captions"),
         ("embed --ckpt_path none.ckpt --out a.npz", "give --data SHARDS, or --images FOLDER"),
         ("embed --ckpt_path none.ckpt --out a.npz --texts a", "the checkpoint none.ckpt does not exist"),
         ("embed --ckpt_path {here} --out a.npz --texts a", "could not read a: No such file or directory"),

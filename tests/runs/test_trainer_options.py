@@ -69,6 +69,7 @@ REFUSED = {
     "--trainer.min_epochs=3": "trainer.min_epochs is 3, and trainer.max_epochs is 2: raise it",
     "--trainer.reload_dataloaders_every_n_epochs=-1": "trainer.reload_dataloaders_every_n_epochs is negative",
     "--trainer.callbacks+=BatchSizeFinder": "BatchSizeFinder trains some steps for each size",
+    "--trainer.callbacks+=BackboneFinetuning": "BackboneFinetuning gives parameters to the optimizer later",
     "--trainer.callbacks+=LearningRateFinder": "LearningRateFinder sets one rate for all parameters",
     "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured": "ModelPruning renames the",
     "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "puts its averages into the",
@@ -170,6 +171,8 @@ def test_an_epoch_without_validation_has_its_line_too(scenes, tmp_path, capsys):
     assert (
         lines[-1] == f"the run is in {tmp_path / 'run'}: checkpoints/, config.yaml"
     )  # and no logs/, which are elsewhere
+    assert main(options(scenes, tmp_path / "run", *QUICK, *given, "--ckpt_path=last")) == 0
+    assert "epoch 2" not in capsys.readouterr().out  # nothing was left to train
 
 
 def test_the_tables_name_every_option_of_the_trainer():

@@ -121,6 +121,17 @@ def test_another_backbone_is_refused(tmp_path: Path, settings: Any, message: str
         make(1, weights=folder, **settings)
 
 
+def test_weights_that_belong_to_no_part_of_a_model_are_refused(tmp_path: Path) -> None:
+    folder = saved(make(0), tmp_path)
+    file = next(Path(folder).rglob("*.ckpt"))
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["head.weight"] = torch.zeros(2)
+    torch.save(checkpoint, file)
+
+    with pytest.raises(UserError, match=r"do not match an itr checkpoint; unexpected: head\.weight"):
+        make(1, weights=folder)
+
+
 def test_another_activation_of_clip_is_refused(tmp_path: Path) -> None:
     folder = saved(RetrievalModule(CLIP(config=TINY_CLIP_CONFIG, quick_gelu=True), InfoNCE()), tmp_path)
 

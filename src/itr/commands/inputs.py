@@ -6,7 +6,9 @@ Nothing here imports torch, so that a mistake is reported at once; the functions
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from itr.errors import UserError
 
@@ -60,6 +62,30 @@ def check_report(runs: int, embeddings: int) -> None:
     if embeddings and embeddings != runs:
         files, folders = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((embeddings, "file"), (runs, "run")))
         raise UserError(f"--embeddings names {files} for {folders}; give one file per run")
+
+
+LEAST = {  # values of the data module
+    "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "shuffle_buffer": 0, "max_skipped": 0, "max_bad_shards": 0,
+    "max_pixels": 1,
+}  # fmt: skip
+
+
+def check_loading(numbers: Mapping[str, int], captions: int | Literal["all"], texts: str) -> None:
+    """Refuse settings of `data` that are too small or do not go together.
+
+    Args:
+        numbers: values of `LEAST`, also of `batch_size`.
+        captions: captions of an image in a batch.
+        texts: `captions` or `dense`.
+    """
+    for name, value in numbers.items():
+        if value < LEAST[name]:
+            raise UserError(f"data.{name} is {value}; it must be {LEAST[name]} or more")
+    batch_size = numbers["batch_size"]
+    if captions != "all" and (captions < 1 or batch_size % captions):
+        raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
+    if texts == "dense" and captions == "all":
+        raise UserError("data.captions is 'all', which applies only to sparse captions; with dense ones set it to 1")
 
 
 def check_overwrite(path: Path, overwrite: bool) -> None:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from itr.backbones.base import Backbone
+from itr.commands.inputs import check_loading
 from itr.data.loading.pipeline import ShardLoader, ShardStream
 from itr.data.loading.reading import Captions, ReadOptions, Texts, check_disjoint
 from itr.data.model_fields import ModelFields
@@ -82,28 +83,21 @@ class ShardData(pl.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle_buffer", shuffle_buffer, 0),
-            ("max_skipped", max_skipped, 0),
-            ("max_bad_shards", max_bad_shards, 0),
-            ("max_pixels", max_pixels, 1),
-        ):
-            if value < least:
-                raise UserError(f"data.{name} is {value}; it must be {least} or more")
-        if captions != "all" and (captions < 1 or batch_size % captions):
-            raise UserError(f"data.captions is {captions}; it must be 1 or more and divide batch_size = {batch_size}")
+        numbers = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "num_workers": num_workers,
+            "shuffle_buffer": shuffle_buffer,
+            "max_skipped": max_skipped,
+            "max_bad_shards": max_bad_shards,
+            "max_pixels": max_pixels,
+        }
+        check_loading(numbers, captions, texts)
         self.root, self.cache = normalize_root(root), cache
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augmentation = augmentation
         self.captions: Captions = captions
         self.texts: Texts = texts
-        if texts == "dense" and captions == "all":
-            raise UserError(
-                "data.captions is 'all', which applies only to sparse captions; with dense ones set it to 1"
-            )
         self.shuffle_buffer = shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.max_skipped, self.max_bad_shards, self.max_pixels = max_skipped, max_bad_shards, max_pixels

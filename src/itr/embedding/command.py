@@ -98,7 +98,8 @@ def embed(
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         np.savez(file, allow_pickle=False, **with_lengths(arrays))
-    shapes = ", ".join(f"{len(value):,} {name}" for name, value in arrays.items() if name in ("image", "text"))
+    counts = {name: len(arrays[name]) for name in ("image", "text") if name in arrays}
+    shapes = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in counts.items())
     print(f"embedded {shapes}: {target}")
 
 

@@ -117,7 +117,7 @@ class Results(pl.Callback):
     """
 
     def __init__(self, ckpt_path: str | None = None) -> None:
-        self._reported, self._shown = False, -1
+        self._reported, self._begun, self._shown = False, -1, -1
         self._path = Path(ckpt_path) if ckpt_path and Path(ckpt_path).is_file() else None
         self._model: dict[str, str] = {"checkpoint": "none"}
         self._state: FileState | None = None
@@ -141,9 +141,13 @@ class Results(pl.Callback):
             if not self._reported:
                 self._report_notes(trainer, pl_module, "val")
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Note that this epoch is trained, and not only ended by a run that resumes after it."""
+        self._begun = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print one line for an epoch without validation too."""
-        if self._shown != trainer.current_epoch:
+        if self._shown < trainer.current_epoch == self._begun:
             self._show_line(trainer, "")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

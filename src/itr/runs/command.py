@@ -233,7 +233,7 @@ def main(arguments: list[str]) -> int:
         with meeting():
             cli = TrainingCLI(resolve_configs(arguments), signals=signals, lock=lock)
         wait_for_processes(cli.trainer)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
         if isinstance(error, UserError) or not is_refusal(error):
             raise
         raise UserError(" ".join(str(error).split())) from error

@@ -9,7 +9,14 @@ from typing import Any
 
 from itr.commands.configs import resolve_configs
 from itr.commands.given import is_true, settings_of, texts_in
-from itr.commands.inputs import check_checkpoint, check_local, check_stage1, starting_checkpoint
+from itr.commands.inputs import (
+    LEAST,
+    check_checkpoint,
+    check_loading,
+    check_local,
+    check_stage1,
+    starting_checkpoint,
+)
 from itr.commands.launchers import is_first_process, started_again
 from itr.commands.near_matches import near_options
 from itr.commands.order import Option, options_in
@@ -96,6 +103,12 @@ def _check_model_path(name: str, text: str) -> None:
 
 
 def _check_data(verb: str, data: Mapping[str, Any]) -> None:
+    file, name = COMPONENTS["data"]
+    defaults = {n: p.default for n, p in signature(typed_outline(PACKAGE / file, name)).parameters.items()}
+    values = {key: _number(data.get(key, default)) for key, default in defaults.items()}
+    captions = values["captions"]
+    if all(isinstance(values[key], int) for key in LEAST) and (captions == "all" or isinstance(captions, int)):
+        check_loading({key: values[key] for key in LEAST}, captions, str(values["texts"]))
     shards = data.get("root")
     if not isinstance(shards, str):  # by default a folder that may not exist: a wrong option is the better message
         return
@@ -107,6 +120,12 @@ def _check_data(verb: str, data: Mapping[str, Any]) -> None:
     features = data.get("features")
     if isinstance(features, str) and features != "null" and not Path(features).expanduser().is_dir():
         raise UserError(f"data.features is {features}, a folder that does not exist; `itr features` makes it")
+
+
+def _number(value: Any) -> Any:
+    """A value, which on the command line is a text, as a whole number if it is one."""
+    text = str(value)
+    return int(text) if text.removeprefix("-").isdecimal() and not isinstance(value, bool) else value
 
 
 def check_root(root: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     LearningRateFinder,
     ModelPruning,
@@ -30,6 +31,10 @@ REFUSED_CALLBACKS = {
     ),
     LearningRateFinder: (
         "sets one rate for all parameters, but towers and heads have rates of their own here; set --model.optimizer.lr"
+    ),
+    BaseFinetuning: (
+        "gives parameters to the optimizer later, with rates that --model.optimizer and its schedule do not know; set "
+        "--model.backbone.freeze_vision, freeze_text, or --model.optimizer.tower_lr_factor"
     ),
     ModelPruning: "renames the weights, so that no command could open the checkpoints; prune the model after training",
 }
@@ -100,7 +105,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for refused, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
-                raise UserError(f"{refused.__name__} {reason}")
+                raise UserError(f"{type(callback).__name__} {reason}")
     plugin = trainer.strategy.checkpoint_io
     if type(plugin) is not TorchCheckpointIO:
         raise UserError(

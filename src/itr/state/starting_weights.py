@@ -22,6 +22,7 @@ from itr.weights.reading import read_checkpoint, state_in
 
 log = logging.getLogger(__name__)
 
+PARTS = ("backbone.", "objective.", "methods.")  # of a model
 _FREE = ("drop", "init", "freeze", "frozen", "checkpointing", "pretrained")  # parts of settings' names
 HINT = "Use the model settings of its run: --config RUN/config.yaml"
 
@@ -66,6 +67,8 @@ class StartingWeights:
                 f"{names_in_short(tensors)}). Weights of a tower or of CLIP are given to the backbone, such as "
                 "--model.backbone.pretrained FILE"
             )
+        unexpected = [name for name in tensors if not name.startswith(PARTS)]
+        Mismatch(unexpected=tuple(sorted(unexpected))).refuse(str(path), "an itr checkpoint")
         settings = saved.get("hyper_parameters")
         return cls(str(path), tensors, settings if isinstance(settings, Mapping) else {})
 
