@@ -34,7 +34,7 @@ from itr.runs.checkpoints.settings import CheckpointSettings
 from itr.runs.loggers import Csv, TensorBoard, survive_full_disk
 from itr.runs.processes import follow_launcher, wait_for_processes, watch_processes
 from itr.runs.rendezvous import UnusedParameters, check_numbers, check_strategy, meeting, use_fresh_rendezvous
-from itr.runs.run_folder import FolderLock, check_folders, check_new_run
+from itr.runs.run_folder import RUN_FOLDER, FolderLock, check_folders, check_new_run
 from itr.runs.stopping import Signals, Stopped, requeue
 from itr.runs.trainer_options import (
     check_options,
@@ -78,7 +78,7 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
             parser_kwargs={"prog": "itr"} if run else {},
             save_config_callback=SaveConfig,
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": "runs/itr", "max_epochs": 30},
+            trainer_defaults={"default_root_dir": RUN_FOLDER, "max_epochs": 30},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # RetrievalModule describes itself
         )
@@ -103,8 +103,8 @@ class TrainingCLI(TakesSavedSettings, LightningCLI):
         check_strategy((self.config[subcommand] if subcommand else self.config).trainer.strategy)
         if subcommand:
             settings = self.config[subcommand]
-            root = settings.trainer.default_root_dir  # Lightning expands ~ in some places only
-            settings.trainer.default_root_dir = str(Path(root).expanduser())
+            root = settings.trainer.default_root_dir or RUN_FOLDER
+            settings.trainer.default_root_dir = str(Path(root).expanduser())  # Lightning does so in some places only
             settings.ckpt_path = find_checkpoint(settings, subcommand, args or [])
             settings.weights_only = True  # whatever the option or torch's environment variables say
             if "verbose" in settings:

@@ -28,6 +28,7 @@ from itr.data.shards.remote import is_url
 from itr.data.shards.schema import MANIFEST
 from itr.errors import UserError, WrongOptionError
 from itr.runs.run_folder import (
+    RUN_FOLDER,
     FolderLock,
     check_new_run,
     refuse_without_best,
@@ -67,7 +68,7 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     settings = settings_of(given)
     data, trainer = settings.get("data"), settings.get("trainer")
     data, trainer = data if isinstance(data, dict) else {}, trainer if isinstance(trainer, dict) else {}
-    root = Path(str(trainer.get("default_root_dir", "runs/itr"))).expanduser()
+    root = Path(_set(trainer.get("default_root_dir")) or RUN_FOLDER).expanduser()
     wanted = settings.get("ckpt_path")
     resumes = wanted not in (None, "null") or started_again()
     if resumes and wanted not in (*NAMED, "auto") and "://" not in str(wanted):
@@ -87,6 +88,11 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     if verb == "fit" and not resumes:
         for name, text in texts_in({"model": settings.get("model")}):
             _check_model_path(name, text)
+
+
+def _set(value: Any) -> str:
+    """A setting as a text; empty if it is not set."""
+    return "" if value in (None, "null") else str(value)
 
 
 def _check_model_path(name: str, text: str) -> None:

@@ -12,6 +12,7 @@ from itr.files.locks import BusyError, locked
 from itr.files.writing import check_writable
 from itr.runs.checkpoints.settings import BEST, LAST, PREVIOUS
 
+RUN_FOLDER = "runs/itr"  # unless the option says otherwise
 OPTION = "--trainer.default_root_dir"
 LOCK = ".run.lock"
 PATIENCE = 30.0  # seconds that a restarted run waits for what is left of its last start
