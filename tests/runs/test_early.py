@@ -204,7 +204,9 @@ def test_a_run_folder_that_is_in_use_or_holds_a_run_is_refused(scenes, monkeypat
         "fit --model.backbone=Wrong",
         "test --model.backbone=CLIP --model.backbone.anything=1 --data.root {scenes}",
         "test --data.root {scenes} --model.backbone.vision=/none --model.weights=none",
+        "fit --data.root {scenes} --trainer=unknown --ckpt_path=last",
         "fit --data.root {scenes} --ckpt_path=auto --model.weights=none",
+        "fit --data.root {scenes} --trainer.default_root_dir=null",
         "fit --data.root {scenes} --config f30k_d2s.yaml --model.methods=[]",
         "fit --data.root {scenes} --trainer.max_epochs=null --trainer.limit_val_batches=0.5 --data.captions=all",
         "embed --ckpt_path {here} --out a.npz --texts -",
@@ -215,6 +217,23 @@ def test_a_run_folder_that_is_in_use_or_holds_a_run_is_refused(scenes, monkeypat
 def test_what_only_later_parts_can_judge_is_left_to_them(scenes, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     check_early(command.format(scenes=scenes, here=__file__).split())
+
+
+def test_parts_that_are_written_out_or_name_a_file_are_understood(scenes, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "part.yaml").write_text(f"default_root_dir: {tmp_path / 'run'}\n")
+    (tmp_path / "all.yaml").write_text(f"trainer: part.yaml\ndata: {{root: {scenes}}}\n")
+    shards = f"--data.root={scenes}"
+    for given in (
+        [shards, f"--trainer={tmp_path / 'part.yaml'}"],
+        [shards, f'--trainer={{"default_root_dir": "{tmp_path / "run"}"}}'],
+        [f'--data={{"root": "{scenes}"}}', "--trainer.default_root_dir", str(tmp_path / "run")],
+        [f"--config={tmp_path / 'all.yaml'}"],
+    ):
+        check_early(["fit", *given, "--ckpt_path=last"])
+        with pytest.raises(UserError, match="already holds a run"):
+            check_early(["fit", *given])
 
 
 def test_torch_is_not_imported_for_a_message():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from itr.commands.configs import config_folder
 from itr.commands.order import Option
-from itr.files.documents import read_yaml_document
+from itr.files.documents import parse_yaml, read_yaml_document
 
 
 def settings_of(given: Iterable[Option]) -> dict[str, Any]:
@@ -17,11 +20,9 @@ def settings_of(given: Iterable[Option]) -> dict[str, Any]:
     for option in given:
         if option.key == "config":
             _merge(found, _expanded(read_yaml_document(Path(option.value)), Path(option.value).parent))
-        elif option.key == "data" and option.value.endswith(".yaml"):
-            _merge(found, {"data": read_yaml_document(Path(option.value))})
         elif option.key and not option.key.endswith("+"):
             *groups, name = option.key.split(".")
-            value: dict[str, Any] = {name: option.value}
+            value: dict[str, Any] = {name: _content(option.value, Path()) if not groups else option.value}
             for group in reversed(groups):
                 value = {group: value}
             _merge(found, value)
@@ -46,15 +47,20 @@ def is_true(value: Any) -> bool:
 
 
 def _expanded(content: Any, folder: Path) -> dict[str, Any]:
-    """The content of a config with the file that its `data` names."""
-    if not isinstance(content, dict):
-        return {}
-    data = content.get("data")
-    if isinstance(data, str):
-        files = [base / data for base in (folder, Path(), config_folder())]
-        file = next((path for path in files if path.is_file()), None)
-        content = {**content, "data": read_yaml_document(file) if file else {}}
-    return dict(content)
+    """The content of a config with the files that its parts name."""
+    return {key: _content(value, folder) for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _content(part: Any, folder: Path) -> Any:
+    """A part of a config, such as `data`, which may be written out as text or name a file."""
+    if not isinstance(part, str):
+        return part
+    if part.startswith("{"):
+        with suppress(yaml.YAMLError, ValueError, RecursionError):  # the parser says what is wrong with it
+            return parse_yaml(part)
+    files = [base / part for base in (folder, Path(), config_folder())] if part.endswith((".yaml", ".yml")) else []
+    file = next((path for path in files if path.is_file()), None)
+    return part if file is None else read_yaml_document(file)
 
 
 def _merge(found: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a mistake is reported at once; the functions
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,13 +132,10 @@ def checkpoint_names(folder: Path) -> str:
 
 def check_texts(texts: str) -> None:
     """Refuse what cannot be read as lines of text; `-` is standard input."""
-    try:
-        if texts != "-":
-            os.close(os.open(Path(texts).expanduser(), os.O_RDONLY | os.O_NONBLOCK))
-            if Path(texts).expanduser().is_dir():
-                raise IsADirectoryError(21, "Is a directory")
-    except OSError as error:
-        raise unreadable_texts(texts, error) from None
+    path = Path(texts).expanduser()
+    found = errno.EISDIR if path.is_dir() else 0 if path.exists() else errno.ENOENT
+    if texts != "-" and found:  # it may be a pipe, which is opened only once
+        raise unreadable_texts(texts, OSError(found, os.strerror(found)))
 
 
 def unreadable_texts(texts: str, error: OSError) -> UserError:

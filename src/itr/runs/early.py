@@ -67,7 +67,9 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     _check_types(verb, given)
     settings = settings_of(given)
     data, trainer = settings.get("data"), settings.get("trainer")
-    data, trainer = data if isinstance(data, dict) else {}, trainer if isinstance(trainer, dict) else {}
+    if any(isinstance(part, str) for part in (data, trainer)):  # which only the parser understands
+        return
+    data, trainer = data or {}, trainer or {}
     root = Path(_set(trainer.get("default_root_dir")) or RUN_FOLDER).expanduser()
     wanted = settings.get("ckpt_path")
     resumes = wanted not in (None, "null") or started_again()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itr.commands.inputs import check_unicom
 from itr.errors import refusing
-from itr.weights.matching import fill, without_wrappers
+from itr.weights.matching import Mismatch, fill, without_wrappers
 from itr.weights.reading import read_weights
 
 HEAD_WIDTH = 64
@@ -105,7 +105,10 @@ def load_unicom(path: str | Path) -> Unicom:
     check_unicom(path)
     weights = read_weights(Path(path))
     with refusing(f"{path} is not a UNICOM ViT weights file"):
-        state = without_wrappers(weights.tensors, {"patch_embed.proj.weight", "pos_embed", "feature.2.weight"})
+        needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "feature.2.weight")
+        state = without_wrappers(weights.tensors, needed)
+        if missing := tuple(name for name in needed if name not in state):
+            Mismatch(missing, tuple(state)).refuse(str(path), "UNICOM's ViT")
         model = _unicom_of(state)
         fill(model, state, str(path), "UNICOM's ViT")
     return model
