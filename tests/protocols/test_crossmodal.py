@@ -113,7 +113,9 @@ def test_cxc_with_its_judgments(embeddings, tmp_path, capsys):
     hits = data["queries"]["cxc"]["t2i"] * found["cxc/t2i_r1"] / 100
     assert hits == pytest.approx(round(hits), abs=1e-6)
     assert abs(found["cxc/sts"]) < 30
-    assert main(["evaluate", "cxc", "--embeddings", str(embeddings), "--root", "/none", "--out", "x.json"]) == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["evaluate", "cxc", "--embeddings", str(embeddings), "--root", str(empty), "--out", "x.json"]) == 1
     assert "contains neither sts_test.csv nor sts_test.csv.gz" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -123,6 +123,14 @@ def check_checkpoint(checkpoint: str) -> None:
     if not path.is_file():
         others = f" (in {path.parent}: {checkpoint_names(path.parent)})" if any(path.parent.glob("*.ckpt")) else ""
         raise UserError(f"the checkpoint {checkpoint} does not exist{others}")
+
+
+def check_one_start(ckpt_path: str, options: Iterable[str]) -> None:
+    """Refuse `--model.weights` on the command line of a run that resumes; in its config it only says how it began."""
+    if "--model.weights" in options:
+        raise UserError(
+            f"--model.weights starts a new run, and --ckpt_path {ckpt_path} resumes one, with all its state: remove one"
+        )
 
 
 def checkpoint_names(folder: Path) -> str:

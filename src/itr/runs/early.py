@@ -14,6 +14,7 @@ from itr.commands.inputs import (
     check_checkpoint,
     check_loading,
     check_local,
+    check_one_start,
     check_stage1,
     starting_checkpoint,
 )
@@ -73,6 +74,8 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     root = Path(_set(trainer.get("default_root_dir")) or RUN_FOLDER).expanduser()
     wanted = settings.get("ckpt_path")
     resumes = wanted not in (None, "null") or started_again()
+    if verb == "fit" and wanted not in (None, "null", "auto") and not started_again():
+        check_one_start(str(wanted), [f"--{option.key}" for option in given])
     if resumes and wanted not in (*NAMED, "auto") and "://" not in str(wanted):
         check_checkpoint(str(wanted))
     if verb != "fit" and wanted in (None, "null"):

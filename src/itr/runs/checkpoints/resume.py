@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from itr.commands.inputs import checkpoint_names
+from itr.commands.inputs import check_one_start, checkpoint_names
 from itr.commands.launchers import started_again
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
@@ -39,7 +39,7 @@ def find_checkpoint(settings: Namespace, subcommand: str, arguments: Sequence[st
     folder = Path(settings.trainer.default_root_dir) / "checkpoints"
     wanted, training = settings.ckpt_path, subcommand == "fit"
     if training and settings.model.weights and wanted not in (None, "auto") and not started_again():
-        _refuse_weights_beside(wanted, arguments)
+        check_one_start(str(wanted), [argument.partition("=")[0] for argument in arguments])
     if training and (wanted == "auto" or started_again()):
         there = any(folder.glob("*.ckpt"))
         wanted = LAST.removesuffix(".ckpt") if there else None if wanted == "auto" else wanted
@@ -54,14 +54,6 @@ def find_checkpoint(settings: Namespace, subcommand: str, arguments: Sequence[st
         raise UserError(f"the checkpoint {path} does not exist (in {folder}: {checkpoint_names(folder)})")
     _refuse_damage(path)
     return str(path)
-
-
-def _refuse_weights_beside(ckpt_path: Any, arguments: Sequence[str]) -> None:
-    """Refuse `--model.weights` on the command line of a run that resumes; in its config it only says how it began."""
-    if any(argument.partition("=")[0] == "--model.weights" for argument in arguments):
-        raise UserError(
-            f"--model.weights starts a new run, and --ckpt_path {ckpt_path} resumes one, with all its state: remove one"
-        )
 
 
 def _best_if_there(folder: Path) -> str | None:
