@@ -318,7 +318,7 @@ def test_unicom_file_pooled_and_tokens(scenes, tmp_path):
     run(scenes, "image", name, tmp_path / "out", output="tokens", splits="val,test")
     assert opened(tmp_path / "out", "image", scenes, "test").header.width == 256
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"do not match UNICOM's ViT; missing: .*pos_embed.*; unexpected: a"):
+    with pytest.raises(UserError, match=r"do not match UNICOM's ViT; missing: .*patch_embed.*; unexpected: a"):
         load_teacher("image", f"unicom:{tmp_path / 'other.pt'}")
 
 
