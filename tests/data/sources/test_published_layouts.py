@@ -193,6 +193,17 @@ def test_hugging_face_imagefolder(flickr, tmp_path, name, at_top):
     assert is_complete(found, flickr, lambda path: f"{folders[path]}/{path.name}")
 
 
+def test_imagefolder_in_a_folder_called_data_and_a_split_without_a_table(tmp_path, capsys):
+    images = drawn(tmp_path, ["0.jpg", "1.jpg"])
+    root = tmp_path / "hub"
+    copy(images, root / "data" / "Train" / "deep")
+    copy(images, root / "data" / "test")
+    rows = [{"file_name": f"deep/{path.name}", "text": text} for path, captions in images for text in captions]
+    write_rows(root / "data" / "Train" / "metadata.csv", rows)
+    assert is_complete(prepared("table", root), images, lambda path: f"data/Train/deep/{path.name}")
+    assert "not read, because they have no table: test" in capsys.readouterr().out
+
+
 def write_parquet(rows: list[dict[str, object]], *paths: Path) -> None:
     """The rows in equal parts, in row groups of a few rows, as the hub writes them."""
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -237,6 +248,22 @@ def test_parquet_with_one_row_a_caption_and_no_names(coco, tmp_path):
     expected[coco[-1][0].read_bytes()] = sorted(coco[-1][1][:-1])
     assert {sample.image: sorted(sample.captions) for sample in found} == expected
     assert len({sample.name for sample in found}) == len(found) == len(coco)
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_shards_of_images_inside_parquet(flickr, tmp_path):
+    rows: list[dict[str, object]] = [
+        {"jpg": {"bytes": path.read_bytes(), "path": None}, "txt": captions[0]} for path, captions in flickr
+    ]
+    write_parquet(rows, tmp_path / "hub" / "train.parquet")
+    made = []
+    for workers in ("1", "2"):
+        prepared("table", tmp_path / "hub", "--shard_size", "3", "--num_workers", workers)
+        files = [*(tmp_path / "shards").rglob("*.tar"), tmp_path / "shards" / "manifest.json"]
+        made.append({path.name: path.read_bytes() for path in files})
+        shutil.rmtree(tmp_path / "shards")
+    assert made[0] == made[1]
+    assert len(made[0]) == 4
 
 
 def test_names_inside_parquet_lead_nowhere(tmp_path):

@@ -128,6 +128,28 @@ def test_a_json_list_in_a_cell_is_a_list_of_captions(root, tmp_path):
     assert captions == {"images/a.jpg": ["x", "y"], "images/b.png": ["[z] w"]}
 
 
+def test_names_of_columns_and_paths_are_read_however_they_are_written(root, tmp_path):
+    lines = ["Image,Caption,Split", "images\\a.jpg,one,TRAIN", "./images/a.jpg,two,train", "images//b.png,three,train"]
+    (root / "all.csv").write_text("\n".join(lines))
+    prepare_table(str(root), str(tmp_path / "out"))
+    captions = {name: texts for name, (texts, _) in read(tmp_path / "out", "train").items()}
+    assert captions == {"images/a.jpg": ["one", "two"], "images/b.png": ["three"]}
+    (root / "images\\a.jpg").write_bytes((root / "images" / "b.png").read_bytes())  # as some programs unpack archives
+    prepare_table(str(root), str(tmp_path / "other"))
+    assert set(read(tmp_path / "other", "train")) == {"images/a.jpg", "images\\a.jpg", "images/b.png"}
+
+
+def test_what_is_dropped_or_looks_like_no_caption_is_counted(root, tmp_path, capsys):
+    rows = [["x", "", " "], ["None", "a nan"], ["NaN"]]
+    images = [{"image": row["image"], "captions": texts} for row, texts in zip(ROWS, rows, strict=True)]
+    write_jsonl(root / "train.jsonl", [*images, {"image": "images/a.jpg", "captions": None}])
+    prepare_table(str(root), str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "train.jsonl: skipped empty captions: 2 (line 1, line 1)" in said
+    assert "captions that say only nan, None or the like, kept as texts: 2 (line 2, line 3)" in said
+    assert "skipped rows without an image or a caption: 1 (line 4)" in said
+
+
 def test_bad_images_are_named_and_can_be_skipped(root, tmp_path):
     (root / "images" / "page.jpg").write_text("<html>404</html>")
     names = ["images/gone.jpg", "images/page.jpg", "../outside.jpg", "/etc/passwd", "images/a.jpg"]

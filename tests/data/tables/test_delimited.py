@@ -124,9 +124,21 @@ def test_long_cells_compressed_files_and_other_encodings_are_read(tmp_path):
     with gzip.open(tmp_path / "t.csv.gz", "wb") as stream:
         stream.write(text.encode())
     assert [row["caption"] for row in read_rows(tmp_path / "t.csv.gz")] == ["x" * 200_000]
-    assert rows(tmp_path / "u.tsv", "image\tcaption\na.jpg\tcafé\n".encode("utf-16")) == [
-        {"image": "a.jpg", "caption": "café"}
-    ]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"):
+        found = rows(tmp_path / "u.tsv", "image\tcaption\na.jpg\tcafé\n".encode(encoding))
+        assert found == [{"image": "a.jpg", "caption": "café"}]
+
+
+def test_the_most_frequent_delimiter_of_the_header_separates_fields(tmp_path):
+    for header in ("image;caption;notes, if any", 'image;"caption";notes', "sep=;\nimage;caption;notes"):
+        [row] = rows(tmp_path / "t.csv", f"{header}\na.jpg;one, two, three;x\n")
+        assert (row["image"], row["caption"]) == ("a.jpg", "one, two, three")
+
+
+def test_lines_that_end_with_carriage_returns_alone_are_read_or_refused(tmp_path):
+    assert captions(tmp_path / "t.csv", "image,caption\ra.jpg,one\r") == ["one"]
+    with pytest.raises(UserError, match=r"t.tsv has carriage returns but no line feeds"):
+        rows(tmp_path / "t.tsv", "image\tcaption\ra.jpg\tone\r")
 
 
 def test_the_missing_separator_of_the_published_results_file_is_restored(tmp_path, capsys):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from itr.data.tables.reading import parse_json
+from itr.data.tables.text_files import open_text
 from itr.errors import UserError
 
 
@@ -60,9 +61,11 @@ def read_json(path: Path) -> Any:
     """The contents of a JSON file.
 
     Raises:
-        UserError: the file could not be read, or is not valid JSON.
+        UserError: the file could not be read, is not valid JSON, or has a key twice, of which one would be lost.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
+        with open_text(path, newline="") as stream:
+            text = stream.read()
+    except (ValueError, OSError) as error:
         raise UserError(f"could not read {path} as JSON: {error}") from None
+    return parse_json(text, str(path))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from itr.data.raw.entries import ImageEntry
 from itr.data.raw.files import report_examples
@@ -19,13 +20,24 @@ from itr.images.kinds import IMAGE_TYPES, image_type, type_of_bytes
 
 TABLE_IMAGE_COLUMNS = (
     "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name", "file", "path", "img",
+    "jpg", "png", "webp",
 )  # fmt: skip
 TABLE_CAPTION_COLUMNS = (
-    "captions", "caption", "text", "texts", "sentences", "description", "title", "comment", "raw",
+    "captions", "caption", "text", "texts", "sentences", "description", "title", "comment", "raw", "txt",
 )  # fmt: skip
 NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment)s?[ _-]?\d+", re.IGNORECASE)
 INNER = "inside:"  # begins the key of an image inside a Parquet file, before the hash of its bytes
 LONGEST_INNER_NAME = 200  # bytes
+NO_CAPTIONS = ("nan", "none", "null", "<na>", "n/a", "na")  # what programs write for a missing text
+
+
+class FoundColumns(NamedTuple):
+    """The columns of a table: image, captions, split and dense captions; the last two may be absent."""
+
+    image: str
+    captions: list[str]
+    split: str | None
+    dense: str | None
 
 
 @dataclass
@@ -35,14 +47,15 @@ class Columns:
     image: str | None = None
     caption: str | None = None
 
-    def find(self, row: Row, name: str) -> tuple[str, list[str]]:
-        """The column of the image and those of the captions, which are reported.
+    def find(self, row: Row, name: str) -> FoundColumns:
+        """The columns of a table, which are reported; upper and lower case are the same.
 
         Raises:
-            UserError: the table lacks one of them.
+            UserError: the table has no column of images or captions.
         """
-        image = self.image or next((column for column in TABLE_IMAGE_COLUMNS if column in row), None)
-        usual = next((column for column in TABLE_CAPTION_COLUMNS if column in row), None)
+        named = {column.lower(): column for column in row} | {column: column for column in row}
+        image = self.image or next((named[column] for column in TABLE_IMAGE_COLUMNS if column in named), None)
+        usual = next((named[column] for column in TABLE_CAPTION_COLUMNS if column in named), None)
         numbered = [column for column in row if NUMBERED_CAPTION.fullmatch(column)]
         captions = [self.caption] if self.caption else [usual] if usual else numbered
         for title, given, found in (("image", self.image, [image]), ("caption", self.caption, captions)):
@@ -52,10 +65,11 @@ class Columns:
                     f"choose one of {', '.join(shown(column)[1:-1] for column in row)} with --{title}_column"
                 )
         assert image is not None
-        unread = [column for column in row if column not in (image, *captions, "split", "dense", "")]
+        split, dense = named.get("split"), named.get("dense")
+        unread = [column for column in row if column not in (image, *captions, split, dense, "")]
         others = f"; columns that are not read: {', '.join(unread[:10])}{', ...' * (len(unread) > 10)}" * bool(unread)
         print(f"{name}: images from the column {image}, captions from {', '.join(captions)}{others}")
-        return image, captions
+        return FoundColumns(image, captions, split, dense)
 
 
 class TableEntries:
@@ -63,14 +77,15 @@ class TableEntries:
 
     Args:
         columns: which columns to read.
+        root: folder that the image paths are relative to; None if they are found by other means.
 
     Attributes:
         inner: images inside Parquet files, by the key of their entries.
         names: the tables, for messages.
     """
 
-    def __init__(self, columns: Columns) -> None:
-        self.columns = columns
+    def __init__(self, columns: Columns, root: Path | None = None) -> None:
+        self.columns, self.root = columns, root
         self.inner: dict[str, InnerImage] = {}
         self._files: list[str] = []
         self._groups: dict[tuple[str, str], dict[str, ImageEntry]] = {}  # by split of the file and of the row
@@ -91,34 +106,41 @@ class TableEntries:
             UserError: the table is malformed.
         """
         self._files.append(table.path.name)
-        incomplete: list[str] = []
-        found: tuple[str, list[str]] | None = None
-        has_split = False
+        skipped, blank, missing = list[str](), list[str](), list[str]()
+        folder = f"{table.folder}/" if table.folder and with_folder else ""
+        found: FoundColumns | None = None
         for row in read_rows(table.path):
-            if found is None:
-                found, has_split = self.columns.find(row, table.path.name), "split" in row
-            image, captions = self._image(row, found[0]), _texts(row, found[1])
+            found = found or self.columns.find(row, table.path.name)
+            image = self._image(row, found.image, folder)
+            captions = [text for name in found.captions for text in cell_texts(row.get(name), row.where, name, blank)]
             if not image or not captions:
-                incomplete.append(row.where.rpartition(", ")[2])
+                skipped.append(row.where)
                 continue
-            split = _split_of_row(row, table) if has_split else ""
-            if not has_split and not table.split and table.path.stem.lower() == METADATA:
+            missing += [row.where for text in captions if text.lower() in NO_CAPTIONS]
+            split = _split_of_row(row, found.split, table) if found.split else ""
+            if not found.split and not table.split and table.path.stem.lower() == METADATA:
                 split = split_of_path(image)
-            if table.folder and with_folder and not image.startswith(("/", INNER)):
-                image = f"{table.folder}/{image}"
             entry = self._groups.setdefault((table.split, split), {}).setdefault(image, ImageEntry(image))
             entry.captions += captions
-            entry.dense += cell_texts(row.get("dense"), row.where, "dense")
-        report_examples(f"{table.path.name}: skipped rows without an image or a caption", incomplete)
+            entry.dense += cell_texts(row.get(found.dense or ""), row.where, "dense", blank)
+        for what, places in (
+            ("skipped rows without an image or a caption", skipped),
+            ("skipped empty captions", blank),
+            ("captions that say only nan, None or the like, kept as texts", missing),
+        ):
+            report_examples(f"{table.path.name}: {what}", [place.rpartition(", ")[2] for place in places])
 
-    def _image(self, row: Row, column: str) -> str:
+    def _image(self, row: Row, column: str, folder: str) -> str:
+        """The path of the image of a row, or its key in `inner`; empty if it has none."""
         cell = row.get(column)
-        if not isinstance(cell, InnerImage):
-            return cell_key(cell, row.where, column)
-        if not cell.digest:
-            return cell.path
-        self.inner.setdefault(INNER + cell.digest, cell)
-        return INNER + cell.digest
+        if isinstance(cell, InnerImage) and cell.digest:
+            self.inner.setdefault(INNER + cell.digest, cell)
+            return INNER + cell.digest
+        name = cell.path if isinstance(cell, InnerImage) else cell_key(cell, row.where, column)
+        if "\\" in name and self.root and not (self.root / folder / name).exists():  # written on Windows
+            name = name.replace("\\", "/")
+        path = name if not name or name.startswith("/") else folder + name
+        return path if not path or ".." in path.split("/") else posixpath.normpath(path)  # `./a.jpg` is `a.jpg`
 
     def by_split(self) -> dict[str, list[ImageEntry]]:
         """The images of each split: by the column `split` if all rows have it, else by the names of files and folders.
@@ -139,18 +161,14 @@ class TableEntries:
         return {split: list(images.values()) for split, images in merged.items()}
 
 
-def _texts(row: Row, columns: Iterable[str]) -> list[str]:
-    return [text for column in columns for text in cell_texts(row.get(column), row.where, column)]
-
-
-def _split_of_row(row: Row, table: FoundTable) -> str:
-    name = str(row.get("split")).strip().lower()
+def _split_of_row(row: Row, column: str, table: FoundTable) -> str:
+    name = str(row.get(column)).strip().lower()
     if name in SPLIT_ALIASES:
         return SPLIT_ALIASES[name]
     if table.split:
         return ""
     raise UserError(
-        f"{row.where} has the unknown split {shown(row.get('split'))}; use one of {', '.join(SPLIT_ALIASES)}"
+        f"{row.where} has the unknown split {shown(row.get(column))}; use one of {', '.join(SPLIT_ALIASES)}"
     )
 
 

@@ -44,7 +44,9 @@ class Table(Source):
         if not 0 <= self.holdout < 0.5:
             raise UserError(f"holdout={self.holdout} must be at least 0 and less than 0.5")
         top = Path(self.root).expanduser()
-        found = TableEntries(Columns(self.image_column, self.caption_column))
+        folder = top if top.is_dir() else top.parent
+        root = Path(self.image_root).expanduser() if self.image_root else folder
+        found = TableEntries(Columns(self.image_column, self.caption_column), root)
         for table in find_tables(top):
             found.add(table, with_folder=self.image_root is None)
         entries, settings = found.by_split(), {}
@@ -53,6 +55,4 @@ class Table(Source):
             settings = {"holdout": self.holdout}
         inner = name_inner_images(entries, found.inner)
         entries = {split: entries[split] for split in ("train", "val", "test") if split in entries}
-        folder = top if top.is_dir() else top.parent
-        root = Path(self.image_root).expanduser() if self.image_root else folder
         return RawData(root, entries, "table", settings, inner)

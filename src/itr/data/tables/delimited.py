@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from itr.data.tables.text_files import open_text, table_kind
+from itr.data.tables.text_files import check_line_ends, open_text, table_kind
 from itr.errors import UserError, shown
 from itr.images.kinds import IMAGE_TYPES
 
@@ -23,6 +23,7 @@ LONGEST_CELL = 16_000_000  # characters; a product's description may exceed the 
 DELIMITERS = (",", "|", ";", "\t")
 NAMES = {",": "commas", ";": "semicolons", "|": "`|`", "\t": "tabs"}
 PLAIN = "\t|"  # delimiters of tables in which quotation marks are characters
+SEPARATOR = "sep="  # Excel's line that names the delimiter
 MOST_LINES_OF_A_FIELD = 1000  # of a table in which quotation marks are characters
 IMAGE_ENDING = re.compile(rf"\.(?:{'|'.join(IMAGE_TYPES)})$")
 KAGGLE_HEADER = ["image_name", "comment_number", "comment"]
@@ -43,7 +44,8 @@ def read_delimited(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with open_text(path, newline="\n" if plain else "", errors="surrogateescape") as stream:
         records = _plain_records(stream, delimiter, path) if plain else _csv_records(stream, delimiter, path)
         records = (record for record in records if any(field.strip() for field in record[1]))
-        header = [name.strip() for name in next(records, (0, []))[1]]
+        first = next(records, (0, []))[1]
+        header = [name.strip() for name in (next(records, (0, []))[1] if first == [SEPARATOR, ""] else first)]
         _check_header(header, path)
         for number, fields in records:
             if len(fields) != len(header):
@@ -52,12 +54,16 @@ def read_delimited(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def find_delimiter(path: Path) -> str:
-    """What separates the fields: the tab in `.tsv`; otherwise the first of `,` `|` `;` and tab in the first line."""
+    """What separates the fields: tabs in `.tsv`; otherwise that of `,` `|` `;` and tab which the first line has most.
+
+    Excel's line `sep=;` before the header says it too.
+    """
     if table_kind(path) == ".tsv":
         return "\t"
     with open_text(path, newline="", errors="surrogateescape") as stream:
         first = next((line for line in stream if line.strip()), "")
-    return next((delimiter for delimiter in DELIMITERS if delimiter in first), ",")
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    return max(DELIMITERS, key=unquoted.count)  # the first one if several are equally frequent
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -153,7 +159,8 @@ def _patterns(text: str) -> set[str]:
 
 
 def _plain_records(stream: IO[str], delimiter: str, path: Path) -> Iterator[Record]:
-    ahead: deque[str] = deque()
+    ahead: deque[str] = deque([next(stream, "")])
+    check_line_ends(ahead[0], path)
     number = 0
     while (line := _next_line(stream, ahead)) is not None:
         number += 1

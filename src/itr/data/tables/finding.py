@@ -53,8 +53,10 @@ def find_tables(root: Path) -> list[FoundTable]:
         return found
     if len(tables) == 1:
         return [FoundTable(tables[0])]
-    if not tables and (found := _in_split_folders(root) or _named(_tables(root / "data"), folder="data")):
-        return found
+    if not tables:
+        found = _in_split_folders(root) or _named(_tables(root / "data"), "data") or _in_split_folders(root, "data/")
+        if found:
+            return found
     names = ", ".join(path.name for path in tables[:5]) + ", ..." * (len(tables) > 5) or "no table"
     raise UserError(
         f"{root} must contain one table, tables named train, val and test ({', '.join(TABLE_SUFFIXES)}), or folders of "
@@ -109,18 +111,22 @@ def _check_parts(paths: list[Path]) -> None:
         )
 
 
-def _in_split_folders(root: Path) -> list[FoundTable]:
-    """The table of each folder that is named like a split."""
+def _in_split_folders(root: Path, inside: str = "") -> list[FoundTable]:
+    """The table of each folder that is named like a split, in the folder `inside` of the data set."""
     folders: dict[str, Path] = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    without = []
+    for folder in sorted(path for path in root.glob(f"{inside}*") if path.is_dir()):
         split = SPLIT_ALIASES.get(folder.name.lower())
-        tables = _tables(folder) if split else []
-        if split and tables:
+        if split and not _tables(folder):
+            without.append(folder.name)
+        elif split:
             if split in folders:
                 raise UserError(f"both {folders[split]} and {folder} could be the split {split!r}; keep one")
             folders[split] = folder
+    if folders and without:
+        print(f"folders that are not read, because they have no table: {', '.join(without)}")
     return [
-        FoundTable(path, split, folder.name)
+        FoundTable(path, split, f"{inside}{folder.name}")
         for split, folder in sorted(folders.items(), key=lambda found: ("train", "val", "test").index(found[0]))
         for path in _tables_of_split(folder)
     ]
