@@ -12,7 +12,7 @@ from PIL import Image
 from itr.images.decode import decode_pixels, shrink
 from itr.images.transforms import BadImageError, decode
 
-MAX_SAMPLE_VALUE, PHOTOMETRIC = 281, 262
+MAX_SAMPLE_VALUE, PHOTOMETRIC, SAMPLE_FORMAT = 281, 262, 339
 RAMP = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (8, 1))
 
 
@@ -111,6 +111,31 @@ def test_color_images_of_16_bits_are_scaled_or_refused():
     check_ramp(tiff_of(16, values, color=True))
     with pytest.raises(BadImageError, match="use only the lower part of their range"):
         decode(tiff_of(16, [value // 16 for value in values], color=True), 10**6)
+
+
+def planar_tiff(values: list[bytes], bits: int) -> bytes:
+    """An uncompressed TIFF of one row whose channels are stored one after another."""
+    width, start = len(values[0]) * 8 // bits, 8 + 2 + 12 * 10 + 4
+    tags = [(256, 1, width), (257, 1, 1), (258, 3, start), (259, 1, 1), (262, 1, 2), (273, 3, start + 6)]
+    tags += [(277, 1, 3), (278, 1, 1), (279, 3, start + 18), (284, 1, 2)]
+    entries = b"".join(struct.pack("<HHII", tag, 3 if count == 1 or tag == 258 else 4, count, value)
+                       for tag, count, value in tags)  # fmt: skip
+    places = [start + 30 + sum(map(len, values[:n])) for n in range(3)]
+    more = struct.pack("<3H6I", *[bits] * 3, *places, *map(len, values))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + more + b"".join(values)
+
+
+def test_channels_one_after_another_are_read_right_or_refused():
+    ramp = [np.arange(256), np.arange(255, -1, -1), np.full(256, 7)]
+    small = planar_tiff([channel.astype(np.uint8).tobytes() for channel in ramp], 8)
+    assert decode_pixels(small, 10**6)[0].T.tolist() == [channel.tolist() for channel in ramp]
+    with pytest.raises(BadImageError, match="16-bit channels are stored one after another"):
+        decode(planar_tiff([(257 * channel).astype("<u2").tobytes() for channel in ramp], 16), 10**6)
+
+
+def test_signed_values_of_8_bits_are_refused():
+    with pytest.raises(BadImageError, match="its values are signed"):
+        decode(encoded(np.arange(256, dtype=np.uint8)[None], tiffinfo={SAMPLE_FORMAT: 2}), 10**6)
 
 
 def test_a_transparent_value_of_a_16_bit_image_becomes_white():

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from itr.images.depth import check_color_depth, is_deep, to_8_bits
+from itr.images.depth import check_depth, is_deep, to_8_bits
 from itr.images.kinds import reads_heif
 
 JPEG = b"\xff\xd8\xff"
@@ -92,7 +92,7 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     image.load()
     if is_deep(image):
         return to_8_bits(image)
-    check_color_depth(image)
+    check_depth(image)
     return image if image.mode in MODES else image.convert(EQUAL_MODES.get(image.mode, "RGB"))
 
 

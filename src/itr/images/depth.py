@@ -7,7 +7,7 @@ The scale never depends on how bright an image happens to be:
   MaxSampleValue if that is 1,023, 4,095 or another 2^n - 1. Without the latter, cameras and microscopes store 10 to 14
   bits in 16 too, so an image whose largest value is below a quarter of 65,535 is refused.
 - Floating-point values from 0 to 1 are fractions of white. Any other range is refused, and so are NaN and infinity.
-- Integers of 32 bits and signed ones are refused, unless MaxSampleValue says what is white.
+- Integers of 32 bits and signed ones are refused, unless MaxSampleValue says what is white; those of 8 bits always.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-BITS, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # TIFF tags
-WHITE_IS_ZERO = 0
+BITS, COMPRESSION, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANES, SAMPLES = 258, 259, 262, 281, 284, 339  # TIFF tags
+WHITE_IS_ZERO, UNCOMPRESSED, SEPARATE, SIGNED = 0, 1, 2, 2  # values of these tags
 WHITE_16 = 2**16 - 1
 
 
@@ -31,15 +31,26 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def check_color_depth(image: Image.Image) -> None:
-    """Refuse a color TIFF of 16 bits with fewer bits in use, of which Pillow keeps only the upper 8 of 16.
+def check_depth(image: Image.Image) -> None:
+    """Refuse a TIFF that Pillow reads as 8 bits a channel, but as other values than it holds.
+
+    These are color images of 16 bits with fewer bits in use, of which Pillow keeps the upper 8; those whose channels are
+    stored one after another without compression, of which it takes each byte for a value; and signed ones of 8 bits.
 
     Raises:
         DepthError: it is one.
     """
-    bits = _largest(_tags(image).get(BITS, 8))
+    tags = _tags(image)
+    bits = _largest(tags.get(BITS, 8))
+    if _largest(tags.get(SAMPLES, 1)) == SIGNED:
+        raise DepthError("its values are signed, so it is not known which is white; save it with unsigned ones")
     if bits <= 8:
         return
+    if tags.get(PLANES) == SEPARATE and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED:
+        raise DepthError(
+            f"its {bits}-bit channels are stored one after another, which Pillow reads wrongly; save it with the channels "
+            "of each pixel together, or compressed"
+        )
     declared, bands = _declared_white(image), image.getextrema()
     high = max(band[1] for band in bands if isinstance(band, tuple)) if image.mode == "RGB" else 255
     if 0 < declared < 2**bits - 1 or (not declared and 0 < 4 * high < 255):
