@@ -41,7 +41,7 @@ def dense_writer(folder: Path, model: str = "t", process: int = 0, overwrite: bo
 def write_chunk(writer: Pass, number: int) -> None:
     ids = [(17 * row) % ITEMS for row in range(number * CHUNK, min((number + 1) * CHUNK, ITEMS))]  # not ascending
     if isinstance(writer, FeatureWriter):
-        writer.write(number, ids, torch.tensor(ids)[:, None] + torch.arange(5) / 8, [])
+        writer.write(number, ids, torch.tensor(ids)[:, None] + torch.arange(5) / 8, ids, [])
     else:
         assert isinstance(writer, DenseWriter)
         writer.write(number, {i: f"caption {i} 猫" for i in ids})

@@ -67,7 +67,7 @@ def features(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = torch.from_numpy(np.random.default_rng(width).normal(size=(len(ids[modality]), width)))
         header = Header("made up", modality, width, len(rows), data_identity(split))
         writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(rows))
-        writer.write(0, ids[modality], rows, [])
+        writer.write(0, ids[modality], rows, ids[modality], [])
         writer.finish()
     save_text_teacher(folder / "text_teacher", [text for s in samples for text in s.captions])
     save_image_teacher(folder / "image_teacher")

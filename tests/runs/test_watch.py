@@ -128,7 +128,7 @@ def test_an_infinite_feature_appears_in_the_term_that_uses_it(scenes, tmp_path, 
         rows = torch.from_numpy(np.random.default_rng(0).normal(size=(len(ids[modality]), 4)))
         paths = FeaturePaths(tmp_path, "train", modality)
         writer = FeatureWriter(paths, Header("made up", modality, 4, len(rows), data_identity(split)), chunk=len(rows))
-        writer.write(0, ids[modality], rows, [])
+        writer.write(0, ids[modality], rows, ids[modality], [])
         writer.finish()
     np.load(paths.rows, mmap_mode="r+")[:, 0] = np.inf
     features = [f"--data.features={tmp_path}", "--model.methods+=CUSA"]

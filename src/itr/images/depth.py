@@ -34,8 +34,8 @@ def is_deep(image: Image.Image) -> bool:
 def check_depth(image: Image.Image) -> None:
     """Refuse a TIFF that Pillow reads as 8 bits a channel, but as other values than it holds.
 
-    These are color images of 16 bits with fewer bits in use, of which Pillow keeps the upper 8; those whose channels are
-    stored one after another without compression, of which it takes each byte for a value; and signed ones of 8 bits.
+    These are color images of 16 bits with fewer bits in use, of which Pillow keeps the upper 8; those whose channels
+    are stored one after another without compression, of which it takes each byte for a value; and signed 8 bits.
 
     Raises:
         DepthError: it is one.
@@ -48,8 +48,8 @@ def check_depth(image: Image.Image) -> None:
         return
     if tags.get(PLANES) == SEPARATE and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED:
         raise DepthError(
-            f"its {bits}-bit channels are stored one after another, which Pillow reads wrongly; save it with the channels "
-            "of each pixel together, or compressed"
+            f"its {bits}-bit channels are stored one after another, which Pillow reads wrongly; save it with the "
+            "channels of each pixel together, or compressed"
         )
     declared, bands = _declared_white(image), image.getextrema()
     high = max(band[1] for band in bands if isinstance(band, tuple)) if image.mode == "RGB" else 255

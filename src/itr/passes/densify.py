@@ -98,7 +98,7 @@ class ImageReader(ChunkReader):
                 ids.append(sample.image_id)
             except BadImageError as error:
                 messages.append(f"image {sample.name} ({sample.where}) could not be decoded: {error}")
-        return Chunk(number, ids, images, [], messages)
+        return Chunk(number, ids, images, [], messages=messages)
 
 
 class Describer:

@@ -11,7 +11,7 @@ from torch import Tensor
 from itr.commands.inputs import check_teacher
 from itr.commands.parsing import options_of
 from itr.commands.verbs import parse
-from itr.data.features.headers import FeaturePaths, Header
+from itr.data.features.headers import FeaturePaths, Header, described
 from itr.data.features.imported import import_features
 from itr.data.features.writer import FeatureWriter
 from itr.data.loading.dense_texts import DenseTexts
@@ -116,18 +116,17 @@ def open_teacher(model: str, modality: Modality, output: TeacherOutput, precisio
 
 def encode(teacher: Teacher, reader: ChunkReader, chunks: Iterable[Chunk], writer: FeatureWriter) -> bool:
     """Encode the chunks of `reader` and write their features; returns whether all processes are done now."""
-    paths, header = writer.paths, writer.header
+    paths = writer.paths
 
     def write(chunk: Chunk, rows: Tensor) -> None:
-        writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.bad)
+        writer.write(chunk.number, chunk.ids, rows.cpu(), chunk.marks, chunk.bad)
 
     if writer.complete:
-        print(f"{paths.split}: {paths.rows} already exists ({header.rows} rows x {header.width})")
+        print(f"{paths.split}: {paths.rows} already exists ({described(paths)})")
         return True
     complete = store_chunks(writer, reader, _encoded(teacher, chunks), write, f"{paths.split} {paths.modality}")
     if complete:
-        size = header.rows * header.width * 2
-        print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows} ({size / 1e6:,.1f} MB)")
+        print(f"{paths.split}: wrote {described(paths)} to {paths.rows} ({paths.rows.stat().st_size / 1e6:,.1f} MB)")
     return complete
 
 

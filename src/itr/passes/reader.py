@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from itr.data.loading.fields import dense_captions
 from itr.data.loading.items import read_items
 from itr.data.shards.schema import Sample, Split
 from itr.errors import UserError
+from itr.files.digests import content_mark
 from itr.images.transforms import BadImageError, read_view
 from itr.teachers.base import ImageTransform, Modality
 from itr.types import Tokens
@@ -30,6 +31,7 @@ class Chunk:
         number: its number within the split.
         ids: image_id or caption_id of each row [n].
         inputs: images [n, 3, H, H], uint8, or texts [n], tokenized where the teacher's tokenizer is known.
+        marks: a hash of the image file or text of each row [n].
         bad: rows whose image could not be decoded.
         messages: a message for each of them.
     """
@@ -37,8 +39,9 @@ class Chunk:
     number: int
     ids: list[int]
     inputs: Any
-    bad: list[int]
-    messages: list[str]
+    marks: list[int]
+    bad: list[int] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Chunk:
         """The same chunk in page-locked memory, for asynchronous copies to a GPU."""
@@ -101,11 +104,10 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
     def _chunk(self, number: int, items: list[tuple[Sample, int]]) -> Chunk:
         if self.modality == "text":
             ids = [sample.caption_ids[place] for sample, place in items]
-            return Chunk(number, ids, self._tokenized([sample.captions[place] for sample, place in items]), [], [])
+            return self._texts(number, ids, [sample.captions[place] for sample, place in items])
         image_ids = [sample.image_id for sample, _ in items]
         if self.transform is None:
-            dense = [dense_captions(sample, self.texts)[0] for sample, _ in items]
-            return Chunk(number, image_ids, self._tokenized(dense), [], [])
+            return self._texts(number, image_ids, [dense_captions(sample, self.texts)[0] for sample, _ in items])
         images, bad, messages = [], [], []
         for row, (sample, _) in enumerate(items):
             try:
@@ -114,7 +116,13 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
                 images.append(torch.zeros(3, self.transform.size, self.transform.size, dtype=torch.uint8))
                 bad.append(row)
                 messages.append(f"image {sample.name} ({sample.where}) could not be decoded: {error}")
-        return Chunk(number, image_ids, torch.stack(images), bad, messages)
+        marks = [content_mark(sample.image) for sample, _ in items]
+        return Chunk(number, image_ids, torch.stack(images), marks, bad, messages)
+
+    def _texts(self, number: int, ids: list[int], texts: list[str]) -> Chunk:
+        return Chunk(
+            number, ids, self._tokenized(texts), [content_mark(text.encode("utf-8", "replace")) for text in texts]
+        )
 
     def _tokenized(self, texts: list[str]) -> Tokens | list[str]:
         return texts if self.tokenizer is None else self.tokenizer(texts)

@@ -59,10 +59,11 @@ class Header:
         teacher: name of the model, as given by the user.
         modality: what the model encodes.
         width: width D of a row.
-        rows: number of rows N.
+        rows: number of images or captions in the shards.
         data: identity of the split, see `data_identity`.
         settings: options that affect the features.
         weights: identity of the model's weights, if it is an itr checkpoint.
+        repeated: how many of these have the id of another one and no row of their own: N is the number of ids.
         dtype: type of the features.
         format: name and version of the file format.
     """
@@ -76,6 +77,7 @@ class Header:
     weights: str = ""
     dtype: str = DTYPE
     format: str = FORMAT
+    repeated: int = 0
 
     def write(self, path: Path) -> None:
         """Write the header atomically."""
@@ -96,9 +98,19 @@ class Header:
         texts = header.teacher, header.modality, header.data, header.weights, header.dtype, header.format
         if not (all(isinstance(text, str) for text in texts) and isinstance(header.settings, dict)):
             raise ValueError(f"{path} is not a feature header (a value has the wrong type)")
-        if not (is_whole(header.rows) and is_whole(header.width) and header.width):
+        numbers = header.rows, header.width, header.repeated
+        if not (all(map(is_whole, numbers)) and header.width and header.repeated <= header.rows):
             raise ValueError(f"{path} is not a feature header (rows {header.rows!r}, width {header.width!r})")
         return header
+
+
+def described(paths: FeaturePaths) -> str:
+    """The size of complete features, for messages."""
+    header = Header.read(paths.header)
+    note = (
+        f" ({header.repeated} of the {header.rows} samples repeat an id, and share its row)" if header.repeated else ""
+    )
+    return f"{header.rows - header.repeated} rows x {header.width}{note}"
 
 
 def features_command(

@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from itr.data.features.array_pickle import ArrayStandIn, ArrayUnpickler, read_npy_header
-from itr.data.features.headers import FROM_NPY, FeaturePaths, Header
+from itr.data.features.headers import FROM_NPY, FeaturePaths, Header, described
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.schema import Shard, Split, data_identity, is_whole
 from itr.data.shards.tars import read_tar
 from itr.errors import UserError, refusing, shown
+from itr.files.digests import content_mark
 from itr.teachers.base import Modality
 
 log = logging.getLogger(__name__)
@@ -235,10 +236,11 @@ def _import_split(vectors: FeatureDictionary | NodeArray, split: Split, paths: F
         for number in np.flatnonzero(~writer.done):
             start, stop = writer.bounds(int(number))
             rows = torch.from_numpy(vectors.rows(keys[start:stop]).astype(np.float32))
-            writer.write(int(number), [item.id for item in items[start:stop]], rows, [])
+            marks = [content_mark(str(key).encode()) for key in keys[start:stop]]
+            writer.write(int(number), [item.id for item in items[start:stop]], rows, marks, [])
     if not writer.complete:
         writer.finish()
-    print(f"{paths.split}: wrote {header.rows} rows x {header.width} to {paths.rows}")
+    print(f"{paths.split}: wrote {described(paths)} to {paths.rows}")
 
 
 def _items(shard: Shard, modality: Modality) -> Iterator[FeatureTarget]:

@@ -84,8 +84,8 @@ class FeatureFile:
                 raise ValueError(f"{paths.header} has {name} {found!r}, but expected {value!r}{hint}")
         rows, ids = self.arrays
         for path, array, dtype, shape in (
-            (paths.rows, rows, DTYPE, (header.rows, header.width)),
-            (paths.ids, ids, "int64", (header.rows,)),
+            (paths.rows, rows, DTYPE, (header.rows - header.repeated, header.width)),
+            (paths.ids, ids, "int64", (header.rows - header.repeated,)),
         ):
             if array.dtype != dtype or array.shape != shape:
                 found = f"{array.dtype} {list(array.shape)}"

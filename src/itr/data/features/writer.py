@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,8 @@ class FeatureWriter(Pass):
     rows, so the bytes depend neither on the number of processes nor on interruptions. A file with one byte per chunk
     records which are done; the byte is written after the rows are on disk.
 
+    Items with the same id, as img2dataset's samples of one image have, get one row. They must be the same.
+
     Args:
         paths: where to write.
         header: what to write.
@@ -35,28 +37,35 @@ class FeatureWriter(Pass):
     def __init__(self, paths: FeaturePaths, header: Header, chunk: int, overwrite: bool = False) -> None:
         self.paths, self.header, self.chunk = paths, header, chunk
         self.part_rows, self.part_ids = paths.path(".npy.part"), paths.path("_ids.npy.part")
-        self.part_done = paths.path(".done.part")
+        self.part_done, self.part_marks = paths.path(".done.part"), paths.path("_marks.npy.part")
         self.pending: list[int] = []
+        self.seen: dict[int, int] = {}  # mark of each id that this process has written
         results = [paths.rows, paths.ids]
         begun = paths.path(".json.part")
-        super().__init__(paths.header, begun, results, asdict(header), -(-header.rows // chunk), overwrite)
+        facts = asdict(header)
+        del facts["repeated"]  # known at the end
+        super().__init__(paths.header, begun, results, facts, -(-header.rows // chunk), overwrite)
 
     def bounds(self, number: int) -> tuple[int, int]:
         """First row of a chunk, and the row after its last one."""
         return number * self.chunk, min((number + 1) * self.chunk, self.header.rows)
 
-    def write(self, number: int, ids: list[int], rows: Tensor, unknown: list[int]) -> None:
+    def write(self, number: int, ids: list[int], rows: Tensor, marks: list[int], unknown: list[int]) -> None:
         """Write a chunk.
 
         Args:
             number: which chunk.
             ids: image_id or caption_id of each row [n].
             rows: features [n, D].
+            marks: a hash of what each row is the feature of [n].
             unknown: rows without a feature, which become NaN.
 
         Raises:
-            UserError: a feature is too large for float16.
+            UserError: a feature is too large for float16, or different items have the same id.
         """
+        for id_, mark in zip(ids, marks, strict=True):
+            if self.seen.setdefault(id_, mark) != mark:
+                self._refuse(id_)
         half = rows.half().numpy()
         if not np.isfinite(half).all():
             raise UserError(
@@ -68,6 +77,7 @@ class FeatureWriter(Pass):
         assert half.shape == (len(ids), self.header.width) == (stop - start, self.header.width)
         self._rows.write(start, half)
         self._ids.write(start, np.array(ids, dtype=np.int64))
+        self._marks.write(start, np.array(marks, dtype=np.int64))
         self.pending.append(number)
         if len(self.pending) >= FLUSH_EVERY:
             self.flush()
@@ -75,7 +85,7 @@ class FeatureWriter(Pass):
     def flush(self) -> None:
         """Sync the written rows to disk, then record their chunks as done."""
         if self.pending:
-            for rows in (self._rows, self._ids):
+            for rows in (self._rows, self._ids, self._marks):
                 rows.file.sync()
             for number in self.pending:
                 self._done.write(b"\1", number)
@@ -83,44 +93,58 @@ class FeatureWriter(Pass):
             self.pending = []
 
     def _parts(self) -> list[Path]:
-        return [self.part_done, self.part_rows, self.part_ids]
+        return [self.part_done, self.part_rows, self.part_ids, self.part_marks]
 
     def _begin(self) -> None:
         rows, width = self.header.rows, self.header.width
-        for path, dtype, shape in ((self.part_rows, DTYPE, (rows, width)), (self.part_ids, "int64", (rows,))):
+        parts = (
+            (self.part_rows, DTYPE, (rows, width)),
+            (self.part_ids, "int64", (rows,)),
+            (self.part_marks, "int64", (rows,)),
+        )
+        for path, dtype, shape in parts:
             np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
             self._reserve(path)
         self.part_done.write_bytes(bytes(self.num_chunks))
 
     def _read_done(self) -> np.ndarray:
+        if not self.part_marks.exists():  # begun by an earlier version
+            self._begin()
         return np.fromfile(self.part_done, dtype=np.uint8, count=self.num_chunks).astype(bool)
 
     def _open(self) -> None:
-        self._rows, self._ids, self._done = Rows(self.part_rows), Rows(self.part_ids), PartFile(self.part_done)
+        self._rows, self._ids, self._marks = map(Rows, (self.part_rows, self.part_ids, self.part_marks))
+        self._done = PartFile(self.part_done)
 
     def _make_results(self) -> dict[str, Any]:
         # Every step can be repeated after a crash: a part is removed only when its successor is complete.
-        ids = np.load(self.part_ids if self.part_ids.exists() else self.paths.ids, allow_pickle=False)
+        if not self.part_ids.exists():  # then both results are complete
+            return {"repeated": self.header.rows - len(np.load(self.paths.ids, mmap_mode="r", allow_pickle=False))}
+        ids, marks = (np.load(path, allow_pickle=False) for path in (self.part_ids, self.part_marks))
         order = np.argsort(ids, kind="stable")
-        twice = ids[order][1:][np.diff(ids[order]) == 0]
-        if len(twice):
-            modality = self.paths.modality
-            raise UserError(
-                f"{modality} id {twice[0]} belongs to several samples of the shards; prepare shards with one sample "
-                "per image, which `itr prepare table` makes of rows with the same image"
-            )
+        again = np.flatnonzero(np.diff(ids[order]) == 0) + 1
+        differs = marks[order][again] != marks[order][again - 1]
+        if differs.any():
+            self._refuse(int(ids[order][again][differs][0]))
         if (np.diff(ids) > 0).all():
             for part, path in ((self.part_rows, self.paths.rows), (self.part_ids, self.paths.ids)):
                 if part.exists():
                     part.replace(path)  # on disk since `flush`, which synced it before it recorded the chunk
         else:
-            self._sort(ids, order)
-        return {}
+            self._sort(ids, np.delete(order, again))
+        return {"repeated": len(again)}
+
+    def _refuse(self, id_: int) -> NoReturn:
+        what, name = ("captions", "caption_id") if self.paths.modality == "text" else ("images", "image_id")
+        raise UserError(
+            f"{name} {id_} belongs to different {what}, so all but one of them would be without features. Give every "
+            f"image and every caption an id of its own, or remove {name} from the shards"
+        )
 
     def _sort(self, ids: np.ndarray, order: np.ndarray) -> None:
         rows = np.load(self.part_rows, mmap_mode="r", allow_pickle=False)
         with whole_path(self.paths.rows, sync=True) as path:
-            target = np.lib.format.open_memmap(path, "w+", dtype=DTYPE, shape=rows.shape)
+            target = np.lib.format.open_memmap(path, "w+", dtype=DTYPE, shape=(len(order), rows.shape[1]))
             for start in range(0, len(order), 4096):
                 target[start : start + 4096] = rows[order[start : start + 4096]]
             target.flush()
