@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from itr.cli import main
 from itr.data.shards.locations import find_split
@@ -153,3 +154,23 @@ def test_tars_of_images_alone_get_the_embeddings_and_ids_of_tars_with_captions(s
         np.testing.assert_allclose(alone[name][order], pairs[name], atol=1e-5)
     assert "text" not in alone
     assert len(alone["image_name"]) == 13
+
+
+def test_what_a_tar_of_images_has_besides_is_named_or_refused(checkpoint, tmp_path, capsys):
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
+    members = {"a/0.png": image.getvalue(), "a/0.cls": b"3", "a/1.svg": b"<svg/>", "2.png": image.getvalue()}
+    tar = write_tar(tmp_path / "0.tar", members)
+    arrays = embed(checkpoint, tmp_path / "e.npz", "--data", str(tar))
+    assert strings_of(arrays, "image_name") == ["a/0", "2"]
+    assert "0.tar: not read: 1 .cls, 1 .svg" in "".join(capsys.readouterr())
+    for more, message in (
+        (
+            {"3.png": image.getvalue(), "3.txt": b"a dog"},
+            "0.tar:3 has a caption, but the first sample of the tars has none",
+        ),
+        ({"v1.0.png": image.getvalue()}, "0.tar:v1 has no image (v1.0.png is not one: a key ends at the first dot)"),
+    ):
+        write_tar(tar, members | more)
+        assert main(["embed", "--ckpt_path", checkpoint, "--out", str(tmp_path / "e.npz"), "--data", str(tar)]) == 1
+        assert message in capsys.readouterr().err

@@ -19,7 +19,7 @@ from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
 from itr.data.shards.locations import find_split, normalize_root, read_positives, resolve
-from itr.data.shards.patterns import expand_braces, names_tars
+from itr.data.shards.patterns import expand_braces, names_tars, split_list
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
 from itr.errors import UserError
@@ -100,6 +100,16 @@ def test_a_pattern_below_an_existing_folder_is_only_what_follows_it(tmp_path, mo
         assert [sample.captions for sample in samples(root, split)] == [["0"], ["1"]], (root, split)
     assert split_names(f"{folder}/val", str(tmp_path)) == [f"{folder}/val"]
     assert split_names("train, val") == ["train", "val"]
+
+
+def test_names_of_existing_tars_with_commas_and_braces_are_names_within_a_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a,b.tar", "c{d}.tar", "e.tar")):
+        write_tar(tmp_path / name, {"x.jpg": make_image(0), "x.txt": f"{number}".encode()})
+    for base in ("", f"{tmp_path}/"):
+        found = samples(f"{base}a,b.tar,{base}c{{d}}.tar, {base}e.tar", "x")
+        assert [sample.captions for sample in found] == [["0"], ["1"], ["2"]]
+    assert split_list("a,b.tar,none.tar,{0,1}.tar") == ["a,b.tar", "none.tar", "{0,1}.tar"]
 
 
 def test_names_tars_recognises_lists():

@@ -23,6 +23,7 @@ from itr.errors import UserError
 
 MOST = 10**6  # tars of one pattern
 FILE_URL = "file://"
+LONGEST_PATH = 4096  # characters
 
 
 def split_list(text: str, base: str = "") -> list[str]:
@@ -33,17 +34,22 @@ def split_list(text: str, base: str = "") -> list[str]:
     """
     pieces = []
     while text:
-        start = existing_folder(text, base)
-        if (
-            os.path.exists(os.path.join(base, text))
-            or (found := re.search(r",(?![^{]*\})", text[len(start) :])) is None
-        ):
-            pieces.append(text)
-            break
-        stop = len(start) + found.start()
+        start = len(existing_folder(text, base))
+        stop = _end_of_path(text, start, base) or _end_of_pattern(text, start)
         pieces.append(text[:stop])
         text = text[stop + 1 :].lstrip()
     return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _end_of_path(text: str, start: int, base: str) -> int:
+    """The length of the longest existing path that a list begins with, up to a comma or its end; 0 if there is none."""
+    ends = [match.start() for match in re.finditer(r",|\Z", text) if start <= match.start() <= LONGEST_PATH]
+    return next((end for end in reversed(ends) if end and os.path.exists(os.path.join(base, text[:end]))), 0)
+
+
+def _end_of_pattern(text: str, start: int) -> int:
+    found = re.search(r",(?![^{]*\})", text[start:])
+    return start + found.start() if found else len(text)
 
 
 def existing_folder(pattern: str, base: str = "") -> str:

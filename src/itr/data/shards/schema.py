@@ -196,7 +196,8 @@ def parse_sample(raw: dict[str, Any]) -> Sample:
     captions = captions or [""]  # large collections contain some empty captions; the caller handles them
     image = next((raw[kind] for kind in IMAGE_TYPES if kind in raw), None)
     if image is None:
-        raise UserError(f"{where} has no image; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
+        dotted = f" ({raw['__dotted__']} is not one: a key ends at the first dot)" if "__dotted__" in raw else ""
+        raise UserError(f"{where} has no image{dotted}; a sample needs a member that ends in {', '.join(IMAGE_TYPES)}")
     sample_id = stable_id(raw["__key__"], raw["__shard__"])
     image_id = _image_id(meta.get("image_id"), sample_id)
     # Not hashes of the image's id, which several samples may have: img2dataset writes one sample per caption.

@@ -30,7 +30,6 @@ from itr.images.kinds import IMAGE_TYPES
 
 KINDS = {*IMAGE_TYPES, "json", "txt"}
 LARGEST = 2**30  # bytes of a member: a small compressed tar could otherwise fill the memory
-CAPTION_KEY = re.compile(rb'"captions?"\s*:\s*(?!null)\S')
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
@@ -47,7 +46,7 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
         UnreadableError: it is not a tar, is truncated, could not be fetched, or changed since the run began.
         UserError: a sample is incomplete.
     """
-    for raw in _groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True, strict=strict):
+    for raw in read_groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True, strict=strict):
         try:
             sample = parse_sample(raw)
         except UserError as error:
@@ -57,26 +56,6 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
         yield sample
 
 
-def has_captions(place: Place) -> bool:
-    """Whether the first sample of a tar has captions, however many.
-
-    Raises:
-        UserError: as `read_tar`.
-    """
-    raw = next(_groups(place, 0, images=True), {})
-    return "txt" in raw or CAPTION_KEY.search(raw.get("json", b"")) is not None
-
-
-def read_uncaptioned(place: Place) -> Iterator[Sample]:
-    """The samples of a tar of images without captions, each with an empty one.
-
-    Raises:
-        UserError: as `read_tar`.
-    """
-    for raw in _groups(place, 0, images=True):
-        yield parse_sample({**raw, "txt": b""})
-
-
 def count_tar(place: Place) -> tuple[int, int]:
     """Numbers of images and captions of a tar, from its headers and texts.
 
@@ -84,19 +63,32 @@ def count_tar(place: Place) -> tuple[int, int]:
         UserError: as `read_tar`; also if a header is damaged, the end mark of the tar is missing, or anything but
             zeros follows it: samples would be lost without notice.
     """
-    captions = [len(parse_sample(raw).captions) for raw in _groups(place, 0, images=False)]
+    captions = [len(parse_sample(raw).captions) for raw in read_groups(place, 0, images=False)]
     return len(captions), sum(captions)
 
 
-def _groups(place: Place, skip: int, images: bool, strict: bool = True) -> Iterator[dict[str, Any]]:
-    """The members of each sample; without `images`, they are empty bytes, which is enough to count them."""
+def read_groups(
+    place: Place, skip: int, images: bool, strict: bool = True, others: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The members of each sample by kind, with its key and place.
+
+    Args:
+        place: where the tar is.
+        skip: number of samples to skip.
+        images: whether to read them; otherwise they are empty bytes, which is enough to count them.
+        strict: as in `read_tar`.
+        others: gets the names of the files that belong to no sample.
+
+    Raises:
+        UserError: as `read_tar`.
+    """
     name = redacted(place.location)
     start = {"__url__": name, "__shard__": name.rpartition("/")[2] or name, "__folder__": place.folder}
     raw: dict[str, Any] = {}
     number = -1
     try:
         with open_shard(place, strict) as stream, _opened(stream, name, _Header if images else _StrictHeader) as tar:
-            for member, key, kind in _members(tar):
+            for member, key, kind in _members(tar, others):
                 if key != raw.get("__key__"):
                     if number >= skip:
                         yield raw
@@ -108,6 +100,8 @@ def _groups(place: Place, skip: int, images: bool, strict: bool = True) -> Itera
                 if number >= skip and kind in KINDS:
                     wanted = images or kind in ("json", "txt")
                     raw[kind] = _content(tar, member) if wanted else b""
+                elif number >= skip:
+                    raw.setdefault("__dotted__", member.name)
             if not images and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
                 raise EOFError("the mark at its end is missing, so it was truncated")
             if number >= skip:
@@ -177,7 +171,7 @@ def _more_follows(tar: tarfile.TarFile) -> bool:
     return any(data.strip(b"\0") for data in iter(lambda: stream.read(2**20), b""))
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+def _members(tar: tarfile.TarFile, others: list[str] | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     """The files that may belong to a sample, with key and kind. Links and sparse files are skipped."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
@@ -185,6 +179,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]
         known = key and key[-1] != "/" and kind.rpartition(".")[2] in KINDS
         if known and member.isreg() and not member.issparse() and not re.match(r"__[^/]*__($|/)", member.name):
             yield member, key, kind
+        elif others is not None and member.isfile():
+            others.append(member.name)
 
 
 @contextmanager
