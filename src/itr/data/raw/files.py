@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.tables.reading import parse_json
-from itr.data.tables.text_files import open_text
+from itr.data.tables.text_files import UNREADABLE, open_text
 from itr.errors import UserError
 
 
@@ -66,6 +66,6 @@ def read_json(path: Path) -> Any:
     try:
         with open_text(path, newline="") as stream:
             text = stream.read()
-    except (ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"could not read {path} as JSON: {error}") from None
     return parse_json(text, str(path))

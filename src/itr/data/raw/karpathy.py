@@ -10,7 +10,7 @@ from itr.data.raw.entries import ImageEntry
 from itr.data.raw.files import collapse_whitespace, find_file, has_visible_text, read_json, report_examples
 from itr.data.raw.image_folders import ImageFolders
 from itr.data.raw.layouts import RawLayout
-from itr.errors import UserError
+from itr.errors import UserError, shown
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -71,7 +71,7 @@ def karpathy_images(path: Path, restval: bool) -> Iterator[tuple[dict[str, Any],
             raise UserError(f"{path}: filename, filepath and split of image {number} of `images` must be strings")
         if image["split"] not in KARPATHY_SPLITS:
             raise UserError(
-                f"{path}: {image['filename']} is in the unknown split {image['split']!r}; "
+                f"{path}: {shown(image['filename'])[1:-1]} is in the unknown split {shown(image['split'])}; "
                 f"known splits: {', '.join(KARPATHY_SPLITS)}"
             )
         if restval or image["split"] != "restval":

@@ -28,6 +28,7 @@ TABLE_CAPTION_COLUMNS = (
 NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment)s?[ _-]?\d+", re.IGNORECASE)
 INNER = "inside:"  # begins the key of an image inside a Parquet file, before the hash of its bytes
 LONGEST_INNER_NAME = 200  # bytes
+MOST_NAMED = 20  # columns in a message
 NO_CAPTIONS = ("nan", "none", "null", "<na>", "n/a", "na")  # what programs write for a missing text
 
 
@@ -60,9 +61,10 @@ class Columns:
         captions = [self.caption] if self.caption else [usual] if usual else numbered
         for title, given, found in (("image", self.image, [image]), ("caption", self.caption, captions)):
             if not found or any(column not in row for column in found):
+                known = [shown(column)[1:-1] for column in row]
                 raise UserError(
-                    f"{name} has no {title} column{f' {given!r}' if given else ''}; "
-                    f"choose one of {', '.join(shown(column)[1:-1] for column in row)} with --{title}_column"
+                    f"{name} has no {title} column{f' {shown(given)}' if given else ''}; choose one of "
+                    f"{', '.join(known[:MOST_NAMED])}{', ...' * (len(known) > MOST_NAMED)} with --{title}_column"
                 )
         assert image is not None
         split, dense = named.get("split"), named.get("dense")

@@ -9,7 +9,7 @@ from typing import Any
 
 from itr.data.tables.delimited import read_delimited
 from itr.data.tables.parquet import read_parquet
-from itr.data.tables.text_files import open_text, table_kind
+from itr.data.tables.text_files import UNREADABLE, open_text, table_kind
 from itr.errors import UserError, shown
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -44,7 +44,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield _json_row(value, f"{path}, line {number}")
         else:
             yield from (Row(cells, f"{path}, line {number}") for number, cells in read_delimited(path))
-    except (ValueError, OSError, RecursionError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         raise error if isinstance(error, UserError) else UserError(f"could not read {path}: {error}") from None
 
 

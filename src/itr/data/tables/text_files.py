@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import zlib
 from pathlib import Path
 from typing import IO
 
 from itr.errors import UserError
+
+UNREADABLE = (ValueError, OSError, EOFError, zlib.error)  # what reading a text raises, which may be compressed
 
 
 def table_kind(path: Path) -> str:
