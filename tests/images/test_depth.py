@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itr.images.decode import decode_pixels, shrink
+from itr.images.decode import decode_pixels, image_size, shrink
 from itr.images.transforms import BadImageError, decode
 
 MAX_SAMPLE_VALUE, PHOTOMETRIC, SAMPLE_FORMAT = 281, 262, 339
@@ -131,6 +131,17 @@ def test_channels_one_after_another_are_read_right_or_refused():
     assert decode_pixels(small, 10**6)[0].T.tolist() == [channel.tolist() for channel in ramp]
     with pytest.raises(BadImageError, match="16-bit channels are stored one after another"):
         decode(planar_tiff([(257 * channel).astype("<u2").tobytes() for channel in ramp], 16), 10**6)
+
+
+def test_color_jpeg_2000_of_more_than_8_bits_is_refused():
+    color = encoded(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (8, 1, 3)), "JPEG2000")
+    check_ramp(color, step=2)
+    at = color.index(b"\xff\x4f\xff\x51") + 42  # the depth of each channel, with two bytes between them
+    deep = bytearray(color)
+    deep[at : at + 9 : 3] = bytes([15]) * 3
+    for action in (decode, lambda data, _: shrink(data, 4, 90), lambda data, _: image_size(data)):
+        with pytest.raises(BadImageError, match="JPEG 2000 with 3 channels of 16 bits"):
+            action(bytes(deep), 10**6)
 
 
 def test_signed_values_of_8_bits_are_refused():

@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from itr.images.depth import check_depth, is_deep, to_8_bits
-from itr.images.kinds import reads_heif
+from itr.images.depth import check_depth, check_jpeg_2000, is_deep, to_8_bits
+from itr.images.kinds import reads_heif, type_of_bytes
 
 JPEG = b"\xff\xd8\xff"
 # Formats that Pillow may decode, whatever the file's extension. Some of its other formats run a program (EPS runs
@@ -80,7 +80,7 @@ def decode_stored(data: bytes, max_pixels: int) -> np.ndarray | Image.Image:
     except BadImageError:
         raise
     except Exception as error:  # decoders raise arbitrary types on damaged data
-        raise BadImageError(_reason(error)) from None
+        raise BadImageError(_reason(error, data)) from None
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
@@ -117,6 +117,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we apply our own limit
         with Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
+            if image.format == "JPEG2000":
+                check_jpeg_2000(data)
             yield image
 
 
@@ -165,7 +167,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         with _opened(data) as image:
             return image.size
     except Exception as error:
-        raise BadImageError(_reason(error)) from None
+        raise BadImageError(_reason(error, data)) from None
 
 
 def shrink(data: bytes, short_side: int, quality: int, flatten: bool = False) -> bytes | None:
@@ -202,7 +204,7 @@ def shrink(data: bytes, short_side: int, quality: int, flatten: bool = False) ->
         small.save(buffer, "JPEG", quality=quality, comment=b"")
         return buffer.getvalue()
     except Exception as error:
-        raise BadImageError(_reason(error)) from None
+        raise BadImageError(_reason(error, data)) from None
 
 
 def _shrinks_alike(image: Image.Image) -> bool:
@@ -212,6 +214,13 @@ def _shrinks_alike(image: Image.Image) -> bool:
     return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
     text = str(error) or type(error).__name__
-    return "its header is damaged or its format is not supported" if "cannot identify image file" in text else text
+    if "cannot identify image file" not in text:
+        return text
+    also = (
+        ", such as a TIFF of 64-bit floats or of floats in several channels"
+        if type_of_bytes(data[:32]) == "tif"
+        else ""
+    )
+    return f"its header is damaged or its format is not supported{also}"

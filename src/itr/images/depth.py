@@ -2,7 +2,7 @@
 
 The scale never depends on how bright an image happens to be:
 
-- 16-bit PNG, JPEG 2000 and PGM: 65,535 is white.
+- 16-bit PNG, PGM and grey JPEG 2000: 65,535 is white.
 - TIFF of 16 bits or less: white is the largest value of its depth, which its tag BitsPerSample declares, or its tag
   MaxSampleValue if that is 1,023, 4,095 or another 2^n - 1. Without the latter, cameras and microscopes store 10 to 14
   bits in 16 too, so an image whose largest value is below a quarter of 65,535 is refused.
@@ -20,6 +20,7 @@ from PIL import Image
 BITS, COMPRESSION, PHOTOMETRIC, MAX_SAMPLE_VALUE, PLANES, SAMPLES = 258, 259, 262, 281, 284, 339  # TIFF tags
 WHITE_IS_ZERO, UNCOMPRESSED, SEPARATE, SIGNED = 0, 1, 2, 2  # values of these tags
 WHITE_16 = 2**16 - 1
+IMAGE_AND_TILE_SIZE = b"\xff\x4f\xff\x51"  # begins a codestream of JPEG 2000, before its numbers of channels and bits
 
 
 class DepthError(ValueError):
@@ -57,6 +58,23 @@ def check_depth(image: Image.Image) -> None:
         raise DepthError(
             f"its {bits}-bit values use only the lower part of their range, as 12-bit images do; save it with 8 bits "
             "a channel, or scale it to 16"
+        )
+
+
+def check_jpeg_2000(data: bytes) -> None:
+    """Refuse a color JPEG 2000 of more than 8 bits: where it is brightest, Pillow makes it black (256 becomes 0).
+
+    Raises:
+        DepthError: it is one.
+    """
+    start = data.find(IMAGE_AND_TILE_SIZE, 0, 2**16)
+    if start < 0 or len(data) <= start + 42:
+        return
+    channels, bits = int.from_bytes(data[start + 40 : start + 42], "big"), (data[start + 42] & 127) + 1
+    if channels > 1 and bits > 8:
+        raise DepthError(
+            f"it is a JPEG 2000 with {channels} channels of {bits} bits, whose brightest values Pillow makes black; "
+            "save it with 8 bits a channel"
         )
 
 
