@@ -1,6 +1,6 @@
 """Run the tests of rare faults many times, and count their outcomes.
 
-    python tests/helpers/starts.py --times 20
+    python tests/helpers/starts.py --times 20 [--faults 'rank 0']
 
 The faults: two runs in one folder, a killed rank 0, a full disk, and a shard that changes under a run. Each test starts
 real runs and checks the named outcome: exit status, message, and what is left in the run folder. Prints one line a test
@@ -51,9 +51,12 @@ def main() -> int:
     """Run each test as often as asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20)
-    times = parser.parse_args().times
-    failures = 0
+    parser.add_argument("--faults", default="", help="only those whose name contains this")
+    options = parser.parse_args()
+    times, failures = options.times, 0
     for fault, test in TESTS.items():
+        if options.faults not in fault:
+            continue
         found = [once(test) for _ in range(times)]
         failed = [output for passed, _, output in found if not passed]
         seconds = [seconds for _, seconds, _ in found]
