@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones import CLIP, VSE, Backbone
-from itr.backbones.clip_towers import text_features
+from itr.backbones.towers.clip_features import text_features
 from itr.commands.quieten import quieten
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE

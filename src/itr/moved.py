@@ -29,6 +29,9 @@ MOVED = {
     "itr.evaluation.embeddings": "itr.embedding.files",
     "itr.evaluation.encoder": "itr.embedding.encoder",
     "itr.evaluation.positives": "itr.data.shards.positives",
+    "itr.backbones.clip_loading": "itr.backbones.towers.clip_loading",
+    "itr.backbones.clip_towers": "itr.backbones.towers.clip_features",
+    "itr.backbones.tower_building": "itr.backbones.towers.building",
     "itr.callbacks": "itr.runs.callbacks",
     "itr.optim": "itr.training.optim",
 }

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from itr.backbones.clip import CLIP
-from itr.backbones.tower_building import ATTENTION_NAME, avoid_mask_sync, make_tower
+from itr.backbones.towers.building import ATTENTION_NAME, avoid_mask_sync, make_tower
 from itr.methods.prompt_decoder import CrossPrompts, PromptDecoder
 from itr.types import Tokens
 from valueless import DEVICE, Waits

@@ -17,7 +17,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from itr.backbones import CLIP
-from itr.backbones.clip_loading import build_clip
+from itr.backbones.towers.clip_loading import build_clip
 from itr.errors import UserError
 from tiny import copy_of
 
@@ -267,7 +267,7 @@ def test_messages(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_openai_weights_keep_their_activation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from itr.backbones import clip_loading
+    from itr.backbones.towers import clip_loading
 
     path = str(tmp_path / "weights.pt")
     monkeypatch.setattr(open_clip, "download_pretrained", lambda facts: path)  # the only step that needs network access

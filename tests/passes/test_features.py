@@ -22,8 +22,8 @@ from transformers import BertModel, PreTrainedTokenizerFast, ViTModel
 from itr.backbones import VSE
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
-from itr.backbones.clip_loading import build_clip
 from itr.backbones.tokenizers import BPETokenizer
+from itr.backbones.towers.clip_loading import build_clip
 from itr.data.datamodule import ShardData
 from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.imported import read_dictionary

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClassification, ViTModel
 
 from itr.backbones import CLIP
-from itr.backbones.clip_loading import build_clip, find_clip_source
-from itr.backbones.tower_building import make_tower
 from itr.backbones.towers import pretrained_image_spec
+from itr.backbones.towers.building import make_tower
+from itr.backbones.towers.clip_loading import build_clip, find_clip_source
 from itr.cli import main
 from itr.errors import UserError
 from itr.teachers.load import load_teacher

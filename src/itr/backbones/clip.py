@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone, ImageSpec
-from itr.backbones.clip_towers import (
+from itr.backbones.tokenizers import Clean, HFTokenizer
+from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
+from itr.backbones.towers.building import suggest_name
+from itr.backbones.towers.clip_features import (
     image_features,
     needs_full_length,
     probe_embeddings,
@@ -17,9 +20,6 @@ from itr.backbones.clip_towers import (
     text_parts,
     vision_parts,
 )
-from itr.backbones.tokenizers import Clean, HFTokenizer
-from itr.backbones.tower_building import suggest_name
-from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
 from itr.component import plain
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -74,7 +74,7 @@ class CLIP(Backbone):
         quick_gelu: bool | None = None,
     ) -> None:
         # open_clip and timm take a second to import
-        from itr.backbones.clip_loading import build_clip, find_clip_source, make_clip_tokenizer
+        from itr.backbones.towers.clip_loading import build_clip, find_clip_source, make_clip_tokenizer
 
         super().__init__()
         allow_only_one(model=model, config=config)

@@ -12,16 +12,6 @@ from itr.backbones.augment import drop_visual_tokens, mask_words
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.pooling import PoolingKind, make_pooling
 from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
-from itr.backbones.tower_building import (
-    SMALL_TEXT,
-    SMALL_VISION,
-    accepts,
-    config_of,
-    describe_tower,
-    make_tower,
-    native_image_size,
-    token_features,
-)
 from itr.backbones.towers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,6 +21,16 @@ from itr.backbones.towers import (
     enable_checkpointing,
     prepare_tower,
     pretrained_image_spec,
+)
+from itr.backbones.towers.building import (
+    SMALL_TEXT,
+    SMALL_VISION,
+    accepts,
+    config_of,
+    describe_tower,
+    make_tower,
+    native_image_size,
+    token_features,
 )
 from itr.backbones.word_mlp import WordMLP
 from itr.errors import UserError

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
-from itr.backbones.clip_towers import image_features
 from itr.backbones.tokenizers import HFTokenizer, load_tokenizer
-from itr.backbones.tower_building import make_tower, native_image_size, suggest_name, token_features
 from itr.backbones.towers import caption_limit, pretrained_image_spec
+from itr.backbones.towers.building import make_tower, native_image_size, suggest_name, token_features
+from itr.backbones.towers.clip_features import image_features
 from itr.errors import UserError, quoted
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
 from itr.teachers.unicom import load_unicom

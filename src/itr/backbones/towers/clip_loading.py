@@ -18,9 +18,9 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from itr.backbones.clip_towers import probe_embeddings
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_tokenizer
-from itr.backbones.tower_building import avoid_mask_sync, suggest_name
+from itr.backbones.towers.building import avoid_mask_sync, suggest_name
+from itr.backbones.towers.clip_features import probe_embeddings
 from itr.errors import UserError, quoted
 from itr.weights.dependencies import used_names
 from itr.weights.open_clip_weights import FileProperties, fill_clip, properties_of
