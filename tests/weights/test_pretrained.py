@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTForImageClassification, ViTModel
 
-from itr.backbones import CLIP
-from itr.backbones.towers import pretrained_image_spec
-from itr.backbones.towers.building import make_tower
+from itr.backbones import CLIP, VSE
+from itr.backbones.towers import pretrained_preprocessing
+from itr.backbones.towers.building import SMALL_VISION, make_tower
 from itr.backbones.towers.clip_loading import build_clip, find_clip_source
 from itr.cli import main
 from itr.errors import UserError
@@ -161,12 +161,13 @@ def test_preprocessing_that_a_folder_names_is_used(tmp_path: Path, caplog: pytes
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "do_normalize": False, "resample": 3}))
 
-    spec = pretrained_image_spec(str(tmp_path), None)
+    tower = make_tower("vision", None, SMALL_VISION)
+    spec = pretrained_preprocessing(str(tmp_path), tower).spec
 
     assert (spec.size, spec.mean, spec.std, spec.interpolation) == (16, (0, 0, 0), (1, 1, 1), "bicubic")
     assert "not supported" not in caplog.text
     file.write_text(json.dumps({"size": {"height": 16, "width": 16}, "resample": 1}))
-    pretrained_image_spec(str(tmp_path), None)
+    pretrained_preprocessing(str(tmp_path), tower)
     assert "the resampling 1, which is not supported: images are resized with bicubic" in caplog.text
 
 
@@ -233,6 +234,28 @@ def test_timm_teachers_are_checked(tmp_path: Path) -> None:
     rename(folder, lambda _: without("blocks.1")(saved))
     with pytest.raises(UserError, match=r"do not match the teacher; missing: blocks\.1"):
         load_teacher("image", name)
+
+
+def test_towers_of_timm_have_its_preprocessing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = timm_folder(tmp_path / "timm")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "crop_pct": 0.8}
+    config["pretrained_cfg"] |= {**own, "crop_mode": "squash"}
+    file.write_text(json.dumps(config))
+    backbone = VSE(vision=str(folder), image_pooling="mean")
+    spec = backbone.image_spec
+
+    assert (spec.size, spec.interpolation, spec.resize, spec.to_rgb) == (160, "bilinear", "squash", "drop")
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert VSE(**backbone.describe()["init_args"]).image_spec == spec
+    assert "ImageNet" not in caplog.text
+    teacher, by_timm = load_teacher("image", str(folder)), load_teacher("image", f"timm:local-dir:{folder}")
+    assert (
+        (teacher.encoder.spec, teacher.encoder.resize) == (by_timm.encoder.spec, by_timm.encoder.resize) == (spec, 200)
+    )
+    image = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
+    assert torch.allclose(teacher.encode(image), by_timm.encode(image), atol=1e-5)
 
 
 @pytest.mark.parametrize("verb", ["features", "evaluate"])

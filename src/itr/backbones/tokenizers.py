@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from itr.backbones.words import Words, clip_words, is_plain, pad_rows, special_frame
-from itr.errors import UserError, quoted
+from itr.errors import UserError
 from itr.types import Tokens
+from itr.weights.hub import hub_or_cache, loading_failure, ways_out
+from itr.weights.packages import local_source
 
 Clean = Literal["lower", "whitespace", "canonicalize", "words"]
 MAX_WORDS = 64
@@ -146,7 +148,7 @@ def make_tokenizer(name: str | None, serialized: str | None) -> HFTokenizer | BP
 
 
 def load_tokenizer(name: str, max_length: int | None = None, full_length: bool = False) -> HFTokenizer:
-    """Load a tokenizer from a local folder or file, or from the hub.
+    """Load a tokenizer from a local folder or file, a package (`offline/NAME`), or the hub.
 
     Raises:
         UserError: it could not be loaded, or has no fast version.
@@ -155,13 +157,14 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
 
     if Path(name).is_file():
         return HFTokenizer(Path(name).read_text(encoding="utf-8"), max_length, full_length)
+    source = local_source(name, "text")
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(name)
+        with hub_or_cache(source):
+            loaded: Any = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the hub and its clients raise many unrelated types
         raise UserError(
-            f"could not load tokenizer {name!r}: it is not a local folder with tokenizer files, and loading it from "
-            f"the hub failed ({quoted(error)}). Pass a local folder or a tokenizer.json, or run once with network "
-            "access."
+            f"could not load tokenizer {name!r}: it is neither a tokenizer.json nor a local folder with tokenizer "
+            f"files, and {loading_failure(source, error)}. {ways_out('text')}"
         ) from error
     if not loaded.is_fast:
         raise UserError(f"tokenizer {name!r} has no fast version; pass a folder with a tokenizer.json")

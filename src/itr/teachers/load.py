@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.tokenizers import HFTokenizer, load_tokenizer
-from itr.backbones.towers import caption_limit, pretrained_image_spec
-from itr.backbones.towers.building import make_tower, native_image_size, suggest_name, token_features
+from itr.backbones.towers import caption_limit, make_tower, pretrained_preprocessing, timm_preprocessing
+from itr.backbones.towers.building import suggest_name, token_features
 from itr.backbones.towers.clip_features import image_features
-from itr.errors import UserError, quoted
+from itr.errors import UserError
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
 from itr.teachers.unicom import load_unicom
 from itr.types import Tokens
 from itr.weights.dependencies import used_names
+from itr.weights.hub import hub_or_cache, loading_failure, ways_out
+from itr.weights.packages import local_source
 from itr.weights.pretrained import checked_state_loads, load_pretrained
 
 TeacherOutput = Literal["pooled", "tokens"]
 PROBES = ["a word", "", " Two  Words,\nÉclair 42!", "very long " * 600]  # captions for comparing tokenizers
-OFFLINE_HINT = "Pass the folder of a downloaded model, or run once with network access."
 
 
 def load_teacher(
@@ -37,7 +38,8 @@ def load_teacher(
         modality: images or captions; for dense captions, see `itr.passes.first_stage`.
         name: for text, a folder or name of sentence-transformers or transformers; for images, a folder or name of
             transformers, a name of timm (or `timm:NAME`, `timm:local-dir:FOLDER`), `open_clip:MODEL/TAG`,
-            `open_clip:MODEL/FILE`, `open_clip:local-dir:FOLDER`, or `unicom:FILE`.
+            `open_clip:MODEL/FILE`, `open_clip:local-dir:FOLDER`, or `unicom:FILE`; for both, `offline/NAME`, see
+            `itr.weights.packages`.
         output: `pooled`, or `tokens` for all tokens of an image, concatenated.
         device: device to run on.
         precision: arithmetic precision.
@@ -63,6 +65,7 @@ def load_teacher(
 
 def is_sentence_transformer(name: str) -> bool:
     """Whether a folder or hub repository has the module list that sentence-transformers writes."""
+    name = local_source(name, "text")
     if Path(name).is_dir() or name.startswith(("/", ".")):
         return (Path(name) / "modules.json").is_file()
     if name.startswith("sentence-transformers/"):
@@ -73,7 +76,8 @@ def is_sentence_transformer(name: str) -> bool:
     if known is not None:  # a path, or the marker for a file that the repository does not have
         return isinstance(known, str)
     try:
-        return bool(hf_hub_download(name, "modules.json"))
+        with hub_or_cache(name):
+            return bool(hf_hub_download(name, "modules.json"))
     except Exception:  # no such file, or no network: loading the model reports it
         return False
 
@@ -83,8 +87,10 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
         raise UserError(f"teacher {name} needs sentence-transformers: pip install sentence-transformers")
     from sentence_transformers import SentenceTransformer
 
+    source = local_source(name, "text")
+
     def load(**options: Any) -> Any:
-        return SentenceTransformer(name, device=device, model_kwargs=options)
+        return SentenceTransformer(source, device=device, model_kwargs=options)
 
     def run_probe(module: Any, where: torch.device) -> Tensor:
         ids = torch.ones(1, 3, dtype=torch.int64, device=where)
@@ -92,11 +98,12 @@ def _sentence_transformer(name: str, device: str) -> Encoder:
         return embedded
 
     try:
-        model: Any = load_pretrained(load, name, "the teacher", run_probe)
+        with hub_or_cache(source):
+            model: Any = load_pretrained(load, name, "the teacher", run_probe)
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
-        raise UserError(f"could not load teacher {name} ({quoted(error)}). {OFFLINE_HINT}") from error
+        raise _not_loaded(source, "text", error) from error
 
     tokenizer = _tokenizer_like(name, model)
     if tokenizer is not None:
@@ -144,14 +151,8 @@ def _text(name: str) -> Encoder:
 
 
 def _vision(name: str, output: TeacherOutput) -> Encoder:
-    from transformers.image_processing_base import ImageProcessingMixin
-
     tower = _tower("vision", name, pooled=output == "pooled")
-    try:
-        size = ImageProcessingMixin.get_image_processor_dict(name)[0].get("size") or {}
-    except (OSError, ValueError):
-        size = {}
-    spec = pretrained_image_spec(name, None if size else native_image_size(tower))
+    spec, resize = pretrained_preprocessing(name, tower)
 
     def run(image: Tensor) -> Tensor:
         found: Any = tower(pixel_values=image)
@@ -161,18 +162,21 @@ def _vision(name: str, output: TeacherOutput) -> Encoder:
         pooled: Tensor | None = getattr(found, "pooler_output", None)
         return tokens.mean(1) if pooled is None else pooled.flatten(1)
 
-    return Encoder(tower, run, spec, size.get("shortest_edge") if isinstance(size, dict) else None)
+    return Encoder(tower, run, spec, resize)
 
 
 def _tower(modality: Literal["vision", "text"], name: str, pooled: bool = False) -> nn.Module:
+    source = local_source(name, modality)
     try:
         return make_tower(modality, name, None, pooled)
     except UserError as error:
-        if error.__cause__ is None or Path(name).is_dir():  # its message is complete
+        if error.__cause__ is None or Path(source).is_dir():  # its message is complete
             raise
-        raise UserError(
-            f"could not load teacher {name} ({quoted(error.__cause__ or error)}). {OFFLINE_HINT}"
-        ) from error
+        raise _not_loaded(name, modality, error.__cause__) from error
+
+
+def _not_loaded(name: str, modality: Literal["vision", "text"], error: BaseException) -> UserError:
+    return UserError(f"could not load teacher {name}: {loading_failure(name, error)}. {ways_out(modality)}")
 
 
 def _is_timm(name: str) -> bool:
@@ -195,19 +199,15 @@ def _timm(name: str, output: TeacherOutput) -> Encoder:
         return used_names(module, lambda model, where: _timm_output(model, torch.zeros(1, *size, device=where), output))
 
     try:
-        with checked_state_loads(name, "the teacher", used):
+        with checked_state_loads(name, "the teacher", used), hub_or_cache(name.removeprefix("local-dir:")):
             model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except UserError:
         raise
     except Exception as error:  # as above
-        raise UserError(f"could not load timm teacher {name} ({quoted(error)}). {OFFLINE_HINT}") from error
-    config: dict[str, Any] = library.resolve_model_data_config(model)
-    size = int(config["input_size"][1])
-    mode: Literal["bilinear", "bicubic"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-    resize: Literal["squash", "shortest"] = "squash" if config["crop_mode"] == "squash" else "shortest"
-    spec = ImageSpec(size, config["mean"], config["std"], mode, resize, to_rgb="drop")
+        raise _not_loaded(name.removeprefix("local-dir:"), "vision", error) from error
+    spec, resize = timm_preprocessing(library.resolve_model_data_config(model))
 
-    return Encoder(model, lambda image: _timm_output(model, image, output), spec, int(size / config["crop_pct"]))
+    return Encoder(model, lambda image: _timm_output(model, image, output), spec, resize)
 
 
 def _timm_output(model: Any, image: Tensor, output: TeacherOutput) -> Tensor:

@@ -4,7 +4,7 @@
 """
 
 from itr.backbones.towers.building import make_tower
-from itr.backbones.towers.image_specs import IMAGENET_MEAN, IMAGENET_STD, pretrained_image_spec
+from itr.backbones.towers.image_specs import pretrained_preprocessing, timm_preprocessing, untrained_image_spec
 from itr.backbones.towers.preparing import (
     allow_only_one,
     caption_limit,
@@ -15,8 +15,6 @@ from itr.backbones.towers.preparing import (
 )
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "allow_only_one",
     "caption_limit",
     "check_fractions",
@@ -24,5 +22,7 @@ __all__ = [
     "freeze_unused",
     "make_tower",
     "prepare_tower",
-    "pretrained_image_spec",
+    "pretrained_preprocessing",
+    "timm_preprocessing",
+    "untrained_image_spec",
 ]

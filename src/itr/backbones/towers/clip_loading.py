@@ -23,6 +23,7 @@ from itr.backbones.towers.building import avoid_mask_sync, suggest_name
 from itr.backbones.towers.clip_features import probe_embeddings
 from itr.errors import UserError, quoted
 from itr.weights.dependencies import used_names
+from itr.weights.hub import hub_or_cache, loading_failure, ways_out
 from itr.weights.open_clip_weights import FileProperties, fill_clip, properties_of
 from itr.weights.reading import Weights, read_weights
 
@@ -182,11 +183,12 @@ def _built_in(name: str, pretrained: str | None, quick_gelu: bool | None, given:
     # If weights were trained with another activation than the config's, open_clip only warns.
     config["quick_gelu"] = bool(config.get("quick_gelu") or record.get("quick_gelu"))
     try:
-        weights = str(open_clip.download_pretrained(record))
+        with hub_or_cache(name):
+            weights = str(open_clip.download_pretrained(record))
     except Exception as error:  # network, hub and disk raise different types
         raise UserError(
-            f"could not download pretrained={pretrained!r} of {name} ({quoted(error)}). Pass the path of a "
-            "downloaded file, omit the option for random weights, or run once with network access."
+            f"could not download pretrained={pretrained!r} of {name}: {loading_failure(name, error)}. {ways_out()} "
+            "Without the option, the weights are random."
         ) from error
     return ClipSource(config, weights, record)
 
@@ -204,26 +206,25 @@ def _from_file(
 
 def _from_folder(model: str) -> ClipSource:
     kind, _, location = model.partition(":")
+    folder = location if kind == "local-dir" else None
     try:
-        if kind == "local-dir":
-            folder, path = location, Path(location, _CONFIG_FILE)
+        if folder is not None:
+            path = Path(location, _CONFIG_FILE)
             weights = next((str(Path(location, name)) for name in _WEIGHTS if Path(location, name).is_file()), None)
         else:
-            folder, path = None, Path(download_pretrained_from_hf(location, filename=_CONFIG_FILE))
-            weights = str(download_pretrained_from_hf(location))
+            with hub_or_cache(location):
+                path = Path(download_pretrained_from_hf(location, filename=_CONFIG_FILE))
+                weights = str(download_pretrained_from_hf(location))
         pretrained_config = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:  # see above
-        raise UserError(f"could not load model {model!r}: {quoted(error)}") from error
+        reason = quoted(error) if folder else f"{loading_failure(location, error)}. {ways_out()}"
+        raise UserError(f"could not load model {model!r}: {reason}") from error
     if weights is None:
         raise UserError(f"model {model!r}: the folder has no weights file; expected one of {', '.join(_WEIGHTS)}")
     if not pretrained_config.get("preprocess_cfg"):
         log.warning("%s has no preprocess_cfg: images are normalized with OpenAI's mean and std, unless set", model)
-    return ClipSource(
-        pretrained_config.get("model_cfg", pretrained_config),
-        weights,
-        pretrained_config.get("preprocess_cfg", {}),
-        folder,
-    )
+    config = pretrained_config.get("model_cfg", pretrained_config)
+    return ClipSource(config, weights, pretrained_config.get("preprocess_cfg", {}), folder)
 
 
 def _check_keys(config: dict[str, Any]) -> None:

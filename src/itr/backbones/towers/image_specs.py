@@ -1,11 +1,18 @@
-"""The image format that a pretrained tower expects."""
+"""The image format that a tower expects."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
 
 from itr.backbones.base import ImageSpec
+from itr.backbones.towers.building import config_of, native_image_size
+from itr.weights.hub import hub_or_cache
+from itr.weights.packages import local_source
 
 log = logging.getLogger(__name__)
 
@@ -14,34 +21,107 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESAMPLING: dict[Any, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-def pretrained_image_spec(name: str, size: int | None) -> ImageSpec:
-    """Image format of a pretrained tower; ImageNet's mean and standard deviation if its folder does not define them."""
+class Preprocessing(NamedTuple):
+    """How the authors of a tower evaluate it.
+
+    Attributes:
+        spec: the format of its input.
+        resize: short side before the center is cropped; None for the size of the input.
+    """
+
+    spec: ImageSpec
+    resize: int | None
+
+
+def untrained_image_spec(tower: nn.Module, size: int | None = None) -> ImageSpec:
+    """Image format of a tower whose preprocessing nobody knows: ImageNet's mean and standard deviation."""
+    return ImageSpec(
+        size=int(size or native_image_size(tower) or 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        to_rgb="drop" if is_of_timm(tower) else "white",
+    )
+
+
+def pretrained_preprocessing(name: str, tower: nn.Module, size: int | None = None) -> Preprocessing:
+    """Preprocessing of a pretrained tower: timm's `pretrained_cfg`, or what preprocessor_config.json says.
+
+    If there is neither, it is ImageNet's, with a warning.
+
+    Args:
+        name: the name or folder that the tower was loaded from.
+        tower: the tower.
+        size: side length of the images, if it is known.
+    """
+    if is_of_timm(tower) and (config := getattr(config_of(tower), "pretrained_cfg", None)):
+        import timm.data
+
+        library: Any = timm.data  # it has no explicit exports
+        return timm_preprocessing(library.resolve_data_config(pretrained_cfg=config), size)
+    found = _processor_config(local_source(name, "vision"))
+    if found:
+        return _transformers_preprocessing(name, found, size or _extent(found) or native_image_size(tower) or 224)
+    log.warning(
+        "%s has no preprocessor_config.json: images are normalized with ImageNet's mean and standard deviation", name
+    )
+    return Preprocessing(untrained_image_spec(tower, size), None)
+
+
+def is_of_timm(tower: nn.Module) -> bool:
+    """Whether a tower is a model of timm."""
+    return bool(config_of(tower).model_type == "timm_wrapper")
+
+
+def timm_preprocessing(config: Mapping[str, Any], size: int | None = None) -> Preprocessing:
+    """Preprocessing by what timm's `resolve_data_config` returns.
+
+    NOTE: of timm's interpolations, all but `bilinear` become `bicubic`.
+
+    Args:
+        config: the settings.
+        size: side length of the images, if it should differ.
+    """
+    own = int(config["input_size"][1])
+    spec = ImageSpec(own, IMAGENET_MEAN, IMAGENET_STD, to_rgb="drop").override(
+        config["mean"],
+        config["std"],
+        "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        "squash" if config["crop_mode"] == "squash" else "shortest",
+    )
+    return Preprocessing(replace(spec, size=size or own), int((size or own) / config["crop_pct"]))
+
+
+def _processor_config(name: str) -> dict[str, Any]:
+    """The content of preprocessor_config.json; empty if there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        config: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name)[0]
+        with hub_or_cache(name):
+            found: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name)[0]
     except (OSError, ValueError):
-        log.warning(
-            "%s has no preprocessor_config.json: images are normalized with ImageNet's mean and standard deviation",
-            name,
-        )
-        config = {}
-    extent = config.get("crop_size") or config.get("size") or {}
-    if isinstance(extent, dict):
-        extent = extent.get("height") or extent.get("shortest_edge")
-    squash = isinstance(config.get("size"), dict) and "shortest_edge" not in config["size"]
+        return {}
+    return found
+
+
+def _extent(config: Mapping[str, Any]) -> int | None:
+    """Side length of the input by a processor's config."""
+    extent: Any = config.get("crop_size") or config.get("size") or {}
+    return (extent.get("height") or extent.get("shortest_edge")) if isinstance(extent, dict) else extent
+
+
+def _transformers_preprocessing(name: str, config: Mapping[str, Any], size: int) -> Preprocessing:
+    resizing = config.get("size")
+    short = resizing.get("shortest_edge") if isinstance(resizing, dict) else None
     mean, std = config.get("image_mean") or IMAGENET_MEAN, config.get("image_std") or IMAGENET_STD
     if config.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if config and config.get("resample") not in RESAMPLING:
+    if config.get("resample") not in RESAMPLING:
         log.warning(
             "%s: its preprocessing has the resampling %s, which is not supported: images are resized with bicubic "
             "interpolation, unless `interpolation` is set", name, config.get("resample", "of an unnamed default"),
         )  # fmt: skip
-    return ImageSpec(
-        size=int(size or extent or 224),
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-        interpolation=RESAMPLING.get(config.get("resample"), "bicubic"),
-        resize="squash" if squash else "shortest",
+    squash = isinstance(resizing, dict) and "shortest_edge" not in resizing
+    spec = ImageSpec(int(size), IMAGENET_MEAN, IMAGENET_STD).override(
+        mean, std, RESAMPLING.get(config.get("resample")), "squash" if squash else "shortest"
     )
+    return Preprocessing(spec, short)
