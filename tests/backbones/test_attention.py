@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from itr.backbones import Dual
 from itr.backbones.clip import CLIP
 from itr.backbones.towers.building import ATTENTION_NAME, avoid_mask_sync, make_tower
 from itr.methods.prompt_decoder import CrossPrompts, PromptDecoder
 from itr.types import Tokens
+from tiny_duals import DUALS
 from valueless import DEVICE, Waits
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -101,3 +103,16 @@ def test_every_layer_of_the_prompt_decoders_uses_one_fused_call(decoder, layers)
     with Calls() as calls:
         decoder(torch.randn(2, 5, 16), MASK.bool())
     assert calls.attention == (layers, 0)
+
+
+@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "altclip", "chinese_clip"])  # the others mask by hand
+def test_dual_encoders_make_their_masks_without_synchronizing(name):
+    model = Dual(config=DUALS[name])
+    tokens = model.tokenizer(["a dog", "a cat sits on the mat"])
+    model, tokens = model.to(DEVICE), Tokens(tokens.ids.to(DEVICE), tokens.mask.to(DEVICE))
+    pixels = PIXELS.to(DEVICE)
+    with Waits() as waits:
+        waits.writing = True
+        model.encode_image(pixels)
+        model.encode_text(tokens)
+    assert not waits.found

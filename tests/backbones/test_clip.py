@@ -288,3 +288,45 @@ def test_normalizing_does_not_change_the_input_and_returns_channels_last() -> No
         assert torch.equal(pixels, (image.float() - mean) / std)
         assert pixels.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(image, kept)
+
+
+@pytest.mark.usefixtures("offline")
+def test_named_text_towers_need_no_network(
+    monkeypatch: pytest.MonkeyPatch, tokenizer_json: str, tmp_path: Path
+) -> None:
+    from itr.backbones.towers import clip_configs
+
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json)
+    shrunk = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    nllb = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    for name, pooler in (("xlm-roberta-base", "mean_pooler"), ("facebook/nllb-200-distilled-600M", "cls_pooler")):
+        small = {**clip_configs.TEXT_CONFIGS[name], **(nllb if "nllb" in name else shrunk), "vocab_size": 99}
+        monkeypatch.setitem(clip_configs.TEXT_CONFIGS, name, small)
+        text = {"hf_model_name": name, "hf_tokenizer_name": name, "hf_pooler_type": pooler}
+        config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": text}
+
+        model = CLIP(config=config, tokenizer=str(tmp_path / "tokenizer.json")).eval()
+        again = CLIP(**model.describe()["init_args"]).eval()
+        again.load_state_dict(model.state_dict(), strict=True)
+
+        with torch.no_grad():
+            together = model.encode_text(model.tokenizer(CAPTIONS))
+            alone = again.encode_text(again.tokenizer(CAPTIONS[:1]))
+        torch.testing.assert_close(alone.pooled[0], together.pooled[0], rtol=1e-4, atol=1e-5)
+        with pytest.raises(UserError, match=f"could not load tokenizer '{name}'"):
+            CLIP(config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("roberta-ViT-B-32", 212.72), ("xlm-roberta-base-ViT-B-32", 366.12), ("nllb-clip-base", 501.89),
+     ("xlm-roberta-large-ViT-H-14", 1193.01), ("nllb-clip-large", 1399.22)],
+)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+def test_named_text_towers_have_the_published_size(name: str, millions: float) -> None:
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        model = build_clip(config, None, None)
+
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)

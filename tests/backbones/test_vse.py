@@ -274,3 +274,58 @@ def test_max_words(tokenizer_json: str) -> None:
 
     assert model.tokenizer(["a dog " * 50]).ids.shape == (1, 5)
     assert VSE(**model.describe()["init_args"]).tokenizer.max_length == 5
+
+
+def two_towers(name: str) -> dict[str, Any]:
+    """The text tower of a dual encoder, by its own pooling."""
+    words = {"model_type": f"{name}_text_model", "vocab_size": 49408, "eos_token_id": 49407, **SIZES}
+    return {"vision_config": VIT, "text_config": words, "text_pooling": "own", "dim": 32, "word_mask": 0.0}
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2", "metaclip_2", "clip"])
+@torch.no_grad()
+def test_text_towers_of_dual_encoders_pool_as_pretrained(name: str) -> None:
+    torch.manual_seed(0)
+    model = VSE(**two_towers(name)).eval()
+    tokens = model.tokenizer(CAPTIONS)
+    mask = {} if name.startswith("siglip") else {"attention_mask": tokens.mask.long()}
+
+    pooled = model.text_tower(input_ids=tokens.ids, **mask).pooler_output
+    torch.testing.assert_close(model.encode_text(tokens).pooled, model.text_projection(pooled), rtol=1e-4, atol=1e-5)
+    assert tokens.ids.shape[1] == (64 if name.startswith("siglip") else 10)
+    alone = model.encode_text(model.tokenizer(CAPTIONS[:1]))
+    torch.testing.assert_close(alone.pooled[0], model.encode_text(tokens).pooled[0], rtol=1e-4, atol=1e-5)
+    assert VSE(**model.describe()["init_args"]).describe() == model.describe()
+    end = tokens.mask.sum(1) - 1
+    if not mask:
+        own = model.text_tower.head(model.text_tower(input_ids=tokens.ids).last_hidden_state[:, -1])
+        torch.testing.assert_close(pooled, own)
+    else:
+        words = model.encode_text(tokens).tokens[torch.arange(4), end]
+        torch.testing.assert_close(words, model.encode_text(tokens).pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_own_pooling_is_trained_or_refused(tokenizer_json: str) -> None:
+    model = VSE(**{**two_towers("siglip"), "vision_config": VISION["siglip"]}, image_pooling="own").train()
+    torch.stack([side.pooled.square().sum() for side in embed(model)]).sum().backward()
+
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert not [key for key, p in model.named_parameters() if not p.requires_grad]
+    with pytest.raises(UserError, match=r"pooling `own`: the tower does not pool; choose gpo"):
+        make(tokenizer_json, text_pooling="own")
+
+
+@pytest.mark.parametrize("name", ["siglip", "metaclip_2"])
+def test_a_text_tower_out_of_a_dual_encoder(tmp_path: Path, tokenizer_folder: Path, name: str) -> None:
+    from tiny_duals import save_dual
+
+    reference = save_dual(tmp_path / "dual", name, tokenizer_folder)
+    model = VSE(vision_config=VIT, text=str(tmp_path / "dual"), text_pooling="own", dim=16)
+
+    tower = reference.text_model.state_dict()
+    assert tower.keys() == model.text_tower.state_dict().keys()
+    assert all(torch.equal(value, tower[key]) for key, value in model.text_tower.state_dict().items())
+    assert model.tokenizer(["A dog."]).ids[0].tolist() == (
+        [3, 4, 1, *[1] * 61] if name == "siglip" else model.tokenizer(["a dog."]).ids[0].tolist()
+    )
+    assert VSE(**model.describe()["init_args"]).describe() == model.describe()

@@ -2,6 +2,7 @@
 
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.clip import CLIP
+from itr.backbones.dual import Dual
 from itr.backbones.vse import VSE
 
-__all__ = ["CLIP", "VSE", "Backbone", "ImageSpec"]
+__all__ = ["CLIP", "VSE", "Backbone", "Dual", "ImageSpec"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from itr.component import Component
+from itr.errors import UserError
 from itr.types import Batch, Encoded, Tokens
 
 ToRGB = Literal["white", "drop", "after_resize"]
@@ -30,6 +31,9 @@ class ImageSpec:
             of transformers do; `drop` ignores transparency, as timm does; `after_resize` resizes the image as it is
             stored (palette and 1-bit images by the nearest pixel) and then ignores transparency, as CLIP and open_clip
             do.
+        resize_to: in evaluation, the side to resize to before the centre of `size` is cropped; None for `size`.
+        crop_offset: where the centre starts if an odd number of pixels is cropped: `down` rounds half a pixel down, as
+            transformers does, `even` to the even number, as torchvision does, and with it timm, CLIP and open_clip.
     """
 
     size: int
@@ -38,6 +42,8 @@ class ImageSpec:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"
     to_rgb: ToRGB = "white"
+    resize_to: int | None = None
+    crop_offset: Literal["down", "even"] = "down"
 
     def override(
         self,
@@ -47,14 +53,25 @@ class ImageSpec:
         resize: Literal["shortest", "squash"] | None,
     ) -> ImageSpec:
         """This format with the given values replaced; None keeps a value."""
-        return ImageSpec(
-            size=self.size,
+        return replace(
+            self,
             mean=_channels(mean or self.mean),
             std=_channels(std or self.std),
             interpolation=interpolation or self.interpolation,
             resize=resize or self.resize,
-            to_rgb=self.to_rgb,
         )
+
+    def scaled(self, size: int, resize_to: int | None = None) -> ImageSpec:
+        """This format for images of another size; without `resize_to`, the same part of them is cropped.
+
+        Raises:
+            UserError: `resize_to` is below the size.
+        """
+        if resize_to is None and self.resize_to is not None:
+            resize_to = round(self.resize_to * size / self.size)
+        if resize_to is not None and resize_to < size:
+            raise UserError(f"resize_to={resize_to} must be at least the size of the images, {size}")
+        return replace(self, size=size, resize_to=None if resize_to == size else resize_to)
 
 
 class Tokenizer(Protocol):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from itr.backbones.base import Backbone, ImageSpec
 from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
-from itr.backbones.towers.building import suggest_name
 from itr.backbones.towers.clip_features import (
     image_features,
     needs_full_length,
@@ -20,6 +19,7 @@ from itr.backbones.towers.clip_features import (
     text_parts,
     vision_parts,
 )
+from itr.backbones.towers.configs import suggest_name
 from itr.component import plain
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -40,7 +40,8 @@ class CLIP(Backbone):
         model: name in open_clip, such as ViT-B-32, or local-dir:FOLDER or hf-hub:ORG/NAME.
         pretrained: tag of published weights, such as openai, or a local file; random weights by default.
         config: instead of `model`, an open_clip model config.
-        tokenizer_json: serialized tokenizer, as stored in a checkpoint, if the config uses a hub tokenizer.
+        tokenizer: name, folder or tokenizer.json, if the config names a tokenizer of the hub; by default that one.
+        tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
         freeze: parameters to freeze, as prefixes of their names in open_clip: `visual`, `visual.conv1`,
             `transformer.resblocks.0` ...; `text` means the whole text tower.
         gradient_checkpointing: trade computation for memory in the towers.
@@ -55,13 +56,14 @@ class CLIP(Backbone):
             weights or the config. A local file does not say; it is asked for if published weights of the model differ.
     """
 
-    fetched = ("model", "pretrained")
+    fetched = ("model", "pretrained", "tokenizer")
 
     def __init__(
         self,
         model: str | None = None,
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
         tokenizer_json: str | None = None,
         freeze: list[str] | None = None,
         gradient_checkpointing: bool = False,
@@ -78,9 +80,11 @@ class CLIP(Backbone):
 
         super().__init__()
         allow_only_one(model=model, config=config)
+        allow_only_one(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
         set_by_user = {"mean": image_mean, "std": image_std, "interpolation": interpolation, "resize_mode": resize}
         given = [name for name, value in set_by_user.items() if value is not None]
         source = find_clip_source(model, pretrained, config, quick_gelu, given)
+        source.folder = tokenizer or source.folder
         self.config = source.config
         self.model = build_clip(source.config, source.weights, image_size)
         self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
@@ -134,6 +138,7 @@ class CLIP(Backbone):
         description["init_args"] |= {
             "model": None,
             "pretrained": None,
+            "tokenizer": None,
             "config": self._inline_config(),
             "tokenizer_json": self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None,
             "image_size": spec.size,
@@ -204,7 +209,7 @@ class CLIP(Backbone):
 
 def _image_spec(preprocess: dict[str, Any], visual: Any) -> ImageSpec:
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize")
+    default = ImageSpec(size=int(size), mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize", crop_offset="even")
     resize = preprocess.get("resize_mode")
     if resize not in (None, "shortest", "squash"):
         raise UserError(f"resize_mode {resize!r} of the weights is not supported; set resize to shortest or squash")

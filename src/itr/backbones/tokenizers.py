@@ -57,17 +57,15 @@ class HFTokenizer:
         self.fast.no_padding()
         self.frame = special_frame(self.fast)
         self._words = Words(self._encode)
-        self.fast.enable_truncation(self.max_length)
-        self.fast.enable_padding(
-            pad_id=self.pad_id,
-            pad_token=padding.get("pad_token") or self.fast.id_to_token(self.pad_id) or "[PAD]",
-            length=self.max_length if self.full_length else None,
-        )
+        self._pad_token = padding.get("pad_token") or self.fast.id_to_token(self.pad_id) or "[PAD]"
+        self.limit(self.max_length)
 
     def limit(self, max_length: int) -> None:
         """Truncate captions to that many tokens from now on, keeping their end token."""
         self.max_length = max_length
         self.fast.enable_truncation(max_length)
+        length = max_length if self.full_length else None
+        self.fast.enable_padding(pad_id=self.pad_id, pad_token=self._pad_token, length=length)
         self._words.known.clear()  # long words were truncated to the old limit
 
     def to_json(self) -> str:
@@ -153,14 +151,12 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
     Raises:
         UserError: it could not be loaded, or has no fast version.
     """
-    from transformers import AutoTokenizer
-
     if Path(name).is_file():
         return HFTokenizer(Path(name).read_text(encoding="utf-8"), max_length, full_length)
     source = local_source(name, "text")
     try:
         with hub_or_cache(source):
-            loaded: Any = AutoTokenizer.from_pretrained(source)
+            loaded = _loaded(source)
     except Exception as error:  # the hub and its clients raise many unrelated types
         raise UserError(
             f"could not load tokenizer {name!r}: it is neither a tokenizer.json nor a local folder with tokenizer "
@@ -172,6 +168,26 @@ def load_tokenizer(name: str, max_length: int | None = None, full_length: bool =
     fast.enable_padding(pad_id=pad_id, pad_token=loaded.pad_token or loaded.convert_ids_to_tokens(pad_id))
     limit = loaded.model_max_length if loaded.model_max_length < 1e6 else DEFAULT_MAX_LENGTH
     return HFTokenizer(fast.to_str(), max_length or limit, full_length)
+
+
+def _loaded(name: str) -> Any:
+    """The tokenizer of a folder or name, by its own class, or by its tokenizer.json if that class needs more."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # SigLIP's class needs sentencepiece and its file, though a fast version may be there
+        if not isinstance(error, ImportError) and not Path(name, "tokenizer.json").is_file():
+            raise
+        loaded = None
+    if loaded is not None and loaded.is_fast:
+        return loaded
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    except Exception:  # there is no such file
+        if loaded is None:
+            raise
+        return loaded
 
 
 def clean_function(kind: Clean) -> Callable[[str], str]:

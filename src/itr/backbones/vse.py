@@ -31,6 +31,8 @@ from itr.backbones.towers.building import (
     native_image_size,
     token_features,
 )
+from itr.backbones.towers.preparing import pooled_features
+from itr.backbones.towers.siglip_text import as_siglip, reads_padding
 from itr.backbones.word_mlp import WordMLP
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -52,8 +54,9 @@ class VSE(Backbone):
         tokenizer: name, folder or tokenizer.json; by default that of `text`, or CLIP's byte-pair encoding.
         tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
         dim: width of the shared space.
-        image_pooling: how patches become one embedding.
-        text_pooling: how words become one embedding.
+        image_pooling: how patches become one embedding; `own` takes what the tower itself pools, such as the end token
+            of MetaCLIP 2 or the pooling head of SigLIP.
+        text_pooling: how words become one embedding, like `image_pooling`.
         image_size: side length of the images, if it should differ from the tower's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default the pretrained tower's, else ImageNet's.
         image_std: channel standard deviations, like `image_mean`.
@@ -81,8 +84,8 @@ class VSE(Backbone):
         tokenizer: str | None = None,
         tokenizer_json: str | None = None,
         dim: int = 512,
-        image_pooling: PoolingKind = "gpo",
-        text_pooling: PoolingKind = "gpo",
+        image_pooling: PoolingKind | Literal["own"] = "gpo",
+        text_pooling: PoolingKind | Literal["own"] = "gpo",
         image_size: int | None = None,
         image_mean: tuple[float, float, float] | None = None,
         image_std: tuple[float, float, float] | None = None,
@@ -120,15 +123,18 @@ class VSE(Backbone):
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
         self.tokenizer = make_tokenizer(tokenizer or text, tokenizer_json)
         self.text_tower = self._make_text_tower(text, text_config)
+        if tokenizer_json is None and reads_padding(config_of(self.text_tower)):
+            self.tokenizer = as_siglip(self.tokenizer, config_of(self.text_tower).vocab_size)
         self.tokenizer.limit(caption_limit(self.text_tower, self.tokenizer.max_length, max_words))
 
-        vision_width, text_width = self._prepare_towers(gradient_checkpointing)
+        own = (image_pooling == "own", text_pooling == "own")
+        vision_width, text_width = self._prepare_towers(gradient_checkpointing, *own)
         self.image_projection = _projection(vision_width, dim)
         self.text_projection = _projection(text_width, dim)
         self.text_mlp = WordMLP(text_width, dim) if text_mlp else None
         self.text_norm = nn.LayerNorm(dim) if text_norm else None
-        self.image_pool = make_pooling(image_pooling)
-        self.text_pool = make_pooling(text_pooling)
+        self.image_pool = None if image_pooling == "own" else make_pooling(image_pooling)
+        self.text_pool = None if text_pooling == "own" else make_pooling(text_pooling)
 
     def encode_image(self, image: Tensor) -> Encoded:
         """Embed pixels [I, 3, H, W], uint8."""
@@ -136,24 +142,28 @@ class VSE(Backbone):
 
     def encode_pixels(self, pixels: Tensor) -> Encoded:
         """Embed normalized images [I, 3, H, W], float."""
-        patches = token_features(self.vision_tower(**self._vision_inputs(pixels)))
-        tokens = self.image_projection(patches)
+        output = self.vision_tower(**self._vision_inputs(pixels))
+        tokens = self.image_projection(token_features(output))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         if self.training and self.visual_token_drop > 0:
             mask = drop_visual_tokens(tokens, mask, self.visual_token_drop)
-        return Encoded(pooled=self.image_pool(tokens, mask), tokens=tokens, mask=mask)
+        pool, project = self.image_pool, self.image_projection
+        pooled = project(pooled_features(output)) if pool is None else pool(tokens, mask)
+        return Encoded(pooled=pooled, tokens=tokens, mask=mask)
 
     def encode_text(self, text: Tokens) -> Encoded:
         """Embed captions [C, L]."""
         if self.training and self.word_mask > 0:
             text = mask_words(text, self.word_mask, self.tokenizer)
         padded = self.stretched(text)
-        words = self.text_tower(input_ids=padded.ids, attention_mask=padded.mask.long()).last_hidden_state
-        words = F.dropout(words[:, : text.ids.shape[1]], self.word_dropout, self.training)
+        mask = None if reads_padding(config_of(self.text_tower)) else padded.mask.long()
+        output = self.text_tower(input_ids=padded.ids, attention_mask=mask)
+        words = F.dropout(output.last_hidden_state[:, : text.ids.shape[1]], self.word_dropout, self.training)
         tokens = self.text_projection(words)
         if self.text_mlp is not None:
             tokens = tokens + self.text_mlp(words, text.mask)
-        pooled = self.text_pool(tokens, text.mask)
+        pool, project = self.text_pool, self.text_projection
+        pooled = project(pooled_features(output)) if pool is None else pool(tokens, text.mask)
         if self.text_norm is not None:
             pooled = self.text_norm(pooled)
         return Encoded(pooled=pooled, tokens=tokens, mask=text.mask)
@@ -218,11 +228,11 @@ class VSE(Backbone):
             )
         return tower
 
-    def _prepare_towers(self, gradient_checkpointing: bool) -> tuple[int, int]:
+    def _prepare_towers(self, gradient_checkpointing: bool, own_image: bool, own_text: bool) -> tuple[int, int]:
         """Freeze and set up the towers; returns the widths of their token features."""
         size = self.image_spec.size
-        vision_width = prepare_tower(self.vision_tower, self._vision_inputs(torch.zeros(1, 3, size, size)))
-        text_width = prepare_tower(self.text_tower, {"input_ids": torch.ones(1, 3, dtype=torch.int64)})
+        vision_width = prepare_tower(self.vision_tower, self._vision_inputs(torch.zeros(1, 3, size, size)), own_image)
+        text_width = prepare_tower(self.text_tower, {"input_ids": torch.ones(1, 3, dtype=torch.int64)}, own_text)
         for tower, frozen in ((self.vision_tower, self.freeze_vision), (self.text_tower, self.freeze_text)):
             if frozen:
                 tower.requires_grad_(False).eval()

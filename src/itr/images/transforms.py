@@ -120,19 +120,24 @@ class EvaluationTransform:
 
     def __init__(self, spec: ImageSpec) -> None:
         self.size, self.squash = spec.size, spec.resize == "squash"
+        self.resize_to, self.crop_offset = spec.resize_to or spec.size, spec.crop_offset
         self.mode, self.to_rgb = InterpolationMode(spec.interpolation), spec.to_rgb
 
     def __call__(self, image: Decoded) -> Tensor:
         """An image of any size to RGB [3, size, size], uint8."""
         height, width = TF.get_size(image)
-        if height == width == self.size:
-            return rgb_tensor(image)
+        if height == width == self.resize_to:
+            return self._cropped(rgb_tensor(image))
         if self.squash:
-            return resize(image, [self.size, self.size], self.mode)
+            return self._cropped(resize(image, [self.resize_to, self.resize_to], self.mode))
         if max(height, width) > 8 * min(height, width):  # resizing an extremely long image would need gigabytes
             image = TF.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
-        cropped: Tensor = TF.center_crop_image(resize(image, [self.size], self.mode), [self.size, self.size])
-        return cropped
+        return self._cropped(resize(image, [self.resize_to], self.mode))
+
+    def _cropped(self, image: Tensor) -> Tensor:
+        left_over = [side - self.size for side in image.shape[1:]]
+        top, left = (extra // 2 if self.crop_offset == "down" else round(extra / 2) for extra in left_over)
+        return image[:, top : top + self.size, left : left + self.size] if any(left_over) else image
 
 
 class TrainingTransform:

@@ -14,8 +14,9 @@ from itr.backbones.base import ImageSpec
 from itr.backbones.clip import CLIP, OPENAI_MEAN, OPENAI_STD
 from itr.backbones.tokenizers import HFTokenizer, load_tokenizer
 from itr.backbones.towers import caption_limit, make_tower, pretrained_preprocessing, timm_preprocessing
-from itr.backbones.towers.building import suggest_name, token_features
+from itr.backbones.towers.building import token_features
 from itr.backbones.towers.clip_features import image_features
+from itr.backbones.towers.configs import suggest_name
 from itr.errors import UserError
 from itr.teachers.base import Encoder, Modality, Precision, Teacher
 from itr.teachers.unicom import load_unicom
@@ -230,5 +231,5 @@ def _open_clip(name: str, output: TeacherOutput) -> Encoder:
 
 def _unicom(path: str, output: TeacherOutput) -> Encoder:
     model = load_unicom(path)
-    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize")
+    spec = ImageSpec(size=model.image_size, mean=OPENAI_MEAN, std=OPENAI_STD, to_rgb="after_resize", crop_offset="even")
     return Encoder(model, model.forward_features if output == "tokens" else model, spec)

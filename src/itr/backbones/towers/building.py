@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from itr.component import plain
+from itr.backbones.towers.configs import checked_config, describe_config
 from itr.errors import UserError, quoted
-from itr.private_api.transformers import NAME_KEY, attention_of
+from itr.private_api.transformers import attention_of
 from itr.weights.hub import hub_or_cache, loading_failure, ways_out
 from itr.weights.matching import fill
 from itr.weights.packages import checked_folder, find_package, is_packaged, local_source
@@ -40,10 +39,10 @@ SMALL_TEXT: dict[str, Any] = {
     "max_position_embeddings": 128,
     "pad_token_id": None,  # id 0, the usual padding id, is a word in CLIP's BPE; BERT would never learn its embedding
 }
-# Config entries that are not part of the architecture; the first two depend on a machine and a version.
-_NOT_ARCHITECTURE = {
-    NAME_KEY, "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
-    "return_dict", "output_attentions", "output_hidden_states", "label_names", "num_classes",
+# Towers of two-tower models that transformers builds only as part of them, by `model_type`.
+_INNER_TOWERS = {
+    "siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel",
+    "metaclip_2_text_model": "MetaClip2TextModel", "metaclip_2_vision_model": "MetaClip2VisionModel",
 }  # fmt: skip
 
 
@@ -72,10 +71,7 @@ def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None,
 
 def describe_tower(tower: nn.Module) -> dict[str, Any]:
     """The config from which `make_tower` builds the same architecture, in plain types."""
-    config = config_of(tower)
-    known = _known_keys(config.model_type)
-    described = {key: value for key, value in config.to_dict().items() if key in known - _NOT_ARCHITECTURE}
-    return {"model_type": config.model_type, **plain(described)}
+    return describe_config(config_of(tower))
 
 
 def config_of(tower: nn.Module) -> Any:
@@ -93,12 +89,6 @@ def token_features(output: Any) -> Tensor:
     """The last hidden state as tokens [N, T, W]; the cells of a feature map [N, W, H, W'] are its tokens."""
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
-
-
-def suggest_name(word: str, words: Any) -> str:
-    """A hint with the most similar of `words`; empty if none is similar."""
-    match = difflib.get_close_matches(word, [str(candidate) for candidate in words], n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def accepts(function: Any, argument: str) -> bool:
@@ -140,9 +130,11 @@ def _mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> T
 def _new_tower(kind: TowerKind, config: dict[str, Any]) -> nn.Module:
     from transformers import AutoModel
 
-    settings = _checked_config(f"{kind}_config", config)
-    _, options = _tower_class(kind, settings)
+    settings = checked_config(f"{kind}_config", config)
+    tower_class, options = _tower_class(kind, settings)
     try:
+        if settings.model_type in _INNER_TOWERS:
+            return cast(nn.Module, tower_class(settings).float())
         tower: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, **options)
     except Exception as error:  # architectures raise various types for inconsistent sizes
         raise UserError(f"{kind}_config {config}: could not build this tower ({quoted(error)})") from error
@@ -196,8 +188,11 @@ def _probe(kind: TowerKind, pooled: bool, tower: nn.Module, device: torch.device
 
 
 def _tower_class(kind: TowerKind, config: Any) -> tuple[Any, dict[str, Any]]:
+    import transformers
     from transformers import MODEL_MAPPING
 
+    if config.model_type in _INNER_TOWERS:
+        return getattr(transformers, _INNER_TOWERS[config.model_type]), {}
     if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{kind}: model_type {config.model_type!r} is not a plain encoder; choose an encoder such as vit or bert"
@@ -205,29 +200,3 @@ def _tower_class(kind: TowerKind, config: Any) -> tuple[Any, dict[str, Any]]:
     entry: Any = MODEL_MAPPING[type(config)]
     tower_class = entry[0] if isinstance(entry, tuple) else entry
     return tower_class, {"add_pooling_layer": False} if accepts(tower_class.__init__, "add_pooling_layer") else {}
-
-
-def _checked_config(argument: str, config: dict[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    model_type = str(config.get("model_type", ""))
-    if model_type not in CONFIG_MAPPING:
-        raise UserError(
-            f"{argument}: transformers has no model_type {model_type!r}"
-            f"{suggest_name(model_type, CONFIG_MAPPING.keys())}"
-        )
-    known = _known_keys(model_type)
-    for key in config:
-        if key not in known:
-            raise UserError(f"{argument}: {model_type} has no setting {key!r}{suggest_name(key, known)}")
-    try:
-        return AutoConfig.for_model(**config)
-    except Exception as error:  # transformers' validation errors have their own types
-        raise UserError(f"{argument}: {quoted(error)}") from error
-
-
-def _known_keys(model_type: str) -> set[str]:
-    from transformers import AutoConfig
-
-    default: Any = AutoConfig.for_model(model_type)
-    return set(default.to_dict()) | set(default.attribute_map)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
 import json
 import logging
 import tempfile
@@ -14,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import open_clip as untyped_open_clip
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_tokenizer
-from itr.backbones.towers.building import avoid_mask_sync, suggest_name
+from itr.backbones.towers.building import avoid_mask_sync
+from itr.backbones.towers.clip_configs import TEXT_CONFIGS, check_clip_config
 from itr.backbones.towers.clip_features import probe_embeddings
+from itr.backbones.towers.configs import suggest_name
 from itr.errors import UserError, quoted
 from itr.weights.dependencies import used_names
 from itr.weights.hub import hub_or_cache, loading_failure, ways_out
@@ -88,7 +87,7 @@ def find_clip_source(
         source = _built_in(model.replace("/", "-"), pretrained, quick_gelu, given)
     if quick_gelu is not None:
         source.config["quick_gelu"] = quick_gelu
-    _check_keys(source.config)
+    check_clip_config(source.config)
     return source
 
 
@@ -103,9 +102,10 @@ def build_clip(config: dict[str, Any], weights: str | Weights | None, image_size
     model_class: Any = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     if "multimodal_cfg" in settings:
         model_class = open_clip.CoCa
+    text_config = text.pop("hf_config", None) or TEXT_CONFIGS.get(text.get("hf_model_name") or "")
     with tempfile.TemporaryDirectory() as folder:
-        if "hf_config" in text:  # open_clip only accepts a name, so write the inline config to a temporary folder
-            Path(folder, "config.json").write_text(json.dumps(text.pop("hf_config")), encoding="utf-8")
+        if text_config:  # open_clip only accepts a name, so write it to a temporary folder
+            Path(folder, "config.json").write_text(json.dumps(text_config), encoding="utf-8")
             text["hf_model_name"] = folder
         try:
             model: nn.Module = model_class(**settings)
@@ -225,20 +225,6 @@ def _from_folder(model: str) -> ClipSource:
         log.warning("%s has no preprocess_cfg: images are normalized with OpenAI's mean and std, unless set", model)
     config = pretrained_config.get("model_cfg", pretrained_config)
     return ClipSource(config, weights, pretrained_config.get("preprocess_cfg", {}), folder)
-
-
-def _check_keys(config: dict[str, Any]) -> None:
-    top = {*inspect.signature(open_clip.CLIP.__init__).parameters, "custom_text", "multimodal_cfg"} - {"self"}
-    parts: dict[str, set[str]] = {
-        "vision_cfg": {item.name for item in dataclasses.fields(CLIPVisionCfg)},
-        "text_cfg": {item.name for item in dataclasses.fields(CLIPTextCfg)} | {"hf_config"},
-    }
-    for missing in {"embed_dim", *parts} - set(config):
-        raise UserError(f"config: {missing} is missing; see open_clip's model configs for the format")
-    for name, known in {"config": top, **parts}.items():
-        for key in config if name == "config" else config[name]:
-            if key not in known:
-                raise UserError(f"{name}: unknown setting {key!r}{suggest_name(key, known)}")
 
 
 def _resize_timm(visual: Any, size: Any) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from itr.backbones.base import ImageSpec
 from itr.backbones.towers.building import config_of, native_image_size
+from itr.errors import UserError
 from itr.weights.hub import hub_or_cache
 from itr.weights.packages import local_source
 
@@ -35,12 +36,10 @@ class Preprocessing(NamedTuple):
 
 def untrained_image_spec(tower: nn.Module, size: int | None = None) -> ImageSpec:
     """Image format of a tower whose preprocessing nobody knows: ImageNet's mean and standard deviation."""
-    return ImageSpec(
-        size=int(size or native_image_size(tower) or 224),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        to_rgb="drop" if is_of_timm(tower) else "white",
-    )
+    side = int(size or native_image_size(tower) or 224)
+    if is_of_timm(tower):
+        return ImageSpec(side, IMAGENET_MEAN, IMAGENET_STD, to_rgb="drop", crop_offset="even")
+    return ImageSpec(side, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def pretrained_preprocessing(name: str, tower: nn.Module, size: int | None = None) -> Preprocessing:
@@ -82,7 +81,7 @@ def timm_preprocessing(config: Mapping[str, Any], size: int | None = None) -> Pr
         size: side length of the images, if it should differ.
     """
     own = int(config["input_size"][1])
-    spec = ImageSpec(own, IMAGENET_MEAN, IMAGENET_STD, to_rgb="drop").override(
+    spec = ImageSpec(own, IMAGENET_MEAN, IMAGENET_STD, to_rgb="drop", crop_offset="even").override(
         config["mean"],
         config["std"],
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
@@ -125,3 +124,57 @@ def _transformers_preprocessing(name: str, config: Mapping[str, Any], size: int)
         mean, std, RESAMPLING.get(config.get("resample")), "squash" if squash else "shortest"
     )
     return Preprocessing(spec, short)
+
+
+def spec_of_processor(processor: Any, name: str) -> ImageSpec:
+    """The image format of an image processor of transformers.
+
+    Args:
+        processor: the image processor.
+        name: names it in messages.
+
+    Raises:
+        UserError: it makes something else than squares of one size.
+    """
+    side, squash = _side_of(processor.size)
+    cropped = _side_of(processor.crop_size)[0] if getattr(processor, "do_center_crop", None) else None
+    if not side or not processor.do_resize or (cropped or side) > side or not (squash or cropped):
+        raise UserError(
+            f"{name}: its image processor does not resize and crop images to squares of one size, and itr needs that "
+            f"({type(processor).__name__}: size {processor.size}, crop {cropped})"
+        )
+    if processor.resample not in RESAMPLING:
+        log.warning(
+            "%s: its preprocessing has the resampling %s, which is not supported: images are resized with bicubic "
+            "interpolation, unless `interpolation` is set", name, processor.resample,
+        )  # fmt: skip
+    mean, std = _normalisation(processor)
+    return ImageSpec(
+        size=cropped or side,
+        mean=mean,
+        std=std,
+        interpolation=RESAMPLING.get(processor.resample, "bicubic"),
+        resize="squash" if squash else "shortest",
+        resize_to=side if cropped not in (None, side) else None,
+    )
+
+
+def _side_of(size: Any) -> tuple[int | None, bool]:
+    """The side of a square, or the length of the short side; and whether it is a square. None for anything else."""
+    height, width, shortest, longest = (
+        getattr(size, key, None) or (size.get(key) if isinstance(size, dict) else None)
+        for key in ("height", "width", "shortest_edge", "longest_edge")
+    )
+    if height and height == width:
+        return int(height), True
+    return (int(shortest) if shortest and not longest else None), False
+
+
+def _normalisation(processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of pixels in [0, 1] that have the effect of a processor's steps."""
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
+    shift = 1.0 if getattr(processor, "rescale_offset", False) else 0.0  # EfficientNet's: to [-1, 1]
+    steps = zip(processor.image_mean, processor.image_std, strict=True) if processor.do_normalize else [(0.0, 1.0)] * 3
+    top = getattr(processor, "include_top", False)  # EfficientNet's: divides by the deviation once more
+    means, stds = zip(*(((m + shift) / scale, s / scale * (s if top else 1.0)) for m, s in steps), strict=True)
+    return means, stds

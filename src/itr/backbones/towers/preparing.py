@@ -15,25 +15,48 @@ from itr.weights.dependencies import Run, unused_parameters
 log = logging.getLogger(__name__)
 
 
-def prepare_tower(tower: nn.Module, inputs: dict[str, Any]) -> int:
-    """Freeze the parameters that the token features do not depend on, and return the width of these features.
+def prepare_tower(tower: nn.Module, inputs: dict[str, Any], own: bool = False) -> int:
+    """Freeze the parameters that the features of a tower do not depend on, and return the width of these features.
 
     Heads for other uses (a pooler, the norm after it) would never get a gradient, which is an error in distributed
     training. They are found by one backward pass without data, on the meta device.
 
+    Args:
+        tower: the tower.
+        inputs: the arguments of its forward pass.
+        own: whether its own pooled features are used, besides those of its tokens.
+
     Raises:
-        UserError: the tower cannot process these inputs.
+        UserError: the tower cannot process these inputs, or does not pool tokens to features of their width.
     """
 
     def run(module: nn.Module, device: torch.device) -> Tensor:
-        return token_features(module(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}))
+        output = module(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+        tokens = token_features(output)
+        return torch.cat([tokens[:, 0], pooled_features(output)]) if own else tokens
 
     try:
         return freeze_unused(tower, run)
+    except UserError:
+        raise
     except Exception as error:  # architectures raise various types for inconsistent sizes
         shapes = [list(value.shape) for value in inputs.values() if isinstance(value, Tensor)]
         model_type = config_of(tower).model_type
         raise UserError(f"the {model_type} tower cannot process inputs of shape {shapes}: {quoted(error)}") from error
+
+
+def pooled_features(output: Any) -> Tensor:
+    """The features that a tower itself has pooled [N, W].
+
+    Raises:
+        UserError: it has none, or they have another width than those of its tokens.
+    """
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    width = token_features(output).shape[-1]
+    if pooled is None or pooled.flatten(1).shape[1] != width:
+        found = "does not pool" if pooled is None else f"pools to another width than its tokens' {width}"
+        raise UserError(f"pooling `own`: the tower {found}; choose gpo, mean, max or cls")
+    return pooled.flatten(1)
 
 
 def freeze_unused(module: nn.Module, run: Run) -> int:
