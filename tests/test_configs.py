@@ -13,11 +13,11 @@ import yaml
 from itr.commands.configs import config_folder, find_config, resolve_configs
 from itr.commands.quieten import quieten
 from itr.runs.command import TrainingCLI
-from tiny import TINY_CLIP, TINY_VSE
+from tiny import TINY_CLIP, TINY_DUAL, TINY_VSE
 
 FOLDER = config_folder()
 # These differ from others only in the size of a tower or the name of a data set: built with the slow tests.
-TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_")
+TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_|backbone/dual_(?!siglip2)")
 
 
 OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts built in every test run
@@ -36,8 +36,8 @@ def rows(pattern: str) -> list[Any]:
 
 
 # Only the model names are replaced, because they need downloads; all other arguments are those of the config.
-NAMES = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained")}
-STAND_INS = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:]}
+NAMES = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained"), "Dual": ("model",)}
+STAND_INS = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:], "Dual": TINY_DUAL[1:]}
 
 
 class StandIns(TrainingCLI):

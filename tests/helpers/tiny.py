@@ -36,6 +36,15 @@ TINY_CLIP = [
     "text_cfg: {context_length: 32, vocab_size: 49408, width: 16, heads: 2, layers: 1}}",
 ]
 
+TINY_DUAL = [
+    "--model.backbone=Dual",
+    "--model.backbone.config={model_type: clip, projection_dim: 16, "
+    "vision_config: {image_size: 32, patch_size: 16, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
+    "intermediate_size: 32}, "
+    "text_config: {vocab_size: 49408, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
+    "intermediate_size: 32, eos_token_id: 49407}}",
+]
+
 
 def copy_of(backbone: B) -> B:
     """A backbone of its own, in a small part of the time that building one takes; tokenizers don't change."""
