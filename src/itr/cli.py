@@ -30,7 +30,7 @@ VERBS = {
     "test": ("itr.runs.command", "measure a model on the test split and write metrics.json"),
     "predict": ("itr.runs.command", "embed a split and write embeddings.npz"),
     "evaluate": ("itr.protocols.command", "measure a checkpoint or a named encoder by a published protocol"),
-    "embed": ("itr.embedding.command", "embed shards, a folder of images or lines of text by a checkpoint"),
+    "embed": ("itr.embedding.command", "embed shards, a folder of images or lines of text by a model"),
     "report": ("itr.report.make", "show a run, or several side by side, on one page that opens without a network"),
     "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
 }
@@ -81,10 +81,10 @@ def _main(arguments: list[str]) -> int:
     _show_our_messages()
     try:
         with memory_errors(verb):
-            from itr.commands.order import one_split_name
+            from itr.commands.order import one_split_name, present_names
             from itr.early import check_early  # takes longer to import than `itr --help` may
 
-            arguments = one_split_name(arguments)
+            arguments = present_names(one_split_name(arguments))
             check_early(arguments)
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:

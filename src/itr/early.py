@@ -15,11 +15,12 @@ from itr.commands.verbs import FUNCTION_VERBS, parse
 from itr.data.shards.patterns import split_list
 from itr.files.writing import file_to_write
 from itr.runs.early import SPLITS, check_root, check_run, check_split
-from itr.weights.early_names import NAMED, check_model_name
+from itr.weights.early_names import check_model_name
+from itr.weights.packages import Kind
 
 ENDINGS = {"embed": (".npz",), "evaluate": (".json",), "report": (".html", ".htm"), "convert": ()}  # of `--out`
 FOLDERS = ("images", "features", "plausible", "root")
-MODELS = ("model", "text_model", "image_model", "tokenizer")
+MODELS = ("model", "tokenizer")
 
 
 def check_early(arguments: list[str]) -> None:
@@ -34,7 +35,7 @@ def check_early(arguments: list[str]) -> None:
     if verb in FUNCTION_VERBS:
         name, values = parse(arguments)
         _check_options(verb, name, values)
-        _check_paths(verb, values)
+        _check_paths(verb, name, values)
     elif verb in SPLITS:
         check_run(arguments)
 
@@ -48,6 +49,7 @@ def _check_options(verb: str, name: str, values: Mapping[str, Any]) -> None:
     numbers = {key: values[key] for key in ("batch_size", "tile") if key in values}
     inputs.check_at_least(1, **numbers)
     if verb == "embed":
+        inputs.chosen_model(values["ckpt_path"], values["model"])
         inputs.check_embed(values["data"], values["images"], values["texts"])
     elif verb == "features":
         inputs.check_teacher(values["model"], values["from_npy"])
@@ -55,15 +57,23 @@ def _check_options(verb: str, name: str, values: Mapping[str, Any]) -> None:
         inputs.check_report(len(values["runs"]), len(values["embeddings"] or ()))
         inputs.check_at_least(0, pictures=values["pictures"])
     elif name in ("sts", "images"):
-        modality = "text" if name == "sts" else "image"
-        inputs.check_encoder(modality, values["ckpt_path"], values[f"{modality}_model"])
+        inputs.chosen_model(values["ckpt_path"], values["model"])
     elif verb == "evaluate":
-        inputs.check_scored(values["embeddings"], values["ckpt_path"], values["data"])
+        model = values["ckpt_path"] or values["model"]
+        inputs.check_scored(values["embeddings"], model, values["data"])
         if name == "transfer":
-            inputs.check_transfer(values["ckpt_path"], values["data"])
+            inputs.check_transfer(model, values["data"])
 
 
-def _check_paths(verb: str, values: Mapping[str, Any]) -> None:
+def _kind(name: str, given: Mapping[str, Any]) -> Kind | None:
+    """What a named model has to embed; None for both."""
+    kinds: dict[str, Kind] = {"sts": "text", "images": "vision", "image": "vision", "text": "text"}
+    sides = [side for side in ("images", "texts") if side in given]
+    alone = sides[0].removesuffix("s") if len(sides) == 1 else ""
+    return kinds.get(name) or kinds.get(given.get("modality", alone))
+
+
+def _check_paths(verb: str, name: str, values: Mapping[str, Any]) -> None:
     """That the local files and folders exist."""
     given = {key: value for key, value in values.items() if value is not None}
     for config in given.get("config", ()):
@@ -78,7 +88,7 @@ def _check_paths(verb: str, values: Mapping[str, Any]) -> None:
     for key in [key for key in MODELS if key in given]:
         inputs.check_local(f"--{key}", given[key])
     if given.get("modality") != "dense":  # whose model is a checkpoint
-        check_model_name(given.get("model"), NAMED.get(given.get("modality", "")))
+        check_model_name(given.get("model"), _kind(name, given))
     files = given.get("embeddings", ())
     for file in [files] if isinstance(files, str) else files:
         inputs.check_file("--embeddings", file)

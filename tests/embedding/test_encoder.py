@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from itr.checkpoints import open_checkpoint
-from itr.embedding.encoder import Embedder, open_embedder, teacher_embedder, views
+from itr.embedding.encoder import Embedder, views
 from itr.embedding.files import check_embeddings
+from itr.embedding.models import open_embedder, teacher_embedder
 from itr.errors import UserError
 from itr.teachers.load import load_teacher
 from itr.types import Encoded
@@ -62,7 +63,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order
     paths.append(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")  # reading it would block forever
     paths.append(tmp_path / "pipe.png")
-    embedder = open_embedder("image", checkpoint, None, "cpu", batch_size=2, num_workers=workers)
+    embedder = open_embedder(checkpoint, ["image"], "cpu", batch_size=2, num_workers=workers)
     found = embedder.images(paths)
     assert found.index == [0, 2, 3, 4]
     assert sorted(found.failed) == [1, 5, 6]
@@ -82,10 +83,10 @@ def test_a_checkpoint_embeds_texts_as_its_module_does(checkpoint):
     module = open_checkpoint(checkpoint)
     with torch.no_grad():
         wanted = module.encode_text(TEXTS)
-    found = open_embedder("text", checkpoint, None, "cpu", batch_size=2).texts(TEXTS)
+    found = open_embedder(checkpoint, ["text"], "cpu", batch_size=2).texts(TEXTS)
     torch.testing.assert_close(found.pooled, wanted.pooled, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.unimodal, wanted.unimodal, atol=1e-5, rtol=1e-4)
-    rough = open_embedder("text", checkpoint, None, "cpu", batch_size=2, precision="bf16").texts(TEXTS)
+    rough = open_embedder(checkpoint, ["text"], "cpu", batch_size=2, precision="bf16").texts(TEXTS)
     assert rough.pooled.dtype == torch.float32
     torch.testing.assert_close(rough.pooled, wanted.pooled, atol=0.1, rtol=0.1)
     assert not torch.equal(rough.pooled, found.pooled)
@@ -94,7 +95,7 @@ def test_a_checkpoint_embeds_texts_as_its_module_does(checkpoint):
 def test_a_teacher_embeds_as_itr_features_does(tmp_path):
     text, image = save_text_teacher(tmp_path / "text", TEXTS), save_image_teacher(tmp_path / "image")
     wanted = load_teacher("text", text).encode(TEXTS)
-    embedder = open_embedder("text", None, text, "cpu", batch_size=4)
+    embedder = open_embedder(text, ["text"], "cpu", batch_size=4)
     torch.testing.assert_close(embedder.texts(TEXTS).pooled, wanted, atol=1e-5, rtol=1e-4)
     assert embedder.model["encoder"] == "text"
     assert len(embedder.model["weights"]) == 32
@@ -134,13 +135,3 @@ def test_embeddings_without_a_direction_are_refused(value, problem):
     rows[[1, 3]] = value
     with pytest.raises(UserError, match=rf"^text 1 {problem} \(2 such rows\)"):
         check_embeddings(rows, lambda row: f"text {row}")
-
-
-def test_mistakes_are_named(checkpoint, tmp_path):
-    for given in ((None, None), (checkpoint, "name")):
-        with pytest.raises(UserError, match="give --ckpt_path CHECKPOINT or --text_model NAME, one of the two"):
-            open_embedder("text", *given, "cpu")
-    with pytest.raises(UserError, match="batch_size is 0"):
-        open_embedder("text", checkpoint, None, "cpu", batch_size=0)
-    with pytest.raises(UserError, match=r"checkpoint .* does not exist"):
-        open_embedder("text", str(tmp_path / "a.ckpt"), None, "cpu")

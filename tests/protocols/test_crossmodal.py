@@ -135,7 +135,7 @@ def test_transfer_evaluates_one_model_on_several_data_sets(scenes, tmp_path, cap
     assert main(["evaluate", "coco", "--out", str(tmp_path / "u.json"), *options]) == 1
     assert "no source_id, which is COCO's image id" in capsys.readouterr().err
     assert main(["evaluate", "coco", "--out", "u.json", "--ckpt_path", checkpoint]) == 1
-    assert "give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS" in capsys.readouterr().err
+    assert "give either --embeddings FILE, or --ckpt_path CKPT or --model NAME, and --data" in capsys.readouterr().err
 
 
 def sample(image_id: int, source: int, ids: list[int], numbers: list[int] | None) -> Sample:

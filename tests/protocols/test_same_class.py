@@ -180,7 +180,7 @@ def test_layouts(tmp_path, teacher, layout, explicit, capsys):
     root.mkdir()
     images = build(root)
     options = ["--layout", layout.removesuffix("_json")] if explicit else []
-    found = run(root, tmp_path / "new" / "figures.json", "--image_model", teacher, "--batch_size", "2", *options)
+    found = run(root, tmp_path / "new" / "figures.json", "--model", teacher, "--batch_size", "2", *options)
     about = found.pop("about")
     assert found == {f"images/{name}/{figure}": 100 for figure in ("r1", "r10", "map_at_r", "r_precision")}
     data = about["data"]
@@ -222,7 +222,7 @@ def test_the_counts_are_those_of_the_search(tmp_path, teacher, capsys):
         make_image(root / f"{number % 2}" / f"{number}.png", number)
     make_image(root / "alone" / "0.png", 99)
     (root / "0" / "copy.png").write_bytes((root / "0" / "0.png").read_bytes())
-    found = run(root, tmp_path / "a.json", "--image_model", teacher)
+    found = run(root, tmp_path / "a.json", "--model", teacher)
     data = found["about"]["data"]
     assert (data["images"], data["queries"], data["gallery"], data["queries_left_out"]) == (8, 8, 8, 1)
     assert data["equal_images"] == 1
@@ -233,7 +233,7 @@ def test_the_counts_are_those_of_the_search(tmp_path, teacher, capsys):
 
 def fails(root: Path, out: Path, teacher: str, capsys, *options: str) -> str:
     arguments = ["evaluate", "images", "--root", str(root), "--out", str(out), "--num_workers", "0", "--device", "cpu"]
-    assert main([*arguments, "--image_model", teacher, *options]) == 1
+    assert main([*arguments, "--model", teacher, *options]) == 1
     assert not out.exists()
     return capsys.readouterr().err
 

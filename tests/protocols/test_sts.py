@@ -188,12 +188,12 @@ def run(root: Path, out: Path, *options: str) -> dict:
 
 
 def test_both_layouts_give_the_same_metrics(trees, teacher, tmp_path, capsys):
-    found = run(trees[0], tmp_path / "a.json", "--text_model", teacher)
+    found = run(trees[0], tmp_path / "a.json", "--model", teacher)
     printed = capsys.readouterr().out
     assert "the MSRvid file is missing; its pairs were taken from STS-B" in printed
     assert "sts/avg" in printed
     assert "sts/STS12/MSRpar" not in printed
-    other = run(trees[1].parents[1], tmp_path / "b.json", "--text_model", teacher)
+    other = run(trees[1].parents[1], tmp_path / "b.json", "--model", teacher)
     about, senteval = found.pop("about"), other.pop("about")
     assert found == other
     assert about["data"].pop("blake2b") != senteval["data"].pop("blake2b")
@@ -244,7 +244,7 @@ def test_an_incomplete_set_is_renamed_and_there_is_no_mean(teacher, tmp_path, ca
     path.write_text("\n".join(path.read_text().split("\n")[:400]) + "\n")
     shutil.rmtree(root / "semeval-sts/2014")
     (root / "sick2014" / "SICK_trial.txt").unlink()
-    found = run(root, tmp_path / "a.json", "--text_model", teacher)
+    found = run(root, tmp_path / "a.json", "--model", teacher)
     printed = capsys.readouterr().out
     assert "STS12 is incomplete: MSRvid 400 of 750 pairs" in printed
     assert "STS13 is incomplete: OnWN 398 of 561 pairs" in printed
@@ -268,7 +268,7 @@ def fails(root: Path, out: Path, capsys, *options: str) -> str:
 
 
 def test_wrong_arguments_are_reported(teacher, tmp_path, capsys):
-    out, options = tmp_path / "a.json", ["--text_model", teacher]
+    out, options = tmp_path / "a.json", ["--model", teacher]
     assert "nowhere does not exist" in fails(tmp_path / "nowhere", out, capsys, *options)
     message = fails(tmp_path, out, capsys, *options)
     assert "contains no STS data" in message
@@ -276,7 +276,7 @@ def test_wrong_arguments_are_reported(teacher, tmp_path, capsys):
     assert "ends in .json" in fails(tmp_path, tmp_path / "a.txt", capsys, *options)
     write(tmp_path / "data/stsbenchmark/sts-test.csv", ["a\tb\tc\t1\t2.0\tx\ty", "a\tb\tc\t2\t3.0\tx\ty"])
     assert "STSBenchmark: all 2 similarities are equal" in fails(tmp_path / "data", out, capsys, *options)
-    assert "give --ckpt_path CHECKPOINT or --text_model" in fails(tmp_path / "data", out, capsys)
+    assert "give --ckpt_path CHECKPOINT or --model NAME" in fails(tmp_path / "data", out, capsys)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_published_results_of_minilm_are_reproduced(shared, tmp_path):
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     if not (shared / "data" / "sts").is_dir():
         pytest.skip("the STS data are missing")
-    options = ["--text_model", str(package.get_model_path()), "--batch_size", "128"]
+    options = ["--model", str(package.get_model_path()), "--batch_size", "128"]
     found = run(shared / "data" / "sts", tmp_path / "a.json", *options)
     for name, value in PUBLISHED.items():
         assert found[f"sts/{name}"] == pytest.approx(value, abs=0.02), name

@@ -143,9 +143,9 @@ def test_the_help_of_verbs_with_functions_is_that_of_the_function(capsys, comman
             "evaluate transfer --out a.json --ckpt_path {here} --data {scenes} --further [none]",
             "the shard folder none does not exist",
         ),
-        ("evaluate sts --root nowhere --out a.json --text_model b", "--root: the folder nowhere does not exist"),
-        ("evaluate sts --root . --out a.json", "give --ckpt_path CHECKPOINT or --text_model NAME, one of the two"),
-        ("evaluate images --root . --out a.json --image_model b --tile 0", "--tile is 0; it must be 1 or more"),
+        ("evaluate sts --root nowhere --out a.json --model b", "--root: the folder nowhere does not exist"),
+        ("evaluate sts --root . --out a.json", "give --ckpt_path CHECKPOINT or --model NAME, one of the two"),
+        ("evaluate images --root . --out a.json --model b --tile 0", "--tile is 0; it must be 1 or more"),
         ("evaluate cxc --out a.txt --embeddings {here}", "--out is a.txt; give a name that ends in .json"),
         ("evaluate cxc --out a.json --embeddings {here} --config none.yaml", "the config file 'none.yaml' does not"),
         ("convert cusa none.pt --out a.ckpt", "the checkpoint none.pt does not exist"),
@@ -242,7 +242,7 @@ def test_torch_is_not_imported_for_a_message():
         "assert main(['fit', '--config', 'coco_cusa.yaml']) == 1\n"
         "assert main(['embed', '--ckpt_path', 'none', '--out', 'a.npz']) == 1\n"
         "assert main(['report', 'none']) == main(['convert', 'cusa', 'none', '--out', 'a']) == 1\n"
-        "assert main(['evaluate', 'images', '--root', 'none', '--out', 'a.json', '--image_model', 'b']) == 1\n"
+        "assert main(['evaluate', 'images', '--root', 'none', '--out', 'a.json', '--model', 'b']) == 1\n"
         "assert not {'torch', 'lightning', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

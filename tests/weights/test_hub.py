@@ -132,12 +132,13 @@ def test_settings_are_checked_early(settings: dict, name: str, cut_off: Path) ->
 
 
 def test_paths_need_no_hub(cut_off: Path, tmp_path: Path) -> None:
-    for name in (str(tmp_path), "./here", "unicom:x.pt", "open_clip:local-dir:x", "timm:local-dir:x", "null", None):
+    for name in (str(tmp_path), "./here", "unicom:x.pt", "open_clip:local-dir:x/y", "timm:local-dir:x", "null", None):
         check_model_name(name, "vision")
     (tmp_path / "w.pt").touch()
     check_model_name(f"open_clip:ViT-B-32/{tmp_path}/w.pt")
-    with pytest.raises(UserError, match=ORDER.format("ViT-B-32/openai")):
-        check_model_name("open_clip:ViT-B-32/openai")
+    for name in ("open_clip:ViT-B-32/openai", "open_clip:hf-hub:an/encoder", "hf-hub:an/encoder", "timm:resnet18"):
+        with pytest.raises(UserError, match=ORDER.format(name.rpartition(":")[2])):
+            check_model_name(name)
 
 
 def test_a_command_fails_before_anything_is_imported(

@@ -267,7 +267,7 @@ def test_verbs_end_with_an_error_if_an_encoder_lacks_weights(
     images, out = tmp_path / "images", tmp_path / "out.json"
     arguments = {
         "features": [f"--data={scenes}", "--modality=image", f"--model={tower}", f"--out={tmp_path / 'out'}"],
-        "evaluate": ["images", f"--root={images}", f"--image_model={tower}", f"--out={out}"],
+        "evaluate": ["images", f"--root={images}", f"--model={tower}", f"--out={out}"],
     }
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)

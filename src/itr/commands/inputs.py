@@ -23,24 +23,30 @@ def check_embed(data: str | None, images: str | None, texts: str | None) -> None
         raise UserError("give --data SHARDS, or --images FOLDER or --texts FILE or both")
 
 
-def check_scored(embeddings: str | None, ckpt_path: str | None, data: str | None) -> None:
+def chosen_model(ckpt_path: str | None, model: str | None) -> str:
+    """The name of the model that `--ckpt_path` or `--model` gives.
+
+    Raises:
+        UserError: both or neither is given.
+    """
+    if (ckpt_path is None) == (model is None):
+        raise UserError("give --ckpt_path CHECKPOINT or --model NAME, one of the two")
+    return str(ckpt_path or model)
+
+
+def check_scored(embeddings: str | None, model: str | None, data: str | None) -> None:
     """What a protocol of pairs scores: a file of embeddings, or a model on shards; UserError otherwise."""
-    if (embeddings is None) == (data is None) or (data is not None and ckpt_path is None):
-        raise UserError("give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS")
+    if (embeddings is None) == (data is None) or (data is not None and model is None):
+        raise UserError("give either --embeddings FILE, or --ckpt_path CKPT or --model NAME, and --data SHARDS")
 
 
-def check_transfer(ckpt_path: str | None, data: str | None) -> None:
+def check_transfer(model: str | None, data: str | None) -> None:
     """That there is a model to embed every data set with; UserError otherwise."""
-    if ckpt_path is None or data is None:
+    if model is None or data is None:
         raise UserError(
-            "transfer embeds every data set with one model: give --ckpt_path CKPT and --data SHARDS, not --embeddings"
+            "transfer embeds every data set with one model: give --ckpt_path CKPT or --model NAME, and --data SHARDS, "
+            "not --embeddings"
         )
-
-
-def check_encoder(modality: str, ckpt_path: str | None, name: str | None) -> None:
-    """What a protocol of one modality measures: a checkpoint or a named encoder; UserError otherwise."""
-    if (ckpt_path is None) == (name is None):
-        raise UserError(f"give --ckpt_path CHECKPOINT or --{modality}_model NAME, one of the two")
 
 
 def check_teacher(model: str | None, from_npy: str | None) -> None:

@@ -61,6 +61,16 @@ def one_split_name(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+OLD_NAMES = {"evaluate": {"--text_model": "--model", "--image_model": "--model"}}  # of options, by verb
+
+
+def present_names(arguments: Sequence[str]) -> list[str]:
+    """The same command line with the present names of options that had another one."""
+    old = OLD_NAMES.get(arguments[0], {}) if arguments else {}
+    names = [argument.partition("=") for argument in arguments]
+    return [old.get(name, name) + equals + value for name, equals, value in names]
+
+
 def files_first(arguments: Sequence[str]) -> list[str]:
     """The same command line, in the right order for a parser in which the last setting wins.
 

@@ -1,27 +1,27 @@
-"""`itr embed`: embed shards, a folder of images, or lines of text with a checkpoint."""
+"""`itr embed`: embed shards, a folder of images, or lines of text with a model."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from itr.checkpoints import open_checkpoint
-from itr.commands.inputs import check_embed, check_folder, unreadable_texts
+from itr.commands.inputs import check_embed, check_folder, chosen_model, unreadable_texts
 from itr.commands.parsing import options_of
 from itr.commands.verbs import parse
 from itr.data.datamodule import ShardData
 from itr.data.shards.captions import CaptionCleaner
 from itr.data.tables.text_files import split_lines
 from itr.distributed import choose_device
-from itr.embedding.encoder import Embedder, module_embedder
+from itr.embedding.encoder import Embedder
 from itr.embedding.files import SCORED_BY
 from itr.embedding.image_tars import embed_image_tars, image_tars
 from itr.embedding.lengths import with_lengths
+from itr.embedding.models import Side, chosen_model, open_embedder, open_model
 from itr.embedding.shards import embed_shards
 from itr.embedding.strings import string_arrays
 from itr.errors import UserError
@@ -31,8 +31,9 @@ from itr.teachers.base import Precision
 
 
 def embed(
-    ckpt_path: str,
     out: str,
+    ckpt_path: str | None = None,
+    model: str | None = None,
     data: str | None = None,
     split: str = "test",
     images: str | None = None,
@@ -54,8 +55,9 @@ def embed(
     `image_mask`, `text_tokens` and `text_mask`.
 
     Args:
-        ckpt_path: a checkpoint of `itr fit` or `itr convert`.
         out: file to write, FILE.npz.
+        ckpt_path: a checkpoint of `itr fit` or `itr convert`; give either this or a model.
+        model: a run folder, open_clip:MODEL/TAG, or an encoder of only images or captions as for `itr features`.
         data: folder or URL of shards, or a list of tars such as 'tars/*.tar'; give this, or images and texts. Tars may
             contain images without captions.
         split: split to embed.
@@ -69,11 +71,11 @@ def embed(
         features: folder that `itr features` wrote, for a model whose backbone takes features instead of pixels.
     """
     target = file_to_write(out, ".npz")
+    name = chosen_model(ckpt_path, model)
     check_embed(data, images, texts)
     found = None if images is None else images_below(Path(images).expanduser())
     lines = None if texts is None else caption_lines(texts)
     tars = [] if data is None else image_tars(data, split, cache)
-    module = open_checkpoint(ckpt_path)
     arrays: dict[str, np.ndarray] = {}
     if data is not None and not tars:
         shards = ShardData(
@@ -84,10 +86,13 @@ def embed(
             cache=cache,
             features=features,
         )
-        arrays = embed_shards(module, shards, torch.device(choose_device(device)), precision)
+        arrays = embed_shards(open_model(name)[0], shards, torch.device(choose_device(device)), precision)
     else:
         towers: Precision = "32" if precision == "32" else "bf16"
-        embedder = module_embedder(module, device, batch_size=batch_size, num_workers=num_workers, precision=towers)
+        needed: dict[Side, object] = {"image": tars or found, "text": lines}
+        needs = [side for side, inputs in needed.items() if inputs]
+        settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "precision": towers}
+        embedder = open_embedder(name, needs, device, **settings)
         if tars:
             arrays |= embed_image_tars(embedder, tars)
         if found is not None:

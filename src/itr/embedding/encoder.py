@@ -13,18 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from itr.checkpoints import open_identified
-from itr.commands.inputs import check_at_least, check_encoder
 from itr.distributed import choose_device
-from itr.embedding.files import pooled_only
 from itr.errors import UserError
-from itr.evaluation.provenance import encoder_name
 from itr.evaluation.scoring import CosineScorer, Scorer, scorer_of
-from itr.files.digests import weights_identity
 from itr.images.transforms import BadImageError, EvaluationTransform, read_view
 from itr.module import RetrievalModule
 from itr.teachers.base import Precision
-from itr.teachers.load import load_teacher
 from itr.types import Encoded
 
 Space = Literal["auto", "uni", "cross", "both"]
@@ -163,37 +157,6 @@ def module_embedder(module: RetrievalModule, device: str = "auto", **settings: A
     module.to(where).eval()
     transform = EvaluationTransform(module.backbone.image_spec)
     return Embedder(where, module.encode_text, module.encode_image, transform, scorer=scorer_of(module), **settings)
-
-
-def teacher_embedder(modality: Literal["image", "text"], name: str, device: str = "auto", **settings: Any) -> Embedder:
-    """An embedder that uses an encoder of one modality, named as in `itr.teachers.load.load_teacher`."""
-    where = choose_device(device)
-    teacher = load_teacher(modality, name, device=where, precision=settings.get("precision", "32"))
-
-    def encode(inputs: Tensor | Sequence[str]) -> Encoded:
-        return pooled_only(teacher.features(inputs))
-
-    model = {"encoder": encoder_name(name), "weights": weights_identity(teacher.encoder.module.state_dict())}
-    if modality == "text":
-        return Embedder(torch.device(where), encode_text=encode, model=model, **settings)
-    return Embedder(torch.device(where), encode_image=encode, transform=teacher.transform, model=model, **settings)
-
-
-def open_embedder(
-    modality: Literal["image", "text"], ckpt_path: str | None, name: str | None, device: str, **settings: Any
-) -> Embedder:
-    """An embedder that uses a checkpoint, or the named encoder if that is given.
-
-    Raises:
-        UserError: both or neither is given, or it could not be loaded.
-    """
-    check_at_least(1, batch_size=settings.get("batch_size", 1))
-    check_encoder(modality, ckpt_path, name)
-    if name is not None:
-        return teacher_embedder(modality, name, device, **settings)
-    assert ckpt_path is not None
-    module, identity = open_identified(ckpt_path)
-    return module_embedder(module, device, model=identity, **settings)
 
 
 class View(NamedTuple):

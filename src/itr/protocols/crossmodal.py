@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.checkpoints import open_identified
 from itr.commands.inputs import check_transfer
 from itr.data.shards.positives import find_rows
 from itr.data.tables.reading import read_rows
+from itr.embedding.models import open_model
 from itr.errors import UserError
 from itr.evaluation.correlation import bootstrap_correlation, correlation, pair_cosines
 from itr.evaluation.gallery import Gallery
@@ -101,10 +101,10 @@ def evaluate_transfer(scored: Scored, further: list[str] | None = None) -> None:
         scored: the model to score, and the first data set.
         further: shard folders of further data sets.
     """
-    check_transfer(scored.ckpt_path, scored.data)
-    assert scored.ckpt_path is not None
+    check_transfer(scored.name, scored.data)
+    assert scored.name is not None
     assert scored.data is not None
-    target, (module, identity) = figures_file(scored.out), open_identified(scored.ckpt_path)
+    target, (module, identity) = figures_file(scored.out), open_model(scored.name)
     folders = [scored.data, *(further or [])]
     names = [Path(folder).expanduser().absolute().name for folder in folders]
     if len(set(names)) < len(names):

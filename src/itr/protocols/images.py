@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from itr.commands.inputs import check_at_least
-from itr.embedding.encoder import Space, open_embedder, views
+from itr.commands.inputs import check_at_least, chosen_model
+from itr.embedding.encoder import Space, views
 from itr.embedding.files import check_embeddings
+from itr.embedding.models import open_embedder
 from itr.errors import UserError
 from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
 from itr.files.digests import combined_digest, file_digest
@@ -28,7 +29,7 @@ def evaluate_images(
     out: str,
     layout: ImageSetLayout = "auto",
     ckpt_path: str | None = None,
-    image_model: str | None = None,
+    model: str | None = None,
     space: Space = "auto",
     batch_size: int = 64,
     num_workers: int = 2,
@@ -46,8 +47,9 @@ def evaluate_images(
         layout: cub (images.txt, image_class_labels.txt: classes 101 to 200), sop (Ebay_test.txt), inshop
             (list_eval_partition.txt), inaturalist (Inaturalist_test_set1.txt, or val2018.json), folder (one per class);
             auto detects it.
-        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or an image model.
-        image_model: transformers folder or name, timm name, open_clip:MODEL/TAG or unicom:FILE.
+        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or a model.
+        model: a run folder, open_clip:MODEL/TAG, transformers folder or name, timm name, unicom:FILE or
+            offline/efficientnet_lite0.
         space: embeddings to compare: a method's own embeddings for retrieval within a modality (uni), those for
             retrieval across modalities (cross), uni if the model has it (auto), or both, with cross as
             `images_cross/...`.
@@ -62,7 +64,7 @@ def evaluate_images(
     for notice in images.notices:
         print(notice)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "precision": precision}
-    embedder = open_embedder("image", ckpt_path, image_model, device, **settings)
+    embedder = open_embedder(chosen_model(ckpt_path, model), ["image"], device, **settings)
     found = embedder.images(images.paths)
     if found.failed:
         number, reason = next(iter(found.failed.items()))

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from itr.checkpoints import open_identified
-from itr.commands.inputs import check_scored
+from itr.commands.inputs import check_scored, chosen_model
 from itr.data.datamodule import ShardData
 from itr.data.shards.schema import Sample, Shard
 from itr.data.shards.tars import read_tar
 from itr.distributed import choose_device
 from itr.embedding.files import check_gallery, load_embeddings
+from itr.embedding.models import chosen_model, open_model
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
@@ -37,6 +37,7 @@ class Scored:
             `itr embed` or another program; give either this or a checkpoint and shards.
         ckpt_path: checkpoint written by `itr fit` or `itr convert`. With --embeddings, give the checkpoint that
             computed them if its model scores pairs by more than the cosine.
+        model: instead of a checkpoint, a run folder or open_clip:MODEL/TAG.
         data: shard folder.
         split: data set split to evaluate.
         batch_size: images embedded at a time.
@@ -49,6 +50,7 @@ class Scored:
     out: str
     embeddings: str | None = None
     ckpt_path: str | None = None
+    model: str | None = None
     data: str | None = None
     split: str = "test"
     batch_size: int = 64
@@ -58,7 +60,16 @@ class Scored:
     features: str | None = None
 
     def __post_init__(self) -> None:
-        check_scored(self.embeddings, self.ckpt_path, self.data)
+        check_scored(self.embeddings, self.name, self.data)
+
+    @property
+    def name(self) -> str | None:
+        """The name of the model, see `itr.embedding.models.open_model`; None if there is none.
+
+        Raises:
+            UserError: two are given.
+        """
+        return None if self.ckpt_path is None and self.model is None else chosen_model(self.ckpt_path, self.model)
 
     @property
     def where(self) -> torch.device:
@@ -69,15 +80,15 @@ class Scored:
         """The embeddings, keyed by the ids in the file or the shards."""
         if self.embeddings is not None:
             path, scorer, made_by = Path(self.embeddings).expanduser(), None, None
-            if self.ckpt_path is not None:
-                module, made_by = open_identified(self.ckpt_path)
+            if self.name is not None:
+                module, made_by = open_model(self.name)
                 scorer = scorer_of(module)
             model: dict[str, Any] = {"embeddings": path.name, "blake2b": file_digest(path) if path.is_file() else ""}
             gallery = load_embeddings(path, scorer)
             return Loaded(gallery, model if made_by is None else {**model, "made_by": made_by}, {}, [])
-        assert self.ckpt_path is not None
+        assert self.name is not None
         assert self.data is not None
-        module, identity = open_identified(self.ckpt_path)
+        module, identity = open_model(self.name)
         return self.of_shards(module, identity, self.data)
 
     def of_shards(self, module: RetrievalModule, identity: dict[str, Any], folder: str) -> Loaded:
@@ -90,7 +101,7 @@ class Scored:
             features=self.features,
         )
         embed_shards(module, shards, self.where, self.precision)
-        check_gallery(module.last_gallery, self.ckpt_path or "the model")
+        check_gallery(module.last_gallery, self.name or "the model")
         return Loaded(module.last_gallery, identity, shards.identity("predict"), shards.found["predict"].shards)
 
     def load_coco(self) -> Loaded:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from itr.commands.inputs import check_folder
-from itr.embedding.encoder import Space, open_embedder, views
+from itr.commands.inputs import check_folder, chosen_model
+from itr.embedding.encoder import Space, views
 from itr.embedding.files import check_embeddings
+from itr.embedding.models import open_embedder
 from itr.errors import UserError
 from itr.evaluation.correlation import correlation, pair_cosines
 from itr.evaluation.provenance import about, figures_file, figures_table, write_figures
@@ -29,7 +30,7 @@ def evaluate_sts(
     root: str,
     out: str,
     ckpt_path: str | None = None,
-    text_model: str | None = None,
+    model: str | None = None,
     space: Space = "auto",
     batch_size: int = 64,
     device: str = "auto",
@@ -45,8 +46,9 @@ def evaluate_sts(
     Args:
         root: folder that contains semeval-sts, stsbenchmark and sick2014, or SentEval's STS and SICK.
         out: output file, FILE.json.
-        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or a text model.
-        text_model: folder or name of a sentence-transformers or transformers model.
+        ckpt_path: checkpoint of `itr fit` or `itr convert`; give either this or a model.
+        model: a run folder, open_clip:MODEL/TAG, a folder or name of sentence-transformers or transformers, or
+            offline/all-minilm-l6-v2.
         space: embeddings to compare: a method's own embeddings for retrieval within a modality (uni), those for
             retrieval across modalities (cross), uni if the model has it (auto), or both, with cross as
             `sts_cross/...`.
@@ -59,7 +61,8 @@ def evaluate_sts(
     data = read_sts(folder)
     for line in sts_warnings(data):
         print(line)
-    embedder = open_embedder("text", ckpt_path, text_model, device, batch_size=batch_size, precision=precision)
+    name = chosen_model(ckpt_path, model)
+    embedder = open_embedder(name, ["text"], device, batch_size=batch_size, precision=precision)
     texts = list(dict.fromkeys(text for pairs in all_pairs(data) for text in (*pairs.first, *pairs.second)))
     found = views(embedder.texts(texts), "sts", space)
     figures: dict[str, float] = {}

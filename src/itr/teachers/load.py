@@ -23,7 +23,7 @@ from itr.teachers.unicom import load_unicom
 from itr.types import Tokens
 from itr.weights.dependencies import used_names
 from itr.weights.hub import hub_or_cache, loading_failure, ways_out
-from itr.weights.packages import local_source
+from itr.weights.packages import is_packaged, local_source
 from itr.weights.pretrained import checked_state_loads, load_pretrained
 
 TeacherOutput = Literal["pooled", "tokens"]
@@ -66,7 +66,8 @@ def load_teacher(
 
 def is_sentence_transformer(name: str) -> bool:
     """Whether a folder or hub repository has the module list that sentence-transformers writes."""
-    name = local_source(name, "text")
+    if is_packaged(name):
+        return True
     if Path(name).is_dir() or name.startswith(("/", ".")):
         return (Path(name) / "modules.json").is_file()
     if name.startswith("sentence-transformers/"):
@@ -216,11 +217,20 @@ def _timm_output(model: Any, image: Tensor, output: TeacherOutput) -> Tensor:
     return found.flatten(1)
 
 
-def _open_clip(name: str, output: TeacherOutput) -> Encoder:
+def open_clip_backbone(name: str) -> CLIP:
+    """The model of open_clip that MODEL/TAG, MODEL/FILE, local-dir:FOLDER or hf-hub:ORG/NAME names.
+
+    Raises:
+        UserError: it could not be loaded, or the name has no weights.
+    """
     model, tag = (name, "") if name.startswith(("local-dir:", "hf-hub:")) else name.partition("/")[::2]
     if not tag and ":" not in name:
         raise UserError(f"open_clip:{name} has no weights; use open_clip:MODEL/TAG, such as open_clip:ViT-B-32/openai")
-    clip = CLIP(model=model, pretrained=tag or None)
+    return CLIP(model=model, pretrained=tag or None)
+
+
+def _open_clip(name: str, output: TeacherOutput) -> Encoder:
+    clip = open_clip_backbone(name)
 
     def run(image: Tensor) -> Tensor:
         encoded = image_features(clip.model.visual, image)

@@ -55,16 +55,17 @@ def check_model_name(name: Any, kind: Kind | None = None, is_tag: bool = False) 
     Raises:
         UserError: as `check_model_settings`.
     """
-    if not isinstance(name, str) or name in ("", "null"):
+    if not isinstance(name, str) or name in ("", "null") or name.endswith(".ckpt"):
         return
     if is_packaged(name):
         find_package(name, kind)
         return
-    before, colon, rest = name.partition(":")
-    name = rest if colon and before in ("hf-hub", "timm", "open_clip") else name
-    is_tag = is_tag or before == "open_clip"
-    path = name.partition("/")[2] if before == "open_clip" else name
-    if path.partition(":")[0] in OTHER_KINDS or Path(path).expanduser().exists() or path.startswith(("/", ".", "~")):
+    path = name
+    while (before := name.partition(":")[0]) in ("open_clip", "timm", "hf-hub"):
+        name = name.partition(":")[2]
+        is_tag = before == "open_clip"
+        path = name.partition("/")[2] if is_tag else name  # MODEL/FILE
+    if before in OTHER_KINDS or path.startswith(("/", ".", "~")) or Path(path).exists():
         return
     if any(_cached(name, is_tag)) or why_unreachable() is None:
         return
