@@ -18,6 +18,7 @@ from itr.commands.order import present_names
 from itr.embedding.models import chosen_model, open_embedder, open_model
 from itr.errors import UserError
 from itr.weights.packages import find_package
+from tiny_duals import save_dual
 from tiny_teachers import save_image_teacher, save_text_teacher
 from weight_files import TINY_CLIP_CONFIG
 
@@ -77,6 +78,18 @@ def test_a_model_of_open_clip_embeds_lines_shards_and_scores(clip, scenes, words
     figures = json.loads(out.read_text())
     assert figures["about"]["model"] == identity
     assert figures[f"transfer/{scenes.name}/rsum"] > 0
+
+
+def test_a_dual_encoder_of_transformers_embeds_with_its_own_heads(words, tmp_path):
+    folder = tmp_path / "dual"
+    save_dual(folder, "siglip", tokenizer=folder)
+    module, identity = open_model(str(folder))
+    assert identity["encoder"] == "dual"
+    found = embed(tmp_path / "a.npz", "--model", str(folder), "--texts", words)
+    with torch.inference_mode():
+        wanted = module.encode_text(["a red ball", "two dogs"]).pooled
+    np.testing.assert_allclose(found["text"], wanted.numpy(), atol=1e-5)
+    assert found["text"].shape == (2, 32)
 
 
 def test_encoders_of_one_modality_embed_what_they_can(words, tmp_path, capsys):

@@ -16,7 +16,7 @@ from itr.data.shards.schema import Sample, Shard
 from itr.data.shards.tars import read_tar
 from itr.distributed import choose_device
 from itr.embedding.files import check_gallery, load_embeddings
-from itr.embedding.models import chosen_model, open_model
+from itr.embedding.models import open_model
 from itr.embedding.shards import embed_shards
 from itr.errors import UserError
 from itr.evaluation.gallery import Gallery
@@ -37,7 +37,7 @@ class Scored:
             `itr embed` or another program; give either this or a checkpoint and shards.
         ckpt_path: checkpoint written by `itr fit` or `itr convert`. With --embeddings, give the checkpoint that
             computed them if its model scores pairs by more than the cosine.
-        model: instead of a checkpoint, a run folder or open_clip:MODEL/TAG.
+        model: instead of a checkpoint, a run folder, open_clip:MODEL/TAG, or a dual encoder of transformers.
         data: shard folder.
         split: data set split to evaluate.
         batch_size: images embedded at a time.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.errors import UserError
-from itr.weights.hub import unreachable, ways_out, why_unreachable
+from itr.weights.hub import is_path, unreachable, ways_out, why_unreachable
 from itr.weights.packages import Kind, find_package, is_packaged
 
 NAMED: dict[str, Kind | None] = {  # settings that name a model, and what it embeds
@@ -65,7 +65,7 @@ def check_model_name(name: Any, kind: Kind | None = None, is_tag: bool = False) 
         name = name.partition(":")[2]
         is_tag = before == "open_clip"
         path = name.partition("/")[2] if is_tag else name  # MODEL/FILE
-    if before in OTHER_KINDS or path.startswith(("/", ".", "~")) or Path(path).exists():
+    if before in OTHER_KINDS or is_path(path):
         return
     if any(_cached(name, is_tag)) or why_unreachable() is None:
         return

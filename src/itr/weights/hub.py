@@ -36,11 +36,16 @@ def hub_or_cache(name: str) -> Iterator[None]:
     Args:
         name: name on the hub; for a local file or folder, nothing is asked.
     """
-    if Path(name).exists() or why_unreachable() is None:
+    if is_path(name) or why_unreachable() is None:
         yield
     else:
         with offline():
             yield
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a path rather than a name on the hub."""
+    return name.startswith(("/", ".", "~")) or Path(name).exists()
 
 
 def why_unreachable() -> str | None:
@@ -98,8 +103,8 @@ class Probe:
 
 def loading_failure(name: str, error: BaseException) -> str:
     """Why a model could not be loaded from the hub, as a clause; for a local file or folder, the error itself."""
-    if Path(name).exists():
-        return quoted(error)
+    if is_path(name):
+        return quoted(error) if Path(name).exists() else f"the folder {name} does not exist"
     return unreachable() or f"loading it from the hub failed ({quoted(error)})"
 
 

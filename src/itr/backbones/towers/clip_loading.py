@@ -188,7 +188,7 @@ def _built_in(name: str, pretrained: str | None, quick_gelu: bool | None, given:
     except Exception as error:  # network, hub and disk raise different types
         raise UserError(
             f"could not download pretrained={pretrained!r} of {name}: {loading_failure(name, error)}. {ways_out()} "
-            "Without the option, the weights are random."
+            "Without the option, CLIP has random weights."
         ) from error
     return ClipSource(config, weights, record)
 
