@@ -13,6 +13,7 @@ def quieten() -> None:
         ".*is smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*is not supported by the model summary.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen towers
         ".*predict returned None.*",  # the embeddings are in the module
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # every process has the same metrics
         "Checkpoint directory .* exists and is not empty.*",  # before_fit checks this
