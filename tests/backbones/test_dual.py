@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from itr.backbones import Dual
 from itr.backbones.dual.families import FAMILIES
 from itr.cli import main
+from itr.commands.quieten import quieten
 from itr.errors import UserError
 from itr.images.transforms import EvaluationTransform, rgb_tensor
 from itr.types import Tokens
@@ -267,6 +268,17 @@ def test_bfloat16_autocast(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@torch.no_grad()
+def test_old_configs_of_clip_pool_at_the_largest_id() -> None:
+    """Before 2023 they named 2 as the end token, and transformers still honours that."""
+    model = make("clip").eval()
+    old = make("clip", config={**DUALS["clip"], "text_config": {**DUALS["clip"]["text_config"], "eos_token_id": 2}})
+    old.load_state_dict(model.state_dict())
+
+    for left, right in zip(pooled(model), pooled(old.eval()), strict=True):
+        torch.testing.assert_close(left, right)
+
+
 def test_captions_have_the_published_length() -> None:
     found = {name: make(name).tokenizer.max_length for name in DUALS}
 
@@ -288,6 +300,18 @@ def test_siglip_cleans_captions_as_in_its_training(folder: Path, tokenizer_folde
     assert plain.ids[6:].tolist() == [1] * 58  # the end token, and padding by it
     assert odd.ids[:5].tolist() == plain.ids[:5].tolist()
     assert 3 not in (model.tokenizer(["!"]).ids.unique() - 1).tolist()
+
+
+def test_the_ids_in_siglips_published_config_are_no_concern_of_users(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import SiglipTextConfig
+    from transformers.utils import logging
+
+    quieten()
+    SiglipTextConfig(vocab_size=1000)  # transformers warns once a process for each text
+    log = logging.get_logger("transformers.configuration_utils")
+    log.warning("x_token_id must be an integer within the vocabulary")
+    log.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_siglip_2_keeps_punctuation(tokenizer_json: str) -> None:

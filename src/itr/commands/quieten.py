@@ -7,7 +7,7 @@ import warnings
 
 
 def quieten() -> None:
-    """Hide messages of Lightning that are of no use to users."""
+    """Hide messages of Lightning and transformers that are of no use to users."""
     for message in (
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # about Lightning's own code
         ".*is smaller than the logging interval.*",
@@ -24,6 +24,12 @@ def quieten() -> None:
         ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)
-    useless = ("pypi.org/project/lit", "TPU available: False", "to estimate number of stepping batches")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    useless = (
+        "pypi.org/project/lit", "TPU available: False", "to estimate number of stepping batches",
+        "an integer within the vocabulary",  # about SigLIP's config as published; no start or end id of it is used
+    )  # fmt: skip
+    for name in (
+        "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+        "transformers.configuration_utils",
+    ):  # fmt: skip
         logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in useless))

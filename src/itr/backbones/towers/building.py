@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from itr.backbones.towers.configs import checked_config, describe_config
+from itr.backbones.towers.configs import INNER_TOWERS, checked_config, describe_config
 from itr.errors import UserError, quoted
 from itr.private_api.transformers import attention_of
 from itr.weights.hub import hub_or_cache, loading_failure, ways_out
@@ -39,11 +39,6 @@ SMALL_TEXT: dict[str, Any] = {
     "max_position_embeddings": 128,
     "pad_token_id": None,  # id 0, the usual padding id, is a word in CLIP's BPE; BERT would never learn its embedding
 }
-# Towers of two-tower models that transformers builds only as part of them, by `model_type`.
-_INNER_TOWERS = {
-    "siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel",
-    "metaclip_2_text_model": "MetaClip2TextModel", "metaclip_2_vision_model": "MetaClip2VisionModel",
-}  # fmt: skip
 
 
 def make_tower(kind: TowerKind, name: str | None, config: dict[str, Any] | None, pooled: bool = False) -> nn.Module:
@@ -133,7 +128,7 @@ def _new_tower(kind: TowerKind, config: dict[str, Any]) -> nn.Module:
     settings = checked_config(f"{kind}_config", config)
     tower_class, options = _tower_class(kind, settings)
     try:
-        if settings.model_type in _INNER_TOWERS:
+        if settings.model_type in INNER_TOWERS:
             return cast(nn.Module, tower_class(settings).float())
         tower: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, **options)
     except Exception as error:  # architectures raise various types for inconsistent sizes
@@ -191,8 +186,8 @@ def _tower_class(kind: TowerKind, config: Any) -> tuple[Any, dict[str, Any]]:
     import transformers
     from transformers import MODEL_MAPPING
 
-    if config.model_type in _INNER_TOWERS:
-        return getattr(transformers, _INNER_TOWERS[config.model_type]), {}
+    if config.model_type in INNER_TOWERS:
+        return getattr(transformers, f"{INNER_TOWERS[config.model_type]}Model"), {}
     if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{kind}: model_type {config.model_type!r} is not a plain encoder; choose an encoder such as vit or bert"

@@ -9,6 +9,11 @@ from itr.component import plain
 from itr.errors import UserError, quoted
 from itr.private_api.transformers import NAME_KEY
 
+# Towers that transformers builds only as parts of two-tower models: by `model_type`, the stem of their classes.
+INNER_TOWERS = {
+    "siglip_text_model": "SiglipText", "siglip2_text_model": "Siglip2Text", "metaclip_2_text_model": "MetaClip2Text",
+    "metaclip_2_vision_model": "MetaClip2Vision",
+}  # fmt: skip
 # Config entries that are not part of the architecture; the first two depend on a machine and a version.
 _NOT_ARCHITECTURE = {
     NAME_KEY, "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type",
@@ -26,23 +31,28 @@ def checked_config(argument: str, settings: dict[str, Any]) -> Any:
     Raises:
         UserError: a setting is unknown or has a wrong value.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    model_type = str(settings.get("model_type", ""))
-    if model_type not in CONFIG_MAPPING:
-        raise UserError(
-            f"{argument}: transformers has no model_type {model_type!r}"
-            f"{suggest_name(model_type, CONFIG_MAPPING.keys())}"
-        )
-    default = AutoConfig.for_model(model_type)
+    config_class = _config_class(argument, str(settings.get("model_type", "")))
+    default = config_class()
     _check_keys(argument, settings, default)
     for name, part in _parts(default).items():
         if isinstance(settings.get(name), dict):
             _check_keys(f"{argument}.{name}", settings[name], part)
     try:
-        return AutoConfig.for_model(**settings)
+        return config_class(**{name: value for name, value in settings.items() if name != "model_type"})
     except Exception as error:  # transformers' validation errors have their own types
         raise UserError(f"{argument}: {quoted(error)}") from error
+
+
+def _config_class(argument: str, model_type: str) -> Any:
+    import transformers
+
+    if model_type in INNER_TOWERS:
+        return getattr(transformers, f"{INNER_TOWERS[model_type]}Config")
+    known = transformers.CONFIG_MAPPING
+    if model_type not in known:
+        suggestion = suggest_name(model_type, [*known.keys(), *INNER_TOWERS])
+        raise UserError(f"{argument}: transformers has no model_type {model_type!r}{suggestion}")
+    return known[model_type]
 
 
 def describe_config(config: Any) -> dict[str, Any]:
