@@ -21,7 +21,7 @@ from itr.embedding.encoder import Embedder
 from itr.embedding.files import SCORED_BY
 from itr.embedding.image_tars import embed_image_tars, image_tars
 from itr.embedding.lengths import with_lengths
-from itr.embedding.models import Side, chosen_model, open_embedder, open_model
+from itr.embedding.models import Side, open_embedder, open_model
 from itr.embedding.shards import embed_shards
 from itr.embedding.strings import string_arrays
 from itr.errors import UserError
