@@ -47,9 +47,10 @@ def test_a_run_writes_all_promised_files(trained):
 @pytest.mark.parametrize(
     ("backbone", "objective"),
     [
-        (TINY_VSE, "InfoNCE"), (TINY_VSE, "Triplet"), (TINY_CLIP, "Sigmoid"),
+        (TINY_CLIP, "Sigmoid"),
         *(pytest.param(*swapped, marks=pytest.mark.slow)
-          for swapped in ((TINY_CLIP, "InfoNCE"), (TINY_CLIP, "Triplet"), (TINY_VSE, "Sigmoid"))),
+          for swapped in ((TINY_VSE, "InfoNCE"), (TINY_VSE, "Triplet"), (TINY_VSE, "Sigmoid"), (TINY_CLIP, "InfoNCE"),
+                          (TINY_CLIP, "Triplet"))),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0].partition("=")[2],
 )  # fmt: skip
@@ -108,9 +109,8 @@ def test_resume_ends_at_the_weights_of_an_uninterrupted_run(scenes, tmp_path, st
         assert torch.equal(value, two["state_dict"][name]), name
 
 
-@pytest.mark.parametrize(
-    "precision", ["bf16-mixed", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-true", "64-true"))]
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.slow
 def test_precisions_with_clipping(scenes, tmp_path, precision):
     options = [f"--trainer.precision={precision}", "--trainer.gradient_clip_val=0.5"]
     assert fit(tmp_path, scenes, *TINY_VSE, *options) == 0

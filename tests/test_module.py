@@ -169,6 +169,7 @@ def test_schedules_warm_up_and_end_at_their_final_rates(schedule):
         assert (factor(49), factor(50), factor(80)) == (1.0, 0.5, 0.25)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_in_a_separate_program(scenes, tmp_path):
     """Run the example of the README, which imports nothing else: the classes in the checkpoint are known to itr."""
     shown = re.search(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)

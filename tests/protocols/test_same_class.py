@@ -195,6 +195,7 @@ def test_layouts(tmp_path, teacher, layout, explicit, capsys):
     assert str(tmp_path) not in json.dumps(about)
 
 
+@pytest.mark.slow
 def test_both_spaces_of_a_checkpoint_are_measured_reproducibly(tmp_path, checkpoint, plain_checkpoint, capsys):
     root = tmp_path / "birds"
     for number in range(12):

@@ -225,6 +225,7 @@ def test_metrics_equal_those_of_a_loop(trees):
         assert figures[name] == pytest.approx(100 * expected.item(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_both_spaces_of_a_checkpoint_are_measured_reproducibly(trees, checkpoint, tmp_path):
     found = run(trees[0], tmp_path / "a.json", "--ckpt_path", checkpoint, "--space", "both")
     run(trees[0], tmp_path / "b.json", "--ckpt_path", checkpoint, "--space", "both")

@@ -83,6 +83,7 @@ def test_after_being_killed_repeatedly_it_finishes_with_the_same_bytes(root, tmp
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
+@pytest.mark.slow
 def test_a_killed_worker_is_reported(root, tmp_path):
     run = subprocess.Popen(
         command(root, tmp_path, "--resize=100", "--num_workers=2"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True

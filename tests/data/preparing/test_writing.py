@@ -74,7 +74,8 @@ def test_a_tar_equals_the_one_webdataset_writes(raw, tmp_path):
     assert (shard.bytes, shard.sha256) == (len(written), hashlib.sha256(written).hexdigest())
 
 
-@pytest.mark.parametrize("resize", [pytest.param(None, marks=pytest.mark.slow), 24])
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", [None, 24])
 def test_the_number_of_workers_does_not_change_the_bytes(raw, tmp_path, resize):
     for workers in (1, 2):
         prepare(raw, tmp_path / str(workers), num_workers=workers, resize=resize)
