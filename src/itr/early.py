@@ -87,8 +87,6 @@ def _check_paths(verb: str, name: str, values: Mapping[str, Any]) -> None:
         inputs.check_folder(f"--{key}", given[key])
     for key in [key for key in MODELS if key in given]:
         inputs.check_local(f"--{key}", given[key])
-    if given.get("modality") != "dense":  # whose model is a checkpoint
-        check_model_name(given.get("model"), _kind(name, given))
     files = given.get("embeddings", ())
     for file in [files] if isinstance(files, str) else files:
         inputs.check_file("--embeddings", file)
@@ -104,3 +102,5 @@ def _check_paths(verb: str, name: str, values: Mapping[str, Any]) -> None:
     for folder in given.get("further", ()):
         check_root(folder)
         check_split(folder, given["split"])
+    if given.get("modality") != "dense":  # whose model is a checkpoint
+        check_model_name(given.get("model"), _kind(name, given))

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from itr.backbones.towers.clip_loading import build_clip
 from itr.checkpoints import open_checkpoint
 from itr.cli import main
+from itr.commands.inputs import chosen_model
 from itr.commands.order import present_names
-from itr.embedding.models import chosen_model, open_embedder, open_model
+from itr.embedding.models import open_embedder, open_model
 from itr.errors import UserError
 from itr.weights.packages import find_package
 from tiny_duals import save_dual

@@ -34,7 +34,9 @@ TESTS = {
     "disk that takes no checkpoint at all": (
         "tests/runs/test_run_folder.py::test_a_disk_that_takes_no_checkpoint_fails_the_run_and_its_evaluation"
     ),
-    "changed shard under a run": "tests/runs/test_changed_data.py::test_a_shard_that_changes_under_a_run_ends_it",
+    "changed shard under a run": (
+        "tests/runs/test_changed_data.py::test_a_shard_that_changes_under_a_run_ends_it[train]"
+    ),
 }
 
 

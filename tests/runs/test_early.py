@@ -58,7 +58,7 @@ def test_an_option_that_does_not_exist_or_is_missing_is_named(command, message):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("embed", "give --ckpt_path and --out"),
+        ("embed", "give --out"),
         ("embed --ckpt_path a --out b --splitt c", "unrecognized arguments: --splitt c; did you mean --split?"),
         ("features --modality image --data x", "give --out"),
         ("features --modality images --data x --out y", "modality is images; it must be image, text or dense"),
@@ -136,7 +136,10 @@ def test_the_help_of_verbs_with_functions_is_that_of_the_function(capsys, comman
         ("features --modality image --data {scenes} --out a --model timm:local-dir:b", "but b does not exist"),
         ("features --modality image --data {scenes} --out a --model open_clip:ViT-B-32//a.pt", "/a.pt does not exist"),
         ("features --modality image --data {scenes} --out a --from_npy b.npy", "the file b.npy does not exist"),
-        ("evaluate coco --out a.json", "give either --embeddings FILE, or --ckpt_path CKPT and --data SHARDS"),
+        (
+            "evaluate coco --out a.json",
+            "give either --embeddings FILE, or --ckpt_path CKPT or --model NAME, and --data SHARDS",
+        ),
         ("evaluate coco --out a.json --embeddings none.npz", "--embeddings: the file none.npz does not exist"),
         ("evaluate transfer --out a.json --embeddings {here}", "transfer embeds every data set with one model"),
         (
@@ -210,7 +213,7 @@ def test_a_run_folder_that_is_in_use_or_holds_a_run_is_refused(scenes, monkeypat
         "fit --data.root {scenes} --config f30k_d2s.yaml --model.methods=[]",
         "fit --data.root {scenes} --trainer.max_epochs=null --trainer.limit_val_batches=0.5 --data.captions=all",
         "embed --ckpt_path {here} --out a.npz --texts -",
-        "features --modality text --data {scenes} --out a --model org/name",
+        "features --modality text --data {scenes} --out a --model {scenes}",
         "report .",
     ],
 )
