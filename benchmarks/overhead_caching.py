@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from itr.data.features.headers import FeaturePaths, Header
+from itr.data.features.reader import ChunkReader, load_chunks
 from itr.data.features.writer import FeatureWriter
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity
 from itr.passes.features import encode
-from itr.passes.reader import ChunkReader, load_chunks
 from itr.teachers.base import Modality, Teacher
 from itr.teachers.load import load_teacher
 from itr.types import Tokens

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "itr"
 # From bottom to top: a module imports only from its own layer and from earlier layers.
 ROOMS = """
 errors moved private_api files importing component commands types distributed losses objectives weights backbones images
-teachers data.shards data.tables data.raw data.scenes data.loading data.features data.model_fields data.datamodule
-data.sources data.preparing data.inspecting training methods evaluation state retriever module checkpoints embedding
-passes protocols interop runs report.content report.page report.make early cli __main__
+teachers data.shards data.tables data.raw data.scenes data.loading data.features data.towers data.model_fields
+data.datamodule data.sources data.preparing data.inspecting training methods evaluation state retriever module
+checkpoints embedding passes protocols interop runs report.content report.page report.make early cli __main__
 """
 LAYERS = ROOMS.split()
 MOST_LINES = 250

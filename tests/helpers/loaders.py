@@ -11,15 +11,26 @@ from itr.backbones import VSE
 from itr.data.loading.pipeline import ShardLoader, ShardStream
 from itr.data.loading.reading import ReadOptions
 from itr.data.shards.locations import find_split
+from itr.data.shards.schema import Split
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 from itr.types import Batch
 
 
-def small_backbone() -> VSE:
+def small_backbone(**options: Any) -> VSE:
     """A backbone for its image size and tokenizer."""
     vision = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
-    text = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return VSE(vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8)
+    text: dict[str, Any] = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return VSE(
+        vision_config={**vision, "num_attention_heads": 1}, text_config={**text, "pad_token_id": None}, dim=8, **options
+    )
+
+
+def read_options(split: Split, **settings: Any) -> ReadOptions:
+    """Batches of four."""
+    return ReadOptions(split, **{
+        "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
+        **settings,
+    })  # fmt: skip
 
 
 def make_loader(
@@ -36,10 +47,7 @@ def make_loader(
     **settings: Any,
 ) -> ShardLoader:
     """The batches of four of one process."""
-    reading = ReadOptions(find_split(folder, split, strict=strict), **{
-        "captions": 1, "batch_items": 4, "seed": 0, "shuffle_buffer": 10, "max_pixels": 10**6, "max_skipped": 3,
-        **settings,
-    })  # fmt: skip
+    reading = read_options(find_split(folder, split, strict=strict), **settings)
     transform = TrainingTransform(backbone.image_spec, Augmentation()) if training else None
     transform = transform or EvaluationTransform(backbone.image_spec)
     stream = ShardStream(reading, training, transform, backbone.tokenizer, rank, world)

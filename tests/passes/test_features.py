@@ -25,6 +25,7 @@ from itr.backbones.clip import OPENAI_MEAN, OPENAI_STD
 from itr.backbones.tokenizers import BPETokenizer
 from itr.backbones.towers.clip_loading import build_clip
 from itr.data.datamodule import ShardData
+from itr.data.features import reader
 from itr.data.features.headers import FeaturePaths, Header
 from itr.data.features.imported import read_dictionary
 from itr.data.features.stored import FeatureFile, TeacherFeatures
@@ -39,7 +40,6 @@ from itr.images.transforms import EvaluationTransform, decode
 from itr.interop.convert import save_converted
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from itr.passes import reader
 from itr.passes.features import main, make_features
 from itr.teachers.base import Teacher
 from itr.teachers.load import load_teacher

@@ -93,5 +93,5 @@ def test_a_pass_that_was_begun_without_marks_begins_again(tmp_path):
     first.write(0, [5, 7], torch.ones(2, 2), [50, 70], [])
     first.flush()
     assert writer(tmp_path).done.tolist() == [True, False]
-    first.part_marks.unlink()
+    first.part_columns["marks"].unlink()
     assert writer(tmp_path).done.tolist() == [False, False]

@@ -15,6 +15,9 @@ from itr.errors import UserError
 from itr.types import Batch, Encoded, Tokens
 
 ToRGB = Literal["white", "drop", "after_resize"]
+Side = Literal["image", "text"]
+IMAGE_OUTPUT = "image_output"  # fields of a batch with what frozen towers returned for its images and captions
+TEXT_OUTPUT = "text_output"
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,22 @@ class Backbone(Component, nn.Module, ABC):
       in `image_field`; `encode_image` then receives this field.
     - A backbone that needs further fields of a batch names them in `needs` and overrides `encode_images`.
     - A backbone with a second, costlier stage sets `rescored` and overrides `rescore`.
+    - A backbone whose frozen towers may run once instead of in every step overrides `frozen_sides`, `tower_weights`
+      and the four methods from `image_output` to `text_from_output`, with which it defines `encode_image` and
+      `encode_text`.
 
     Attributes:
         dim: width D of the embeddings.
         image_spec: size and normalisation of the images.
         tokenizer: converts captions to token ids.
         needs_tokens: whether `similarity` or `rescore` uses token-level features.
+        keeps_words: whether captions have token-level features.
         image_field: the field of a batch that replaces pixels; None for pixels.
         needs: further fields of every batch, in training and in evaluation (see `itr.data.model_fields`).
         rescored: number of candidates per query that the second stage scores again; 0 for no second stage.
         untrained: parts that start with random weights; they are logged when training begins.
+        cache: whether training reads what frozen towers return from files, which it writes first: None if everything
+            is frozen and nothing augments their input, `float32` to keep all digits.
         lengths: numbers of tokens, ascending; captions are padded to the next of them, so that a compiled text tower
             sees few shapes. If empty, captions keep their length.
     """
@@ -125,11 +134,13 @@ class Backbone(Component, nn.Module, ABC):
     image_spec: ImageSpec
     tokenizer: Tokenizer
     needs_tokens: bool = False
+    keeps_words: bool = True
     image_field: str | None = None
     needs: tuple[str, ...] = ()
     rescored: int = 0
     untrained: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
+    cache: bool | Literal["float32"] | None = False
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -157,11 +168,37 @@ class Backbone(Component, nn.Module, ABC):
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Embed the images of a batch; override it to use more than `batch.image`."""
-        return self.encode_image(batch.image)
+        output = batch.image_extra.get(IMAGE_OUTPUT)
+        return self.encode_image(batch.image) if output is None else self.image_from_output(_tensor(output))
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Embed the captions of a batch; override it to use more than `batch.text`."""
-        return self.encode_text(batch.text)
+        output = batch.text_extra.get(TEXT_OUTPUT)
+        return self.encode_text(batch.text) if output is None else self.text_from_output(_tensor(output), batch.text)
+
+    def frozen_sides(self) -> tuple[Side, ...]:
+        """The sides whose towers no training changes and no augmentation of this backbone reaches."""
+        return ()
+
+    def tower_weights(self, side: Side) -> dict[str, Tensor]:
+        """All weights on which the output of a frozen tower depends, by name."""
+        raise AssertionError("a backbone with frozen sides defines `tower_weights`")
+
+    def image_output(self, image: Tensor) -> Tensor:
+        """What the frozen vision tower returns for pixels [I, 3, H, W], uint8: one row [I, W] or more [I, T, W]."""
+        raise AssertionError("a backbone with a frozen image side defines `image_output`")
+
+    def image_from_output(self, output: Tensor) -> Encoded:
+        """Embed images from what `image_output` returned, in any precision."""
+        raise AssertionError("a backbone with a frozen image side defines `image_from_output`")
+
+    def text_output(self, text: Tokens) -> Tensor:
+        """What the frozen text tower returns for captions [C, L]: one row each [C, W], or one a token [C, L, W]."""
+        raise AssertionError("a backbone with a frozen text side defines `text_output`")
+
+    def text_from_output(self, output: Tensor, text: Tokens) -> Encoded:
+        """Embed captions from what `text_output` returned, in any precision, and their mask."""
+        raise AssertionError("a backbone with a frozen text side defines `text_from_output`")
 
     def fields(self) -> Sequence[Any]:
         """User-defined fields (`itr.data.loading.fields.Field`) that the loader's workers read in every split."""
@@ -190,6 +227,11 @@ class Backbone(Component, nn.Module, ABC):
     @abstractmethod
     def is_tower(self, parameter_name: str) -> bool:
         """Whether a parameter, named relative to this module, belongs to a tower and uses the towers' learning rate."""
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _channels(values: Sequence[float]) -> tuple[float, float, float]:

@@ -9,30 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itr.backbones.augment import drop_visual_tokens, mask_words
-from itr.backbones.base import Backbone, ImageSpec
-from itr.backbones.pooling import PoolingKind, make_pooling
+from itr.backbones.base import Backbone, Side
 from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
 from itr.backbones.towers import (
     allow_only_one,
     caption_limit,
     check_fractions,
-    enable_checkpointing,
     make_tower,
-    prepare_tower,
-    pretrained_preprocessing,
-    untrained_image_spec,
 )
 from itr.backbones.towers.building import (
-    SMALL_TEXT,
     SMALL_VISION,
-    accepts,
     config_of,
     describe_tower,
-    native_image_size,
     token_features,
 )
-from itr.backbones.towers.preparing import pooled_features
 from itr.backbones.towers.siglip_text import as_siglip, reads_padding
+from itr.backbones.vse_parts import (
+    PooledFirst,
+    VSEPooling,
+    as_trained,
+    make_projection,
+    make_text_tower,
+    make_vse_pooling,
+    set_up,
+    tower_image_spec,
+    vision_inputs,
+)
 from itr.backbones.word_mlp import WordMLP
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -55,8 +57,11 @@ class VSE(Backbone):
         tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
         dim: width of the shared space.
         image_pooling: how patches become one embedding; `own` takes what the tower itself pools, such as the end token
-            of MetaCLIP 2 or the pooling head of SigLIP.
+            of MetaCLIP 2 or the pooling head of SigLIP, and `tower_mean` the mean of its patches. Both are projected
+            then, keep no patches, and ignore `visual_token_drop`.
         text_pooling: how words become one embedding, like `image_pooling`.
+        head_width: width of a hidden layer in both projections; by default they are linear.
+        head_dropout: dropout rate of that layer.
         image_size: side length of the images, if it should differ from the tower's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default the pretrained tower's, else ImageNet's.
         image_std: channel standard deviations, like `image_mean`.
@@ -69,6 +74,9 @@ class VSE(Backbone):
         text_norm: apply layer normalization to the pooled text.
         freeze_vision: freeze the vision tower.
         freeze_text: freeze the text tower.
+        cache: run frozen towers only once, keep their outputs in files, and train on these: true, false, or `float32`
+            to keep all digits instead of half precision. By default, if both are frozen and neither `word_mask` nor
+            `data.augmentation` changes their input.
         gradient_checkpointing: trade computation for memory in the towers.
         max_words: longest caption in tokens; by default the tower's limit.
     """
@@ -84,8 +92,10 @@ class VSE(Backbone):
         tokenizer: str | None = None,
         tokenizer_json: str | None = None,
         dim: int = 512,
-        image_pooling: PoolingKind | Literal["own"] = "gpo",
-        text_pooling: PoolingKind | Literal["own"] = "gpo",
+        image_pooling: VSEPooling = "gpo",
+        text_pooling: VSEPooling = "gpo",
+        head_width: int | None = None,
+        head_dropout: float = 0.0,
         image_size: int | None = None,
         image_mean: tuple[float, float, float] | None = None,
         image_std: tuple[float, float, float] | None = None,
@@ -98,6 +108,7 @@ class VSE(Backbone):
         text_norm: bool = False,
         freeze_vision: bool = False,
         freeze_text: bool = False,
+        cache: bool | Literal["float32"] | None = None,
         gradient_checkpointing: bool = False,
         max_words: int | None = None,
     ) -> None:
@@ -107,34 +118,38 @@ class VSE(Backbone):
         allow_only_one(vision=vision, vision_config=vision_config)
         allow_only_one(text=text, text_config=text_config)
         allow_only_one(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
-        check_fractions(visual_token_drop=visual_token_drop, word_mask=word_mask, word_dropout=word_dropout)
-        self.dim = dim
-        self.visual_token_drop = visual_token_drop
-        self.word_mask = word_mask
-        self.word_dropout = word_dropout
-        self.freeze_vision = freeze_vision
-        self.freeze_text = freeze_text
+        check_fractions(visual_token_drop=visual_token_drop, word_mask=word_mask)
+        check_fractions(word_dropout=word_dropout, head_dropout=head_dropout)
+        self.dim, self.cache = dim, cache
+        self.visual_token_drop, self.word_mask, self.word_dropout = visual_token_drop, word_mask, word_dropout
+        self.freeze_vision, self.freeze_text = freeze_vision, freeze_text
         towers = [f"the {n} tower" for n, name in (("vision", vision), ("text", text)) if name is None]
         self.untrained = (*towers, "the projections")
 
         self.vision_tower = make_tower("vision", vision, vision_config or SMALL_VISION)
         self.vision_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        spec = self._image_spec(vision, image_size)
+        spec = tower_image_spec(self.vision_tower, vision, image_size)
         self.set_image_spec(spec.override(image_mean, image_std, interpolation, resize))
         self.tokenizer = make_tokenizer(tokenizer or text, tokenizer_json)
-        self.text_tower = self._make_text_tower(text, text_config)
+        self.text_tower = make_text_tower(text, text_config, self.tokenizer.vocab_size)
         if tokenizer_json is None and reads_padding(config_of(self.text_tower)):
             self.tokenizer = as_siglip(self.tokenizer, config_of(self.text_tower).vocab_size)
         self.tokenizer.limit(caption_limit(self.text_tower, self.tokenizer.max_length, max_words))
 
-        own = (image_pooling == "own", text_pooling == "own")
-        vision_width, text_width = self._prepare_towers(gradient_checkpointing, *own)
-        self.image_projection = _projection(vision_width, dim)
-        self.text_projection = _projection(text_width, dim)
+        pixels = torch.zeros(1, 3, self.image_spec.size, self.image_spec.size)
+        seen: dict[str, Any] = vision_inputs(self.vision_tower, pixels)
+        vision_width = set_up(self.vision_tower, seen, image_pooling, freeze_vision, gradient_checkpointing)
+        seen = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
+        text_width = set_up(self.text_tower, seen, text_pooling, freeze_text, gradient_checkpointing)
+        self.image_projection = make_projection(vision_width, dim, head_width, head_dropout)
+        self.text_projection = make_projection(text_width, dim, head_width, head_dropout)
         self.text_mlp = WordMLP(text_width, dim) if text_mlp else None
         self.text_norm = nn.LayerNorm(dim) if text_norm else None
-        self.image_pool = None if image_pooling == "own" else make_pooling(image_pooling)
-        self.text_pool = None if text_pooling == "own" else make_pooling(text_pooling)
+        self.image_pool = make_vse_pooling(image_pooling)
+        self.text_pool = make_vse_pooling(text_pooling)
+        self.keeps_words = not isinstance(self.text_pool, PooledFirst)
+        if text_mlp and not self.keeps_words:
+            raise UserError(f"text_mlp needs words, and text_pooling={text_pooling} keeps none; choose another pooling")
 
     def encode_image(self, image: Tensor) -> Encoded:
         """Embed pixels [I, 3, H, W], uint8."""
@@ -142,31 +157,60 @@ class VSE(Backbone):
 
     def encode_pixels(self, pixels: Tensor) -> Encoded:
         """Embed normalized images [I, 3, H, W], float."""
-        output = self.vision_tower(**self._vision_inputs(pixels))
-        tokens = self.image_projection(token_features(output))
+        return self.image_from_output(self._vision_output(pixels))
+
+    def image_output(self, image: Tensor) -> Tensor:
+        """The patches of the vision tower [I, T, W], or one row [I, W] if they are pooled first."""
+        return self._vision_output(self.normalise(image))
+
+    def _vision_output(self, pixels: Tensor) -> Tensor:
+        output, pool = self.vision_tower(**vision_inputs(self.vision_tower, pixels)), self.image_pool
+        return pool.pooled(output, None) if isinstance(pool, PooledFirst) else token_features(output)
+
+    def image_from_output(self, output: Tensor) -> Encoded:
+        """Project and pool what `image_output` returned."""
+        tokens = self.image_projection(as_trained(output, self.image_projection))
+        if isinstance(self.image_pool, PooledFirst):
+            return Encoded.pooled_only(tokens)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         if self.training and self.visual_token_drop > 0:
             mask = drop_visual_tokens(tokens, mask, self.visual_token_drop)
-        pool, project = self.image_pool, self.image_projection
-        pooled = project(pooled_features(output)) if pool is None else pool(tokens, mask)
-        return Encoded(pooled=pooled, tokens=tokens, mask=mask)
+        return Encoded(pooled=self.image_pool(tokens, mask), tokens=tokens, mask=mask)
 
     def encode_text(self, text: Tokens) -> Encoded:
         """Embed captions [C, L]."""
         if self.training and self.word_mask > 0:
             text = mask_words(text, self.word_mask, self.tokenizer)
+        return self.text_from_output(self.text_output(text), text)
+
+    def text_output(self, text: Tokens) -> Tensor:
+        """The words of the text tower [C, L, W], or their mean [C, W] if it is all that is used."""
         padded = self.stretched(text)
         mask = None if reads_padding(config_of(self.text_tower)) else padded.mask.long()
-        output = self.text_tower(input_ids=padded.ids, attention_mask=mask)
-        words = F.dropout(output.last_hidden_state[:, : text.ids.shape[1]], self.word_dropout, self.training)
-        tokens = self.text_projection(words)
+        output, pool = self.text_tower(input_ids=padded.ids, attention_mask=mask), self.text_pool
+        if isinstance(pool, PooledFirst):
+            return pool.pooled(output, text.mask)
+        return token_features(output)[:, : text.ids.shape[1]]
+
+    def text_from_output(self, output: Tensor, text: Tokens) -> Encoded:
+        """Project and pool what `text_output` returned for captions of this mask."""
+        words = F.dropout(as_trained(output, self.text_projection), self.word_dropout, self.training)
+        tokens, first = self.text_projection(words), isinstance(self.text_pool, PooledFirst)
         if self.text_mlp is not None:
             tokens = tokens + self.text_mlp(words, text.mask)
-        pool, project = self.text_pool, self.text_projection
-        pooled = project(pooled_features(output)) if pool is None else pool(tokens, text.mask)
+        pooled = tokens if first else self.text_pool(tokens, text.mask)
         if self.text_norm is not None:
             pooled = self.text_norm(pooled)
-        return Encoded(pooled=pooled, tokens=tokens, mask=text.mask)
+        return Encoded.pooled_only(pooled) if first else Encoded(pooled=pooled, tokens=tokens, mask=text.mask)
+
+    def frozen_sides(self) -> tuple[Side, ...]:
+        """The sides whose tower is frozen; masked words would change what the text tower returns."""
+        sides: list[Side] = ["image"] if self.freeze_vision else []
+        return (*sides, "text") if self.freeze_text and not self.word_mask else (*sides,)
+
+    def tower_weights(self, side: Side) -> dict[str, Tensor]:
+        """The weights of a tower."""
+        return dict((self.vision_tower if side == "image" else self.text_tower).state_dict())
 
     def compilable(self) -> list[nn.Module]:
         """Both towers."""
@@ -203,46 +247,3 @@ class VSE(Backbone):
             "max_words": self.tokenizer.max_length,
         }
         return description
-
-    def _vision_inputs(self, pixels: Tensor) -> dict[str, Any]:
-        interpolate = native_image_size(self.vision_tower) not in (pixels.shape[-1], None)
-        if interpolate and accepts(self.vision_tower.forward, "interpolate_pos_encoding"):
-            return {"pixel_values": pixels, "interpolate_pos_encoding": True}
-        return {"pixel_values": pixels}
-
-    def _image_spec(self, vision: str | None, image_size: int | None) -> ImageSpec:
-        size = image_size or native_image_size(self.vision_tower)
-        if vision is None:
-            return untrained_image_spec(self.vision_tower, size)
-        return pretrained_preprocessing(vision, self.vision_tower, size).spec
-
-    def _make_text_tower(self, text: str | None, config: dict[str, Any] | None) -> nn.Module:
-        """The text tower; its vocabulary must cover the tokenizer's."""
-        vocabulary = self.tokenizer.vocab_size
-        tower = make_tower("text", text, {"vocab_size": vocabulary, **(config or SMALL_TEXT)})
-        known: int = config_of(tower).vocab_size
-        if vocabulary > known:
-            raise UserError(
-                f"the tokenizer has {vocabulary} tokens but the text tower only {known}; "
-                "use the tokenizer that belongs to the tower"
-            )
-        return tower
-
-    def _prepare_towers(self, gradient_checkpointing: bool, own_image: bool, own_text: bool) -> tuple[int, int]:
-        """Freeze and set up the towers; returns the widths of their token features."""
-        size = self.image_spec.size
-        vision_width = prepare_tower(self.vision_tower, self._vision_inputs(torch.zeros(1, 3, size, size)), own_image)
-        text_width = prepare_tower(self.text_tower, {"input_ids": torch.ones(1, 3, dtype=torch.int64)}, own_text)
-        for tower, frozen in ((self.vision_tower, self.freeze_vision), (self.text_tower, self.freeze_text)):
-            if frozen:
-                tower.requires_grad_(False).eval()
-            elif gradient_checkpointing:
-                enable_checkpointing(tower)
-        return vision_width, text_width
-
-
-def _projection(width: int, dim: int) -> nn.Linear:
-    projection = nn.Linear(width, dim)
-    nn.init.xavier_uniform_(projection.weight)
-    nn.init.zeros_(projection.bias)
-    return projection

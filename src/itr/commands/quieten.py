@@ -21,6 +21,7 @@ def quieten() -> None:
         ".*`IterableDataset` has `__len__` defined.*",  # the length of our streams is exact
         ".*the hooks will not be called on every batch.*",  # values are clamped after each step, not each batch
         ".*You requested to overfit but enabled .* shuffling.*",  # it cannot see the order of our streams
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen towers stay in it
         ".*Detected call of `lr_scheduler.step.*` before `optimizer.step.*",  # fp16 skipped the first step
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -19,6 +19,7 @@ from itr.data.shards.patterns import names_tars
 from itr.data.shards.positives import Positives
 from itr.data.shards.remote import is_url
 from itr.data.shards.schema import Split, data_identity, split_identity
+from itr.data.towers.encoding import Decoding
 from itr.errors import UserError
 from itr.images.transforms import Augmentation, EvaluationTransform, TrainingTransform
 
@@ -59,6 +60,8 @@ class ShardData(pl.LightningDataModule):
         predict_split: split of `itr predict`, or a list of tars.
         features: output folder of `itr features`, for methods with uni-modal teachers.
         cache: folder in which all processes of a machine cache shards from URLs; null streams them without a cache.
+        towers: folder for outputs of frozen towers (see `model.backbone.cache`); by default `.towers` beside the
+            shards, or in the run folder if they are remote or a list of tars.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class ShardData(pl.LightningDataModule):
         predict_split: str = "test",
         features: str | None = None,
         cache: str | None = None,
+        towers: str | None = None,
     ) -> None:
         super().__init__()
         numbers = {
@@ -103,6 +107,7 @@ class ShardData(pl.LightningDataModule):
         self.max_skipped, self.max_bad_shards, self.max_pixels = max_skipped, max_bad_shards, max_pixels
         self.splits = {"train": train_split, "val": val_split or "", "test": test_split, "predict": predict_split}
         self.features = None if features is None else Path(features).expanduser()
+        self.towers = None if towers is None else Path(towers).expanduser()
         self.train_stream: ShardStream | None = None
         self.found: dict[Stage, Split] = {}
         self._positives: dict[Stage, Positives | None] = {}
@@ -222,7 +227,9 @@ class ShardData(pl.LightningDataModule):
         fields = model_fields.open()
         features = next((field for field in fields if field.name == backbone.image_field), None)
         others = [field for field in fields if field is not features]
-        return ShardStream(reading, training, transform, tokenizer, rank, world, others, features)
+        decoding = Decoding(self.num_workers, self.max_pixels, self.max_skipped if training else 0)
+        outputs = model_fields.outputs(self.augmentation, self.towers, decoding)
+        return ShardStream(reading, training, transform, tokenizer, rank, world, others, features, outputs)
 
     def _model_fields(self, split: Split, stage: Stage) -> ModelFields:
         module = self._trainer.lightning_module

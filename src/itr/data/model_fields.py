@@ -8,14 +8,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from itr.backbones.base import Side
 from itr.data.features.headers import features_command
 from itr.data.features.stored import FeatureFile, TeacherFeatures
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.loading.fields import CAPTIONS, DENSE, CaptionTexts, DenseCaptions, Field, check_first_dense
 from itr.data.loading.reading import Texts
 from itr.data.shards.locations import resolve
+from itr.data.shards.patterns import names_tars
 from itr.data.shards.schema import Split, data_identity
+from itr.data.towers.choice import choose
+from itr.data.towers.encoding import Decoding, Job, keep_outputs, towers_folder
+from itr.data.towers.outputs import TowerOutputs
 from itr.errors import UserError
+from itr.images.transforms import Augmentation
 from itr.teachers.base import MODALITIES, Modality
 
 
@@ -88,6 +94,25 @@ class ModelFields:
             for method in self.module.methods.values():
                 method.expect(fields)
         return list(fields.values())
+
+    def outputs(self, augmentation: Augmentation, folder: Path | None, decoding: Decoding) -> dict[Side, TowerOutputs]:
+        """What frozen towers return for a split that training reads in each epoch; computed now if it is not there.
+
+        Args:
+            augmentation: of training images.
+            folder: for the outputs of all splits; by default beside the shards.
+            decoding: how samples are read.
+
+        Raises:
+            UserError: the outputs should be kept but would change, or those in the files are of something else.
+        """
+        trainer = self.module.trainer
+        if trainer.state.fn != "fit":
+            return {}
+        choice = choose(self.module.backbone, augmentation, self.texts)
+        folder = folder or towers_folder(self.root, trainer.default_root_dir)
+        name = self.stage if names_tars(self.name) else self.name
+        return keep_outputs(choice, Job(self.module.backbone, folder, name, self.split, decoding, trainer))
 
     def _teacher(self, modality: Modality) -> Field:
         root, name = resolve(self.root, self.name, self.stage)

@@ -88,6 +88,11 @@ class Augmentation:
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip={self.horizontal_flip} must be a probability, from 0 to 1")
 
+    @property
+    def is_none(self) -> bool:
+        """Whether training images look as in evaluation, in every epoch."""
+        return tuple(self.crop_scale) == (1.0, 1.0) and not self.horizontal_flip and not self.rand_augment
+
 
 def resize(image: Decoded, size: list[int], mode: InterpolationMode) -> Tensor:
     """Resize to RGB [3, H, W] with antialiasing, to the same pixels as `v2.functional.resize`.

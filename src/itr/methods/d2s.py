@@ -111,8 +111,14 @@ class D2S(Method):
         A missing stage-1 file is reported only when training begins; resumed runs and tests do not need it.
 
         Raises:
-            UserError: the first stage has a different backbone, or the number of heads does not divide the width.
+            UserError: the first stage has a different backbone, the number of heads does not divide the width, or the
+                backbone keeps no words.
         """
+        if not backbone.keeps_words:
+            raise UserError(
+                "D2S needs the words of a caption, and with this text_pooling the backbone keeps none; set it to mean "
+                "or gpo"
+            )
         if backbone.dim % self.heads:
             raise UserError(f"D2S.heads is {self.heads}; it must divide the embedding width {backbone.dim}")
         if self.stage1 is not None and Path(self.stage1).is_file():

@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from itr.commands.verbs import parse
+from itr.data.features.reader import Chunk, ChunkReader, load_chunks
+from itr.data.features.sharing import Share, print_outcome, split_names, store_chunks
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import Sample, data_identity, stable_id
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.images.transforms import BadImageError, decode
 from itr.passes.dense_writer import DenseWriter
-from itr.passes.reader import Chunk, ChunkReader, load_chunks
-from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
 from itr.weights.hub import hub_or_cache, loading_failure, ways_out
 from itr.weights.pretrained import load_pretrained
 

@@ -13,6 +13,8 @@ from itr.commands.parsing import options_of
 from itr.commands.verbs import parse
 from itr.data.features.headers import FeaturePaths, Header, described
 from itr.data.features.imported import import_features
+from itr.data.features.reader import Chunk, ChunkReader, load_chunks
+from itr.data.features.sharing import Share, print_outcome, split_names, store_chunks
 from itr.data.features.writer import FeatureWriter
 from itr.data.loading.dense_texts import DenseTexts
 from itr.data.shards.locations import find_split
@@ -21,8 +23,6 @@ from itr.data.shards.schema import data_identity
 from itr.distributed import choose_device
 from itr.errors import UserError
 from itr.passes.first_stage import first_stage_teacher
-from itr.passes.reader import Chunk, ChunkReader, load_chunks
-from itr.passes.sharing import Share, print_outcome, split_names, store_chunks
 from itr.teachers.base import Modality, Precision, Teacher
 from itr.teachers.load import TeacherOutput, load_teacher
 

@@ -34,6 +34,14 @@ class Encoded:
     unimodal: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
+    @staticmethod
+    def pooled_only(pooled: Tensor) -> Encoded:
+        """Embeddings [N, D] of samples whose token-level features are not kept."""
+        count, width = pooled.shape
+        return Encoded(
+            pooled, pooled.new_empty(count, 0, width), torch.empty(count, 0, dtype=torch.bool, device=pooled.device)
+        )
+
     def __len__(self) -> int:
         return len(self.pooled)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from itr.data.datamodule import ShardData
+from itr.data.features.sharing import split_names
 from itr.data.inspecting.show import show
 from itr.data.inspecting.verify import verify
 from itr.data.shards.counts import cache_folder
@@ -23,7 +24,6 @@ from itr.data.shards.patterns import expand_braces, names_tars, split_list
 from itr.data.shards.schema import Manifest, Sample, data_identity
 from itr.data.shards.tars import count_tar, read_tar
 from itr.errors import UserError
-from itr.passes.sharing import split_names
 from third_party import downloaded, make_image, write_tar
 
 

@@ -43,7 +43,11 @@ class FeaturePaths:
     @property
     def ids(self) -> Path:
         """The identity of each row."""
-        return self.path("_ids.npy")
+        return self.column("ids")
+
+    def column(self, name: str) -> Path:
+        """Numbers that are stored of each row, by name."""
+        return self.path(f"_{name}.npy")
 
     @property
     def header(self) -> Path:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from itr.backbones.base import Tokenizer
-from itr.data.loading.fields import Field
+from itr.backbones.base import IMAGE_OUTPUT, TEXT_OUTPUT, Side, Tokenizer
+from itr.data.loading.fields import Field, KeptOutputs
 from itr.data.loading.reading import ReadOptions
 from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.shards.schema import Sample, stable_id
 from itr.errors import UserError
+from itr.files.digests import content_mark
 from itr.images.transforms import BadImageError, decode_for, stack_images
-from itr.types import Batch
+from itr.types import Batch, Extra, Tokens
 
 
 @dataclass
@@ -40,6 +40,7 @@ class BatchMaker:
         fields: the other fields of a batch.
         epoch: counts the unusable samples.
         features: reads images for a backbone that takes features instead of pixels; then no image is decoded.
+        outputs: what frozen towers returned, by side; then nothing is decoded or tokenized.
     """
 
     reading: ReadOptions
@@ -49,6 +50,7 @@ class BatchMaker:
     fields: Sequence[Field]
     epoch: SharedEpoch
     features: Field | None = None
+    outputs: Mapping[Side, KeptOutputs] = field(default_factory=dict)
 
     def batch(self, items: list[Item]) -> Batch:
         """Make a batch.
@@ -67,21 +69,45 @@ class BatchMaker:
         usable = [(item, image) if image is not None else good[0] for item, image in decoded]
         items = [item for item, _ in usable]
         rows = [(row, item, caption) for row, item in enumerate(items) for caption in item.captions]
+        image, image_output = self._image_side(items, [image for _, image in usable])
+        text, text_output = self._text_side(rows)
         return Batch(
-            image=self._features(items) if self.features else stack_images([image for _, image in usable]),
+            image=image,
             image_id=torch.tensor([item.sample.image_id for item in items]),
-            text=self.tokenizer([item.sample.captions[caption] for _, item, caption in rows]),
+            text=text,
             text_id=torch.tensor([item.sample.caption_ids[caption] for _, item, caption in rows]),
             image_index=torch.tensor([row for row, _, _ in rows]),
-            image_extra={f.name: f.read([item.sample for item in items], []) for f in self.fields if f.of == "image"},
-            text_extra={
+            image_extra=image_output
+            | {f.name: f.read([item.sample for item in items], []) for f in self.fields if f.of == "image"},
+            text_extra=text_output
+            | {
                 f.name: f.read([item.sample for _, item, _ in rows], [caption for _, _, caption in rows])
                 for f in self.fields
                 if f.of == "text"
             },
             keys=[item.sample.where for item in items],
-            content_id=torch.tensor([_content_id(item.sample.image) for item in items]) if self.training else None,
+            content_id=torch.tensor(self._contents(items)) if self.training else None,
         )
+
+    def _image_side(self, items: list[Item], images: list[Tensor]) -> tuple[Tensor, dict[str, Extra]]:
+        """The images; or a hash of each beside what a frozen tower returned for it."""
+        if "image" in self.outputs:
+            output, hashes = self.outputs["image"].images([item.sample.image_id for item in items])
+            return hashes, {IMAGE_OUTPUT: output}
+        return self._features(items) if self.features else stack_images(images), {}
+
+    def _text_side(self, rows: list[tuple[int, Item, int]]) -> tuple[Tokens, dict[str, Extra]]:
+        """The tokenized captions; or a hash of each and its mask, beside what a frozen tower returned for it."""
+        if "text" in self.outputs:
+            ids = [item.sample.caption_ids[caption] for _, item, caption in rows]
+            output, text = self.outputs["text"].texts(ids)
+            return text, {TEXT_OUTPUT: output}
+        return self.tokenizer([item.sample.captions[caption] for _, item, caption in rows]), {}
+
+    def _contents(self, items: list[Item]) -> list[int]:
+        if "image" in self.outputs:
+            return self.outputs["image"].contents([item.sample.image_id for item in items])
+        return [content_mark(item.sample.image) for item in items]
 
     def _images(self, items: list[Item]) -> list[tuple[Item, Tensor | None]]:
         state = torch.get_rng_state()
@@ -103,6 +129,11 @@ class BatchMaker:
             return None
         if self.features is not None:
             return torch.empty(0)
+        if "image" in self.outputs:
+            if self.outputs["image"].missing(sample.image_id):
+                self._skip(f"could not decode image {sample.name} ({sample.where}) when its tower ran")
+                return None
+            return torch.empty(0)
         try:
             pixels = decode_for(sample.image, self.reading.max_pixels, getattr(self.transform, "to_rgb", "white"))
         except BadImageError as error:
@@ -119,8 +150,3 @@ class BatchMaker:
                 f"{reason}. Skipping it would change the metrics; replace it, or prepare the shards without it"
             )
         self.epoch.skip(reason)
-
-
-def _content_id(data: bytes) -> int:
-    """A non-negative 63-bit hash of an image file."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1

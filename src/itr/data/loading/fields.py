@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,10 +30,12 @@ class Field(ABC):
     Attributes:
         name: its key in `Batch.image_extra` or `Batch.text_extra`.
         of: whether it has one row per image or one row per caption.
+        reads_images: whether it uses the images of the samples.
     """
 
     name: str
     of: Literal["image", "text"]
+    reads_images: bool = False
 
     @abstractmethod
     def read(self, samples: Sequence[Sample], captions: Sequence[int]) -> Extra:
@@ -43,6 +45,22 @@ class Field(ABC):
             samples: the sample of each row, that is of each image or of each caption, depending on `of`.
             captions: for `of` text, the index of each row's caption within its sample; empty for `of` image.
         """
+
+
+class KeptOutputs(Protocol):
+    """What a frozen tower returned for the images or captions of a split; see `itr.data.towers`."""
+
+    def images(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The outputs of images, by image_id, and what equal images share."""
+
+    def missing(self, image_id: int) -> bool:
+        """Whether the image could not be decoded."""
+
+    def contents(self, ids: Sequence[int]) -> list[int]:
+        """A hash of each image's file, by image_id."""
+
+    def texts(self, ids: Sequence[int]) -> tuple[Tensor, Tokens]:
+        """The outputs of captions, by caption_id, and their mask."""
 
 
 class DenseCaptions(Field):
@@ -100,6 +118,7 @@ class ImageView(Field):
     """
 
     of = "image"
+    reads_images = True
 
     def __init__(self, name: str, transform: Callable[[Any], Tensor]) -> None:
         self.name, self.transform = name, transform

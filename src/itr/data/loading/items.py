@@ -25,6 +25,7 @@ def read_items(
     stop: int,
     items_of: Callable[[Sample], Sequence[T]],
     bad: Callable[[int, UnreadableError], None] | None = None,
+    images: bool = True,
 ) -> Iterator[T]:
     """Read items [start, stop) of the concatenated shards, opening only the shards that contain them.
 
@@ -40,6 +41,7 @@ def read_items(
         items_of: returns the items of a sample.
         bad: called with the index of a damaged or missing shard and the error; it may raise to stop. Incomplete samples
             then have a `fault`. Without it, the first damaged shard or incomplete sample raises an error.
+        images: whether to read the images.
 
     Raises:
         UnreadableError: a shard could not be read, or contains fewer or more items than its count.
@@ -48,7 +50,7 @@ def read_items(
     for span in plan.spans(counts, order, start, stop):
         read = 0
         try:
-            for item in _items_of_shard(shards[span.shard], counts[span.shard], span, items_of, strict=bad is None):
+            for item in _items_of_shard(shards[span.shard], counts[span.shard], span, items_of, bad is None, images):
                 read += 1
                 yield item
         except UnreadableError as error:
@@ -57,7 +59,9 @@ def read_items(
             bad(span.shard, error)
             if read < span.take:
                 others = _replacements(span.shard, counts, order, error)
-                yield from read_items(shards, counts, others, span.skip + read, span.skip + span.take, items_of, bad)
+                yield from read_items(
+                    shards, counts, others, span.skip + read, span.skip + span.take, items_of, bad, images
+                )
 
 
 def _replacements(bad_shard: int, counts: list[int], order: list[int], error: UnreadableError) -> list[int]:
@@ -70,11 +74,11 @@ def _replacements(bad_shard: int, counts: list[int], order: list[int], error: Un
 
 
 def _items_of_shard(
-    shard: Shard, count: int, span: plan.Span, items_of: Callable[[Sample], Sequence[T]], strict: bool
+    shard: Shard, count: int, span: plan.Span, items_of: Callable[[Sample], Sequence[T]], strict: bool, images: bool
 ) -> Iterator[T]:
     """The items of one span, which must be complete."""
     skip = span.skip if count == shard.images else 0  # with one item per sample, skipped samples need not be parsed
-    items = (item for sample in read_tar(shard.place, skip, strict) for item in items_of(sample))
+    items = (item for sample in read_tar(shard.place, skip, strict, images) for item in items_of(sample))
     read = 0
     for item in islice(items, span.skip - skip, span.skip - skip + span.take):
         read += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from itr.backbones.base import Tokenizer
+from itr.backbones.base import Side, Tokenizer
 from itr.data.loading import plan
 from itr.data.loading.batches import BatchMaker, Item
-from itr.data.loading.fields import Field, dense_captions
+from itr.data.loading.fields import Field, KeptOutputs, dense_captions
 from itr.data.loading.items import read_items, shuffle
 from itr.data.loading.lengths import TruncationCounter
 from itr.data.loading.reading import ReadOptions
@@ -41,6 +41,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
         world: int,
         fields: Sequence[Field] = (),
         features: Field | None = None,
+        outputs: Mapping[Side, KeptOutputs] | None = None,
     ) -> None:
         self.fields, self.rank = list(fields), rank
         self.reading, self.training, self.tokenizer = reading, training, tokenizer
@@ -51,7 +52,9 @@ class ShardStream(IterableDataset[Batch | UserError]):
         share = plan.training_share if training else plan.evaluation_share
         self.share = share(self.total, reading.batch_items, rank, world)
         self._shared = SharedEpoch(len(shards), reading.max_skipped, reading.max_bad_shards)
-        self._maker = BatchMaker(reading, training, transform, tokenizer, self.fields, self._shared, features)
+        kept = dict(outputs or {})
+        self._maker = BatchMaker(reading, training, transform, tokenizer, self.fields, self._shared, features, kept)
+        self._images = "image" not in kept or any(field.reads_images for field in self.fields)
 
     def __len__(self) -> int:
         return self.share.batches
@@ -115,7 +118,7 @@ class ShardStream(IterableDataset[Batch | UserError]):
             return self._items_of_sample(self._with_texts(sample))
 
         bad = self._shared.bad_shard if self.training else None
-        return read_items(self.reading.split.shards, self.counts, order, start, stop, items_of, bad)
+        return read_items(self.reading.split.shards, self.counts, order, start, stop, items_of, bad, self._images)
 
     def _with_texts(self, sample: Sample) -> Sample:
         if self.reading.texts == "captions" or sample.fault:

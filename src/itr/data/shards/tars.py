@@ -33,12 +33,13 @@ LARGEST = 2**30  # bytes of a member: a small compressed tar could otherwise fil
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
 
-def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterator[Sample]:
+def read_tar(place: Place | Path, skip: int = 0, strict: bool = True, images: bool = True) -> Iterator[Sample]:
     """The samples of a tar in order, without the first `skip`, whose images are not read.
 
     Args:
         place: where it is.
         skip: number of samples to skip.
+        images: whether to read the images; otherwise they are empty.
         strict: whether an incomplete sample is refused, or a tar that is not as its manifest says; otherwise the
             sample is returned with a `fault`, and the tar causes a warning.
 
@@ -46,7 +47,8 @@ def read_tar(place: Place | Path, skip: int = 0, strict: bool = True) -> Iterato
         UnreadableError: it is not a tar, is truncated, could not be fetched, or changed since the run began.
         UserError: a sample is incomplete.
     """
-    for raw in read_groups(Place(str(place)) if isinstance(place, Path) else place, skip, images=True, strict=strict):
+    where = Place(str(place)) if isinstance(place, Path) else place
+    for raw in read_groups(where, skip, images, strict):
         try:
             sample = parse_sample(raw)
         except UserError as error:
@@ -63,21 +65,27 @@ def count_tar(place: Place) -> tuple[int, int]:
         UserError: as `read_tar`; also if a header is damaged, the end mark of the tar is missing, or anything but
             zeros follows it: samples would be lost without notice.
     """
-    captions = [len(parse_sample(raw).captions) for raw in read_groups(place, 0, images=False)]
+    captions = [len(parse_sample(raw).captions) for raw in read_groups(place, images=False, counting=True)]
     return len(captions), sum(captions)
 
 
 def read_groups(
-    place: Place, skip: int, images: bool, strict: bool = True, others: list[str] | None = None
+    place: Place,
+    skip: int = 0,
+    images: bool = True,
+    strict: bool = True,
+    others: list[str] | None = None,
+    counting: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The members of each sample by kind, with its key and place.
 
     Args:
         place: where the tar is.
         skip: number of samples to skip.
-        images: whether to read them; otherwise they are empty bytes, which is enough to count them.
+        images: whether to read them; otherwise they are empty bytes.
         strict: as in `read_tar`.
         others: gets the names of the files that belong to no sample.
+        counting: whether the tar is read to count its samples, so that nothing in it may be damaged.
 
     Raises:
         UserError: as `read_tar`.
@@ -87,7 +95,7 @@ def read_groups(
     raw: dict[str, Any] = {}
     number = -1
     try:
-        with open_shard(place, strict) as stream, _opened(stream, name, _Header if images else _StrictHeader) as tar:
+        with open_shard(place, strict) as stream, _opened(stream, name, _StrictHeader if counting else _Header) as tar:
             for member, key, kind in _members(tar, others):
                 if key != raw.get("__key__"):
                     if number >= skip:
@@ -102,11 +110,11 @@ def read_groups(
                     raw[kind] = _content(tar, member) if wanted else b""
                 elif number >= skip:
                     raw.setdefault("__dotted__", member.name)
-            if not images and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
+            if counting and tar.fileobj.tell() <= tar.offset:  # type: ignore[union-attr]
                 raise EOFError("the mark at its end is missing, so it was truncated")
             if number >= skip:
                 yield raw
-            if _more_follows(tar) and not images:
+            if _more_follows(tar) and counting:
                 raise ValueError("data follows the mark at its end, where no reader would look")
     except UserError:
         raise

@@ -10,10 +10,10 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from itr.commands.inputs import check_at_least
+from itr.data.features.reader import Chunk, ChunkReader
 from itr.data.shards.patterns import split_list
 from itr.errors import UserError
 from itr.files.passes import Pass
-from itr.passes.reader import Chunk, ChunkReader
 
 T = TypeVar("T")
 

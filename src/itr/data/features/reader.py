@@ -18,7 +18,7 @@ from itr.data.loading.items import read_items
 from itr.data.shards.schema import Sample, Split
 from itr.errors import UserError
 from itr.files.digests import content_mark
-from itr.images.transforms import BadImageError, read_view
+from itr.images.transforms import BadImageError, EvaluationTransform, read_view
 from itr.teachers.base import ImageTransform, Modality
 from itr.types import Tokens
 
@@ -68,7 +68,7 @@ class ChunkReader(IterableDataset[Chunk | UserError]):
         modality: Modality,
         size: int,
         todo: list[int],
-        transform: ImageTransform | None,
+        transform: ImageTransform | EvaluationTransform | None,
         max_pixels: int,
         texts: DenseTexts | None = None,
         tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
@@ -135,8 +135,11 @@ def load_chunks(reader: ChunkReader, num_workers: int, max_skipped: int) -> Iter
         UserError: a shard is faulty, or more than `max_skipped` images could not be decoded.
     """
     skipped, workers = 0, min(num_workers, len(reader.todo))
-    pinned = torch.cuda.is_available()
-    for chunk in DataLoader(reader, batch_size=None, num_workers=workers, pin_memory=pinned):  # type: ignore[arg-type]
+    pinned, generator = torch.cuda.is_available(), torch.Generator()  # separate from the random state of a run
+    loader: DataLoader[Any] = DataLoader(
+        reader, batch_size=None, num_workers=workers, pin_memory=pinned, generator=generator
+    )  # type: ignore[arg-type]
+    for chunk in loader:
         if isinstance(chunk, UserError):
             raise chunk
         for message in chunk.messages:
