@@ -106,7 +106,7 @@ def write_teacher(shards: Path, folder: Path) -> None:
         header = Header("truth of scenes", modality, vectors.shape[1], len(ids), identity)  # type: ignore[arg-type]
         writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(ids))  # type: ignore[arg-type]
         if not writer.done.all():
-            writer.write(0, ids.tolist(), torch.from_numpy(vectors), [])
+            writer.write(0, ids.tolist(), torch.from_numpy(vectors), ids.tolist(), [])
         writer.finish()
 
 

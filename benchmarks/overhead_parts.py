@@ -96,7 +96,8 @@ def write_features(shards: str, folder: Path, modality: Modality, width: int, we
     generator = torch.Generator().manual_seed(0)
     for number in range(writer.num_chunks):
         start, stop = writer.bounds(number)
-        writer.write(number, ids[start:stop], torch.randn(stop - start, width, generator=generator), [])
+        rows = torch.randn(stop - start, width, generator=generator)
+        writer.write(number, ids[start:stop], rows, ids[start:stop], [])
     writer.finish()
     return str(folder)
 

@@ -237,8 +237,8 @@ print(*({"torch", "lightning"} & set(sys.modules)))"""
         (["prepare"], ""),
         (["data"], ""),
         (["demo"], ""),
-        pytest.param(["features"], "torch", marks=pytest.mark.slow),
-        pytest.param(["report"], "torch", marks=pytest.mark.slow),
+        pytest.param(["features"], "", marks=pytest.mark.slow),
+        pytest.param(["report"], "", marks=pytest.mark.slow),
     ],
 )
 def test_help_imports_no_heavy_packages_without_need(verb, heavy):

@@ -19,6 +19,7 @@ from training_runs import children, options, start, wait_for_text
 # What the program needs to start is known only once it has; the limit is that and so many MiB.
 LIMITED = """
 import re, resource, sys
+import itr.early
 import itr.runs.command
 from itr.cli import main
 has = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10

@@ -228,7 +228,7 @@ class ShardData(pl.LightningDataModule):
         features = next((field for field in fields if field.name == backbone.image_field), None)
         others = [field for field in fields if field is not features]
         decoding = Decoding(self.num_workers, self.max_pixels, self.max_skipped if training else 0)
-        outputs = model_fields.outputs(self.augmentation, self.towers, decoding)
+        outputs = model_fields.outputs(trainer, self.augmentation, self.towers, decoding)
         return ShardStream(reading, training, transform, tokenizer, rank, world, others, features, outputs)
 
     def _model_fields(self, split: Split, stage: Stage) -> ModelFields:

@@ -8,6 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+
 from itr.backbones.base import Side
 from itr.data.features.headers import features_command
 from itr.data.features.stored import FeatureFile, TeacherFeatures
@@ -95,10 +97,13 @@ class ModelFields:
                 method.expect(fields)
         return list(fields.values())
 
-    def outputs(self, augmentation: Augmentation, folder: Path | None, decoding: Decoding) -> dict[Side, TowerOutputs]:
+    def outputs(
+        self, trainer: pl.Trainer, augmentation: Augmentation, folder: Path | None, decoding: Decoding
+    ) -> dict[Side, TowerOutputs]:
         """What frozen towers return for a split that training reads in each epoch; computed now if it is not there.
 
         Args:
+            trainer: of the run, whose processes share the work.
             augmentation: of training images.
             folder: for the outputs of all splits; by default beside the shards.
             decoding: how samples are read.
@@ -106,7 +111,6 @@ class ModelFields:
         Raises:
             UserError: the outputs should be kept but would change, or those in the files are of something else.
         """
-        trainer = self.module.trainer
         if trainer.state.fn != "fit":
             return {}
         choice = choose(self.module.backbone, augmentation, self.texts)

@@ -77,7 +77,7 @@ def _check_run(verb: str, given: Sequence[Option]) -> None:
     resumes = wanted not in (None, "null") or started_again()
     if verb == "fit" and wanted not in (None, "null", "auto") and not started_again():
         check_one_start(str(wanted), [f"--{option.key}" for option in given])
-    if resumes and wanted not in (*NAMED, "auto") and "://" not in str(wanted):
+    if wanted not in (None, "null", *NAMED, "auto") and "://" not in str(wanted):
         check_checkpoint(str(wanted))
     if verb != "fit" and wanted in (None, "null"):
         refuse_without_best(root)

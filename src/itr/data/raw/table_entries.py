@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections import Counter
@@ -139,7 +140,7 @@ class TableEntries:
             self.inner.setdefault(INNER + cell.digest, cell)
             return INNER + cell.digest
         name = cell.path if isinstance(cell, InnerImage) else cell_key(cell, row.where, column)
-        if "\\" in name and self.root and not (self.root / folder / name).exists():  # written on Windows
+        if "\\" in name and self.root and not os.path.exists(self.root / folder / name):  # written on Windows
             name = name.replace("\\", "/")
         path = name if not name or name.startswith("/") else folder + name
         return path if not path or ".." in path.split("/") else posixpath.normpath(path)  # `./a.jpg` is `a.jpg`
