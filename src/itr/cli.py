@@ -81,10 +81,10 @@ def _main(arguments: list[str]) -> int:
     _show_our_messages()
     try:
         with memory_errors(verb):
-            from itr.commands.order import one_split_name, present_names
+            from itr.commands.order import present_names
             from itr.early import check_early  # takes longer to import than `itr --help` may
 
-            arguments = present_names(one_split_name(arguments))
+            arguments = present_names(arguments)
             check_early(arguments)
             return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     except UserError as error:

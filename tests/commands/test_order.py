@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from itr.cli import main
-from itr.commands.order import files_first, one_split_name, options_in
+from itr.commands.order import files_first, options_in, present_names
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_an_option_wins_over_a_config_after_it_and_configs_refine_one_another(tm
     ],
 )
 def test_a_split_has_one_name_in_all_verbs(given, named):
-    assert one_split_name(given.split()) == named.split()
+    assert present_names(given.split()) == named.split()

@@ -64,6 +64,16 @@ class ImageSpec:
             resize=resize or self.resize,
         )
 
+    def described(self) -> dict[str, Any]:
+        """The arguments by which a backbone takes this format, as plain types."""
+        return {
+            "image_size": self.size,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "interpolation": self.interpolation,
+            "resize": self.resize,
+        }
+
     def scaled(self, size: int, resize_to: int | None = None) -> ImageSpec:
         """This format for images of another size; without `resize_to`, the same part of them is cropped.
 

@@ -134,18 +134,13 @@ class CLIP(Backbone):
     def describe(self) -> dict[str, Any]:
         """Class path and arguments that rebuild this backbone without network access or other files."""
         description = super().describe()
-        spec = self.image_spec
         description["init_args"] |= {
             "model": None,
             "pretrained": None,
             "tokenizer": None,
             "config": self._inline_config(),
             "tokenizer_json": self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None,
-            "image_size": spec.size,
-            "image_mean": list(spec.mean),
-            "image_std": list(spec.std),
-            "interpolation": spec.interpolation,
-            "resize": spec.resize,
+            **self.image_spec.described(),
             "quick_gelu": None,  # it is in the config
         }
         return description

@@ -231,7 +231,6 @@ class VSE(Backbone):
         """Class path and arguments that rebuild this backbone without network access or other files."""
         description = super().describe()
         tokenizer_json = self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None
-        spec = self.image_spec
         description["init_args"] |= {
             "vision": None,
             "vision_config": describe_tower(self.vision_tower),
@@ -239,11 +238,7 @@ class VSE(Backbone):
             "text_config": describe_tower(self.text_tower),
             "tokenizer": None,
             "tokenizer_json": tokenizer_json,
-            "image_size": spec.size,
-            "image_mean": list(spec.mean),
-            "image_std": list(spec.std),
-            "interpolation": spec.interpolation,
-            "resize": spec.resize,
+            **self.image_spec.described(),
             "max_words": self.tokenizer.max_length,
         }
         return description

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from itr.backbones.base import ImageSpec
 from itr.backbones.pooling import MeanPooling, Pooling, PoolingKind, make_pooling
 from itr.backbones.towers import make_tower, pretrained_preprocessing, untrained_image_spec
-from itr.backbones.towers.building import SMALL_TEXT, accepts, config_of, native_image_size, token_features
-from itr.backbones.towers.preparing import enable_checkpointing, pooled_features, prepare_tower
-from itr.errors import UserError
+from itr.backbones.towers.building import SMALL_TEXT, config_of, interpolation, native_image_size, token_features
+from itr.backbones.towers.preparing import check_vocabulary, enable_checkpointing, pooled_features, prepare_tower
 
 VSEPooling = PoolingKind | Literal["own", "tower_mean"]
 
@@ -40,12 +39,7 @@ class PooledFirst(nn.Module):
 def make_text_tower(name: str | None, config: dict[str, Any] | None, vocabulary: int) -> nn.Module:
     """A pretrained text tower, or one from a config; its vocabulary must cover the tokenizer's."""
     tower = make_tower("text", name, {"vocab_size": vocabulary, **(config or SMALL_TEXT)})
-    known: int = config_of(tower).vocab_size
-    if vocabulary > known:
-        raise UserError(
-            f"the tokenizer has {vocabulary} tokens but the text tower only {known}; "
-            "use the tokenizer that belongs to the tower"
-        )
+    check_vocabulary(vocabulary, config_of(tower), "the tower")
     return tower
 
 
@@ -57,10 +51,7 @@ def tower_image_spec(tower: nn.Module, name: str | None, image_size: int | None)
 
 def vision_inputs(tower: nn.Module, pixels: Tensor) -> dict[str, Any]:
     """The arguments of a vision tower's forward pass; positions are interpolated to another size of images."""
-    interpolate = native_image_size(tower) not in (pixels.shape[-1], None)
-    if interpolate and accepts(tower.forward, "interpolate_pos_encoding"):
-        return {"pixel_values": pixels, "interpolate_pos_encoding": True}
-    return {"pixel_values": pixels}
+    return {"pixel_values": pixels, **interpolation(tower, pixels.shape[-1])}
 
 
 def set_up(tower: nn.Module, inputs: dict[str, Any], pooling: VSEPooling, frozen: bool, checkpointing: bool) -> int:

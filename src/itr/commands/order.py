@@ -50,25 +50,17 @@ SPLIT = {  # the option of a verb that names a split; everywhere `--split` means
 }
 
 
-def one_split_name(arguments: Sequence[str]) -> list[str]:
-    """The same command line with the name that the verb has for `--split`."""
-    own = SPLIT.get(arguments[0]) if arguments else None
-    if own is None:
-        return list(arguments)
-    names = [argument.partition("=") for argument in arguments]
-    return [
-        f"{own}{equals}{value}" if n in ("--split", "--splits") else n + equals + value for n, equals, value in names
-    ]
-
-
 OLD_NAMES = {"evaluate": {"--text_model": "--model", "--image_model": "--model"}}  # of options, by verb
 
 
 def present_names(arguments: Sequence[str]) -> list[str]:
-    """The same command line with the present names of options that had another one."""
-    old = OLD_NAMES.get(arguments[0], {}) if arguments else {}
+    """The same command line with the names that its verb has for a split, and for options that had another one."""
+    verb = arguments[0] if arguments else ""
+    present = dict(OLD_NAMES.get(verb, {}))
+    if verb in SPLIT:
+        present |= dict.fromkeys(("--split", "--splits"), SPLIT[verb])
     names = [argument.partition("=") for argument in arguments]
-    return [old.get(name, name) + equals + value for name, equals, value in names]
+    return [present.get(name, name) + equals + value for name, equals, value in names]
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:

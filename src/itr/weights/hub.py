@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from itr.errors import quoted
+from itr.errors import UserError, quoted
 from itr.weights.packages import INSTALL, PACKAGES, PREFIX
 
 PATIENCE = 3.0  # seconds until the hub must have accepted a connection; its answer may take longer
@@ -106,6 +106,25 @@ def loading_failure(name: str, error: BaseException) -> str:
     if is_path(name):
         return quoted(error) if Path(name).exists() else f"the folder {name} does not exist"
     return unreachable() or f"loading it from the hub failed ({quoted(error)})"
+
+
+def not_loaded(what: str, name: str, source: str, error: BaseException, kind: str | None, instead: str) -> UserError:
+    """The error for a folder or a name on the hub that could not be loaded.
+
+    Args:
+        what: what it should be, as a noun without its article.
+        name: the name that was given.
+        source: what was opened for it.
+        error: the cause.
+        kind: see `ways_out`.
+        instead: what else the user may do, as a sentence.
+    """
+    if Path(source).is_dir():
+        return UserError(f"could not load the {what} in the folder {name!r}: {quoted(error)}")
+    return UserError(
+        f"could not load {what} {name!r}: it is not a local folder with config and weights, and "
+        f"{loading_failure(source, error)}. {ways_out(kind)} {instead}"
+    )
 
 
 def unreachable() -> str | None:

@@ -14,7 +14,7 @@ from itr.backbones.dual.families import is_vision, probe
 from itr.backbones.dual.loading import SMALL_DUAL, build_dual, load_dual, processor_of, take_scale
 from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
-from itr.backbones.towers.building import accepts, config_of, native_image_size
+from itr.backbones.towers.building import config_of, interpolation, native_image_size
 from itr.backbones.towers.configs import describe_config
 from itr.backbones.towers.image_specs import spec_of_processor
 from itr.errors import UserError, quoted
@@ -126,18 +126,13 @@ class Dual(Backbone):
     def describe(self) -> dict[str, Any]:
         """Class path and arguments that rebuild this backbone without network access or other files."""
         description = super().describe()
-        spec = self.image_spec
         description["init_args"] |= {
             "model": None,
             "config": describe_config(config_of(self.model)),
             "tokenizer": None,
             "tokenizer_json": self.tokenizer.to_json() if isinstance(self.tokenizer, HFTokenizer) else None,
-            "image_size": spec.size,
-            "image_mean": list(spec.mean),
-            "image_std": list(spec.std),
-            "interpolation": spec.interpolation,
-            "resize": spec.resize,
-            "resize_to": spec.resize_to,
+            **self.image_spec.described(),
+            "resize_to": self.image_spec.resize_to,
             "max_words": self.tokenizer.max_length,
         }
         return description
@@ -148,11 +143,7 @@ class Dual(Backbone):
         return spec.scaled(image_size or native or spec.size, resize_to)
 
     def _vision_options(self) -> dict[str, Any]:
-        """What lets the vision tower interpolate its positions, if the images have another size than its own."""
-        tower = self.model.get_submodule("vision_model")
-        if native_image_size(tower) != self.image_spec.size and accepts(tower.forward, "interpolate_pos_encoding"):
-            return {"interpolate_pos_encoding": True}
-        return {}
+        return interpolation(self.model.get_submodule("vision_model"), self.image_spec.size)
 
     def _freeze(self) -> int:
         """Freeze what is not used, or should not be trained; returns the width of the embeddings."""

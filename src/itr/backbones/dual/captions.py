@@ -7,6 +7,7 @@ from typing import Any
 from itr.backbones.dual.families import Family
 from itr.backbones.tokenizers import BPETokenizer, Clean, HFTokenizer, load_tokenizer
 from itr.backbones.towers import caption_limit
+from itr.backbones.towers.preparing import check_vocabulary
 from itr.backbones.towers.siglip_text import with_cleaning
 from itr.errors import UserError
 
@@ -48,12 +49,7 @@ def dual_caption_limit(tower: Any, tokenizer: HFTokenizer | BPETokenizer, family
 
 
 def _checked(tokenizer: HFTokenizer | BPETokenizer, family: Family, text_config: Any) -> HFTokenizer | BPETokenizer:
-    known, needed = int(text_config.vocab_size), tokenizer.vocab_size
-    if needed > known:
-        raise UserError(
-            f"the tokenizer has {needed} tokens but the text tower only {known}; use the tokenizer that belongs to "
-            "the model"
-        )
+    check_vocabulary(tokenizer.vocab_size, text_config, "the model")
     if family.pools_at_end:
         ids, end = tokenizer(["a"]).ids[0].tolist(), text_config.eos_token_id
         # In configs of CLIP before 2023 the id is 2, and transformers then pools at the largest id.

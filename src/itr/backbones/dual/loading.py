@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from itr.backbones.dual.families import SCALES, Family, family_of, probe
 from itr.backbones.towers.building import avoid_mask_sync, native_image_size
 from itr.backbones.towers.configs import checked_config
 from itr.errors import UserError, quoted
-from itr.weights.hub import hub_or_cache, loading_failure, ways_out
+from itr.weights.hub import hub_or_cache, not_loaded
 from itr.weights.pretrained import load_pretrained, source_of
 
 log = logging.getLogger(__name__)
@@ -70,11 +69,8 @@ def load_dual(name: str) -> tuple[nn.Module, Family]:
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
-        if Path(name).is_dir():
-            raise UserError(f"could not load the dual encoder in the folder {name!r}: {quoted(error)}") from error
-        raise UserError(
-            f"could not load dual encoder {name!r}: it is not a local folder with config and weights, and "
-            f"{loading_failure(name, error)}. {ways_out()} To train a model from scratch, define config."
+        raise not_loaded(
+            "dual encoder", name, name, error, None, "To train a model from scratch, define config."
         ) from error
 
 

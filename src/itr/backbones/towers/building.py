@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from itr.backbones.towers.configs import INNER_TOWERS, checked_config, describe_config
 from itr.errors import UserError, quoted
 from itr.private_api.transformers import attention_of
-from itr.weights.hub import hub_or_cache, loading_failure, ways_out
+from itr.weights.hub import hub_or_cache, not_loaded
 from itr.weights.matching import fill
 from itr.weights.packages import checked_folder, find_package, is_packaged, local_source
 from itr.weights.pretrained import load_pretrained, source_of
@@ -84,6 +83,13 @@ def token_features(output: Any) -> Tensor:
     """The last hidden state as tokens [N, T, W]; the cells of a feature map [N, W, H, W'] are its tokens."""
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+
+
+def interpolation(tower: nn.Module, size: int) -> dict[str, bool]:
+    """What makes a vision tower interpolate its positions, if images have another side length than its own."""
+    if native_image_size(tower) not in (size, None) and accepts(tower.forward, "interpolate_pos_encoding"):
+        return {"interpolate_pos_encoding": True}
+    return {}
 
 
 def accepts(function: Any, argument: str) -> bool:
@@ -162,12 +168,8 @@ def _pretrained_tower(kind: TowerKind, name: str, pooled: bool) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # the hub, its clients and weight readers raise many unrelated types
-        if Path(source).is_dir():
-            raise UserError(f"could not load the {kind} tower in the folder {name!r}: {quoted(error)}") from error
-        raise UserError(
-            f"could not load {kind} tower {name!r}: it is not a local folder with config and weights, and "
-            f"{loading_failure(source, error)}. {ways_out(kind)} To train a tower from scratch, define {kind}_config."
-        ) from error
+        instead = f"To train a tower from scratch, define {kind}_config."
+        raise not_loaded(f"{kind} tower", name, source, error, kind, instead) from error
     return tower
 
 

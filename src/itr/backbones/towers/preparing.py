@@ -95,6 +95,16 @@ def caption_limit(tower: nn.Module, tokenizer_limit: int, requested: int | None)
     return requested
 
 
+def check_vocabulary(needed: int, text_config: Any, owner: str) -> None:
+    """Refuse a tokenizer of `needed` tokens for a text tower with fewer; `owner` is what has a tokenizer that fits."""
+    known = int(text_config.vocab_size)
+    if needed > known:
+        raise UserError(
+            f"the tokenizer has {needed} tokens but the text tower only {known}; use the tokenizer that belongs to "
+            f"{owner}"
+        )
+
+
 def allow_only_one(**alternatives: Any) -> None:
     """Raise UserError if more than one of the arguments is given."""
     given = [name for name, value in alternatives.items() if value is not None]

@@ -20,7 +20,7 @@ def as_siglip(tokenizer: HFTokenizer | BPETokenizer, vocabulary: int) -> HFToken
 
     Args:
         tokenizer: the tokenizer of the tower's folder, or CLIP's.
-        vocabulary: size of the text tower's vocabulary, which tells SigLIP 2.
+        vocabulary: size of the text tower's vocabulary; SigLIP 2 is recognised by it.
     """
     if isinstance(tokenizer, BPETokenizer):
         return BPETokenizer(tokenizer.max_length, True, tokenizer.clean)

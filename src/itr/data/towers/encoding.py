@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -85,8 +85,7 @@ def keep_outputs(choice: Choice, job: Job) -> dict[Side, TowerOutputs]:
 def _keep_side(job: Job, side: Side, dtype: str) -> TowerOutputs:
     paths = FeaturePaths(job.folder, job.name, side)
     with _evaluating(job.backbone):
-        header, lengths = _header(job, side, dtype)
-        _refuse_others(paths, header)
+        header, lengths = _header(job, paths, dtype)
         writer = FeatureWriter(paths, header, CHUNK, False, lengths, COLUMNS, "set model.backbone.cache to float32")
         if not writer.complete:
             _run(job, side, writer)
@@ -133,18 +132,24 @@ def _encoded(backbone: Backbone, side: Side, chunks: Iterator[Chunk]) -> Iterato
         yield chunk, output.float().cpu()
 
 
-def _header(job: Job, side: Side, dtype: str) -> tuple[Header, np.ndarray | None]:
+def _header(job: Job, paths: FeaturePaths, dtype: str) -> tuple[Header, np.ndarray | None]:
     """The header of the outputs, and the number of words of each caption if every word has a row."""
-    backbone, shape = job.backbone, _output_shape(job.backbone, side)
-    patches = shape[1] if side == "image" and len(shape) == 3 else 0
-    lengths = None
-    if side == "text" and len(shape) == 3:
-        lengths = np.concatenate([_lengths(backbone, shard) for shard in job.split.shards])
-    settings = {"preprocessing": _preprocessing(backbone, side), "patches": patches, "words": lengths is not None}
-    rows = job.split.images if side == "image" else job.split.captions if lengths is None else int(lengths.sum())
+    backbone, side = job.backbone, paths.modality
+    assert side != "dense"
+    shape = _output_shape(backbone, side)
+    words, patches = side == "text" and len(shape) == 3, shape[1] if side == "image" and len(shape) == 3 else 0
+    settings = {"preprocessing": _preprocessing(backbone, side), "patches": patches, "words": words}
+    rows = job.split.images if side == "image" else job.split.captions
     weights, data = weights_identity(backbone.tower_weights(side)), data_identity(job.split)
     tower = f"the {TOWERS[side]} of {type(backbone).__name__}"
-    return Header(tower, side, shape[-1] * max(patches, 1), rows, data, settings, weights, dtype), lengths
+    header = Header(tower, side, shape[-1] * max(patches, 1), rows, data, settings, weights, dtype)
+    _refuse_others(paths, header)
+    if not words:
+        return header, None
+    if paths.header.is_file():  # of the same captions and tokenizer, so their words need not be counted again
+        return replace(header, rows=Header.read(paths.header).rows), np.zeros(0, dtype=np.int64)
+    lengths = np.concatenate([_lengths(backbone, shard) for shard in job.split.shards])
+    return replace(header, rows=int(lengths.sum())), lengths
 
 
 def _lengths(backbone: Backbone, shard: Shard) -> np.ndarray:
