@@ -44,6 +44,7 @@ def test_a_run_writes_all_promised_files(trained):
     assert list(trained.glob("logs/*/events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "objective"),
     [
@@ -72,6 +73,7 @@ def test_backbones_and_objectives_swap_on_the_same_shards(scenes, tmp_path, back
     assert type(module.objective).__name__ == objective
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_alone_and_gives_the_embeddings_of_the_run(trained, scenes, tmp_path):
     assert run("predict", tmp_path, scenes, f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}") == 0
     module = RetrievalModule.load_from_checkpoint(trained / "checkpoints" / "last.ckpt").eval()
@@ -133,6 +135,7 @@ def test_validate_prints_metrics(trained, scenes, capsys):
     assert "R@10" in shown.out
 
 
+@pytest.mark.slow
 def test_training_without_validation(scenes, tmp_path):
     assert fit(tmp_path, scenes, *TINY_VSE, "--data.val_split=null") == 0
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]

@@ -17,7 +17,7 @@ from tiny import TINY_CLIP, TINY_DUAL, TINY_VSE
 
 FOLDER = config_folder()
 # These differ from others only in the size of a tower or the name of a data set: built with the slow tests.
-TWINS = re.compile(r"_l14|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_|backbone/dual_(?!siglip2)")
+TWINS = re.compile(r"_l14|_[cu]sa|_best|_stage1|ele_fashion|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_|backbone/dual_(?!siglip2)")
 
 
 OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts built in every test run
@@ -72,6 +72,7 @@ def test_a_shipped_config_is_built(name, tmp_path):
     assert cli.datamodule.batch_size > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows("*/*.yaml"))
 def test_a_shipped_part_can_be_given_on_the_command_line(name):
     option = {"data": "--data", "backbone": "--model.backbone"}[name.partition("/")[0]]

@@ -126,6 +126,7 @@ def test_a_config_imports_the_classes_of_its_model_and_no_others(here):
         import_config_classes("run.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["names it", "does not name it", "is missing"])
 def test_a_checkpoint_alone_imports_nothing_and_the_message_says_what_to_do(here, scenes, config, monkeypatch):
     """Not even the modules named in a config next to it: both files may be untrusted."""

@@ -9,6 +9,7 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,7 @@ def test_every_imported_package_is_declared() -> None:
     assert missing == {}
 
 
+@pytest.mark.slow
 def test_every_declared_package_is_imported() -> None:
     owners = packages_distributions()
     used = {plain(owner) for package in imported() for owner in owners.get(package, [package])}

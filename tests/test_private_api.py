@@ -84,6 +84,7 @@ def private_uses(tree: ast.Module, own: set[str]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_private_names_of_other_libraries_are_used_in_private_api_alone():
     trees = sources()
     inherited = set().union(*map(own_names, trees.values()))  # a class may use what its base in another file defines

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import itr.data.loading.batches
@@ -72,6 +73,7 @@ def reported(folder: Path, shards: Path) -> dict[str, float]:
     return found[0].figures
 
 
+@pytest.mark.slow
 def test_late_interaction_has_the_same_metrics_everywhere(scenes, tmp_path, capsys):
     test = trained(tmp_path, scenes, *tiny(LateInteraction))
     assert "LateInteraction, weights" in test["about"]["scored_by"]
@@ -91,6 +93,7 @@ def test_late_interaction_has_the_same_metrics_everywhere(scenes, tmp_path, caps
     assert main([*coco[:-1], str(tmp_path / "bare.npz")]) == 1
 
 
+@pytest.mark.slow
 def test_a_second_stage_affects_all_metrics(scenes, tmp_path):
     test = trained(tmp_path, scenes, *tiny(TwoStage))
     same_figures(test, transferred(tmp_path, scenes))
@@ -108,6 +111,7 @@ def test_a_second_stage_affects_all_metrics(scenes, tmp_path):
     assert not torch.equal(score.candidates("t2i", slice(0, len(plain))).argsort(dim=1, descending=True)[:, :3], plain)
 
 
+@pytest.mark.slow
 def test_a_method_changes_the_score_and_adds_named_embeddings(scenes, tmp_path, monkeypatch):
     seen: list[float] = []
     losses = UncertainModule.losses
@@ -127,6 +131,7 @@ def test_a_method_changes_the_score_and_adds_named_embeddings(scenes, tmp_path, 
     assert "UncertainModule" in str(arrays["scored_by"])
 
 
+@pytest.mark.slow
 def test_a_backbone_of_region_features_decodes_no_pixels(scenes, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("pixels were decoded")
@@ -137,6 +142,7 @@ def test_a_backbone_of_region_features_decodes_no_pixels(scenes, tmp_path, monke
     assert npz(embedded(tmp_path, scenes))["image"].shape == (17, 16)
 
 
+@pytest.mark.slow
 def test_a_backbone_takes_the_stored_output_of_a_tower(scenes, tmp_path, capsys):
     teacher = save_image_teacher(tmp_path / "teacher")
     features = ["--data", str(scenes), "--modality", "image", "--model", teacher, "--out", str(tmp_path / "features")]
@@ -149,6 +155,7 @@ def test_a_backbone_takes_the_stored_output_of_a_tower(scenes, tmp_path, capsys)
     same_figures(test, transferred(tmp_path / "run", scenes, "--features", str(tmp_path / "features")))
 
 
+@pytest.mark.slow
 def test_a_model_of_features_refuses_image_files(scenes, tmp_path, capsys):
     assert (
         run(

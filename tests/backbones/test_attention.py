@@ -105,6 +105,7 @@ def test_every_layer_of_the_prompt_decoders_uses_one_fused_call(decoder, layers)
     assert calls.attention == (layers, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "altclip", "chinese_clip"])  # the others mask by hand
 def test_dual_encoders_make_their_masks_without_synchronizing(name):
     model = Dual(config=DUALS[name])

@@ -80,6 +80,7 @@ def pooled(model: CLIP) -> tuple[Tensor, Tensor]:
     return model.encode_image(images(model)).pooled, model.encode_text(model.tokenizer(CAPTIONS)).pooled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_pooled_embeddings_equal_open_clip(name: str) -> None:
@@ -120,6 +121,7 @@ def test_every_trained_parameter_gets_a_gradient(name: str) -> None:
     assert not [name for name in model.state_dict() if "logit" in name or "decoder" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_a_description_rebuilds_the_model(name: str) -> None:

@@ -91,6 +91,7 @@ def test_embeddings_equal_those_of_transformers(folder: Path, tokenizer_folder: 
     assert model.untrained == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUALS)
 @torch.no_grad()
 def test_token_features_have_the_width_of_the_embedding(name: str) -> None:
@@ -137,6 +138,7 @@ def test_an_embedding_does_not_depend_on_its_batch(name: str) -> None:
             torch.testing.assert_close(model.encode_text(longer).pooled[0], together[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUALS)
 @torch.no_grad()
 def test_a_description_needs_no_other_files(folder: Path, tokenizer_folder: Path, name: str) -> None:
@@ -211,6 +213,7 @@ def test_default_is_small_and_random() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) < 10e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUALS)
 @torch.no_grad()
 def test_other_image_sizes(name: str) -> None:
@@ -223,6 +226,7 @@ def test_other_image_sizes(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "align", "blip"])
 def test_frozen_towers(name: str) -> None:
     model = make(name, freeze_vision=True).train()
@@ -236,6 +240,7 @@ def test_frozen_towers(name: str) -> None:
     torch.stack([side.square().sum() for side in pooled(model)]).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip", "blip"])
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     gradients = []

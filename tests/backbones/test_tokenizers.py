@@ -105,6 +105,7 @@ def scribble(number: int) -> list[str]:
     return ["".join(piece + " " * rng.integers(2) for piece in rng.choice(pieces, 9)) for _ in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
 def test_bpe_word_by_word_equals_open_clip(clean: Any) -> None:
     from open_clip.tokenizer import SimpleTokenizer

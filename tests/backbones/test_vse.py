@@ -78,6 +78,7 @@ def test_every_trained_parameter_gets_a_gradient(tokenizer_json: str, family: st
     assert missing == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpo", "mean", "max", "cls"])
 def test_an_embedding_does_not_depend_on_its_batch(tokenizer_json: str, kind: Any) -> None:
     model = make(tokenizer_json, text_pooling=kind, image_pooling=kind, text_mlp=True, text_norm=True).eval()
@@ -126,6 +127,7 @@ def test_word_dropout_comes_before_the_projection(tokenizer_json: str) -> None:
     assert embed(model.eval())[1].tokens.count_nonzero() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
 def test_other_image_sizes(tokenizer_json: str, family: str) -> None:
     model = make(tokenizer_json, vision_config=VISION[family], image_size=48).eval()
@@ -187,6 +189,7 @@ def save_towers(folder: Path) -> None:
     AutoModel.from_config(AutoConfig.for_model(**BERT, vocab_size=17)).save_pretrained(folder / "bert")
 
 
+@pytest.mark.slow
 def test_a_description_needs_no_other_files(tmp_path: Path, tokenizer_folder: Path) -> None:
     save_towers(tmp_path)
     model = VSE(
@@ -282,6 +285,7 @@ def two_towers(name: str) -> dict[str, Any]:
     return {"vision_config": VIT, "text_config": words, "text_pooling": "own", "dim": 32, "word_mask": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["siglip", "siglip2", "metaclip_2", "clip"])
 @torch.no_grad()
 def test_text_towers_of_dual_encoders_pool_as_pretrained(name: str) -> None:

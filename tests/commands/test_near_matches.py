@@ -42,6 +42,7 @@ def test_a_mistyped_name_on_the_command_line_gets_a_near_match_in_one_line(capsy
     assert refusal(capsys, *options) == [f"itr: error: {message}", "`itr fit --help` lists the options."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -32,6 +32,7 @@ def test_an_option_takes_the_value_after_it():
     assert found == {"": "", "a": "1", "b": "2=3", "flag": "", "c": "-1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [["--config={}"], ["--config", "{}"]])
 def test_an_option_wins_over_a_config_after_it_and_configs_refine_one_another(tmp_path, capsys, form):
     (tmp_path / "one.yaml").write_text("data: {batch_size: 5, captions: 1, shuffle_buffer: 11}\nseed_everything: 3")

@@ -44,6 +44,7 @@ def test_only_simple_errors_of_a_value_are_reworded():
     assert in_words(text) == "Parser key \"a.b\":\n  Expected a typing.Literal['x', 'y']. Got value: two\nlines"
 
 
+@pytest.mark.slow
 def test_likely_slips_come_with_a_suggestion(tmp_path, capsys):
     (tmp_path / "typo.yaml").write_text("data: {batch_sise: 3}")
     for options, hint in (
@@ -62,6 +63,7 @@ def test_invalid_yaml_is_named_with_file_and_line(tmp_path):
         resolve_configs(["fit", "--config", str(tmp_path / "bad.yaml")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [["--model.backbone={}"], ["--model.backbone", "{}"]])
 def test_a_part_replaces_earlier_settings(tmp_path, form):
     """The parser itself would keep other settings of the same class."""

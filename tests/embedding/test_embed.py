@@ -33,6 +33,7 @@ def embed(checkpoint: str, out: Path, *options: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_the_same_images_and_captions_get_the_same_embeddings(scenes, checkpoint, tmp_path):
     shards = embed(checkpoint, tmp_path / "a.npz", "--data", str(scenes), "--split", "val", "--batch_size", "5")
     samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
@@ -83,6 +84,7 @@ LINES = "a dog on a sofa\r\na cat\u2028asleep\n\ntwo boats\x0cat sea\na bird\x85
 CAPTIONS = ["a dog on a sofa", "a cat asleep", "two boats at sea", "a bird in a tree", ("long " * 4000).strip()]
 
 
+@pytest.mark.slow
 def test_only_line_feeds_end_a_line_and_a_long_line_costs_its_own_length(checkpoint, tmp_path, monkeypatch):
     raw = LINES.encode() + b"filler\n" * 500
     (tmp_path / "lines.txt").write_bytes(raw)
@@ -137,6 +139,7 @@ def test_files_that_are_not_checkpoints(tmp_path, capsys):
         path.write_bytes(b"nothing")
 
 
+@pytest.mark.slow
 def test_tars_of_images_alone_get_the_embeddings_and_ids_of_tars_with_captions(scenes, checkpoint, tmp_path):
     samples = [s for shard in find_split(scenes, "val").shards for s in read_tar(shard.place)]
     halves = {"00000.tar": samples[:6], "00001.tar": samples[6:]}
@@ -156,6 +159,7 @@ def test_tars_of_images_alone_get_the_embeddings_and_ids_of_tars_with_captions(s
     assert len(alone["image_name"]) == 13
 
 
+@pytest.mark.slow
 def test_what_a_tar_of_images_has_besides_is_named_or_refused(checkpoint, tmp_path, capsys):
     image = io.BytesIO()
     Image.new("RGB", (32, 32)).save(image, "PNG")

@@ -56,6 +56,7 @@ def test_each_text_is_encoded_once_longest_first_and_comes_back_in_order():
     assert [len(text) for text in flat] == sorted(map(len, flat), reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order(checkpoint, tmp_path, workers):
     paths = save_images(tmp_path, 5)
@@ -79,6 +80,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_order
         embedder.images([paths[1], paths[5]])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_embeds_texts_as_its_module_does(checkpoint):
     module = open_checkpoint(checkpoint)
     with torch.no_grad():

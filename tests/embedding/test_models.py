@@ -50,6 +50,7 @@ def embed(out: Path, *options: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_its_run_folder_are_models(plain_checkpoint, words, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -64,6 +65,7 @@ def test_a_checkpoint_and_its_run_folder_are_models(plain_checkpoint, words, tmp
     assert np.array_equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_a_model_of_open_clip_embeds_lines_shards_and_scores(clip, scenes, words, tmp_path):
     module, identity = open_model(clip)
     assert identity.keys() == {"encoder", "weights"}

@@ -64,6 +64,7 @@ def test_nan_embeddings_are_ranked_last():
     assert found.image_to_text.tolist() == [1, 3, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_equal_embeddings_tie_in_every_tile(dtype):
     generator = torch.Generator().manual_seed(0)

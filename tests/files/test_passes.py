@@ -73,6 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["features", "dense"])
 def test_a_pass_killed_at_random_moments_ends_with_the_same_bytes(kind, tmp_path):
     assert work(kind, tmp_path / "whole", 0, 1)

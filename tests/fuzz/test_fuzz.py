@@ -88,6 +88,7 @@ def test_a_bug_is_found_shrunk_and_shown(capsys):
     assert "example=1000" in "".join(failure.value.__notes__)
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_imported_modules(tmp_path, monkeypatch):
     def judged() -> list[str]:
         seen: list[str] = []

@@ -67,6 +67,7 @@ def published(folder: Path) -> tuple[Path, RetrievalModule]:
     return folder / "published.pth", model
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_the_same_model(tmp_path, scenes):
     path, model = published(tmp_path)
     out = tmp_path / "new" / "ours.ckpt"

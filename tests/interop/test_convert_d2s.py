@@ -122,6 +122,7 @@ def embeddings(module: RetrievalModule) -> list[torch.Tensor]:
         return found if teacher is None else [*found, teacher(Tokens(ids, ids != 0))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vision", "knobs", "changes"),
     [
@@ -162,6 +163,7 @@ def test_a_first_stage_checkpoint_becomes_a_plain_backbone(tmp_path):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_converted_model_loads_from_an_itr_checkpoint(tmp_path):
     converted = read_d2s_model(write(module_of(SWIN), tmp_path / "a.pth", "swin", img_res=32))
     checkpoint = {"state_dict": converted.state_dict(), "pytorch-lightning_version": "2.6.0"}

@@ -258,6 +258,7 @@ def test_teachers_are_never_updated():
     assert all(torch.equal(data.extra[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [CUSA(), CUSA(alpha=0.3, beta=0, targets="dot", cross_temperature=SEPARATE), CUSA(0.0, 1.0, uni_loss="kl")],

@@ -58,6 +58,7 @@ def test_copying_a_teacher_does_not_change_the_backbone(backbone):
     torch.testing.assert_close(teacher(tokens), own.eval().encode_text(tokens).pooled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", [{}, {"residual": False, "pooling": "gpo"}, {"cross_attention": True}], ids=str)
 def test_it_trains_saves_and_loads(switch, scenes, tmp_path, caplog):
     first = RetrievalModule(vse(seed=1), InfoNCE())
@@ -125,6 +126,7 @@ def test_a_first_stage_of_another_backbone_is_refused(tmp_path):
         build(stage1=str(path))
 
 
+@pytest.mark.slow
 def test_dense_embeddings_of_another_first_stage_are_refused(scenes, tmp_path):
     paths = []
     for seed in (1, 2):

@@ -137,6 +137,7 @@ def test_it_trains_in_parts_and_chunks(scenes, features, tmp_path, name):
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_it_resumes_to_the_weights_of_an_uninterrupted_run_and_loads(scenes, features, tmp_path, name):
     chosen = options(scenes, features, tmp_path, name)
@@ -198,6 +199,7 @@ def test_a_disabled_method_leaves_the_baseline_bit_equal(scenes, tmp_path):
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [CUSA, D2S])
 def test_adding_it_twice_is_refused(method):
     from itr.backbones import VSE
@@ -207,6 +209,7 @@ def test_adding_it_twice_is_refused(method):
         RetrievalModule(VSE(), InfoNCE(), [method(), method()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

@@ -84,6 +84,7 @@ def run(shards: Path, llava: str, **options) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_captions_depend_neither_on_interruptions_nor_on_processes(shards, llava, tmp_path, monkeypatch, capsys):
     twin, third = tmp_path / "twin", tmp_path / "third"
     shutil.copytree(shards, twin)

@@ -155,6 +155,7 @@ def test_files_of_embeddings_keep_what_they_know_of_equal_images(tmp_path, plain
         assert int(arrays["num_samples"]) == len(arrays["caption_id"]) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [pytest.param(True, marks=SLOW), False])
 def test_the_report_counts_what_it_measures(tmp_path, plain_checkpoint, ids):
     wild = one_sample_per_caption(tmp_path / "wild", **({"image_id": lambda image: image} if ids else {}))

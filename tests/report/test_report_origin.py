@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from html_page import Page
 from itr.cli import main
 from itr.data.shards.schema import Manifest
@@ -24,6 +26,7 @@ def change_about(run: Path, part: str, **values: object) -> None:
     path.write_text(json.dumps(metrics))
 
 
+@pytest.mark.slow
 def test_metrics_have_the_name_of_the_split_that_was_measured(run):
     change_about(run, "data", split="val")
     page = report(run)
@@ -32,6 +35,7 @@ def test_metrics_have_the_name_of_the_split_that_was_measured(run):
     assert "run (measured for this page)" in page.source
 
 
+@pytest.mark.slow
 def test_metrics_of_another_checkpoint_or_other_shards_are_marked(run):
     change_about(run, "model", blake2b="0123456789" * 3 + "01", checkpoint="epoch3.ckpt")
     page = report(run)
@@ -45,6 +49,7 @@ def test_metrics_of_another_checkpoint_or_other_shards_are_marked(run):
     assert "of random weights, of other shards" in report(run).source
 
 
+@pytest.mark.slow
 def test_metrics_of_a_part_of_the_split_are_marked(run):
     change_about(run, "data", images=5, in_split={"images": 17, "captions": 54})
     assert "run (of 5 of the 17 images of the split)" in report(run).source
@@ -60,6 +65,7 @@ def without_test(scenes: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_split_that_does_not_exist_is_refused_with_the_right_advice(run, scenes, tmp_path, capsys):
     shards = without_test(scenes, tmp_path / "shards")
     text = (run / "config.yaml").read_text()
@@ -74,6 +80,7 @@ def test_a_split_that_does_not_exist_is_refused_with_the_right_advice(run, scene
     assert "13" in report(run, "--split", "val").text
 
 
+@pytest.mark.slow
 def test_tars_without_the_split_are_refused(run, scenes, tmp_path, capsys):
     downloaded(tmp_path / "tars" / "train", 1)
     text = (run / "config.yaml").read_text()
@@ -83,6 +90,7 @@ def test_tars_without_the_split_are_refused(run, scenes, tmp_path, capsys):
     assert not (run / "report").exists()
 
 
+@pytest.mark.slow
 def test_the_page_counts_what_was_measured(run):
     page = report(run)
     assert next(row for row in page.rows if row[0] == "measured")[1].startswith("17 images, ")

@@ -43,6 +43,7 @@ def sections(page: Page) -> list[str | None]:
     return [attributes.get("id") for attributes in page.all("section")]
 
 
+@pytest.mark.slow
 def test_the_page_of_one_run_is_complete(run):
     page = report(run)
     assert sections(page) == ["run", "recall", "ranks", "views", "capacity", "training", "gallery"]
@@ -97,6 +98,7 @@ def test_runs_side_by_side(run, tmp_path):
     assert (other / "report" / "embeddings-test.npz").is_file()
 
 
+@pytest.mark.slow
 def test_embeddings_are_computed_once(run, monkeypatch):
     embed, calls = itr.embedding.shards.embed_shards, []
 
@@ -114,6 +116,7 @@ def test_embeddings_are_computed_once(run, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_precomputed_embeddings_give_the_same_page(run, scenes, tmp_path):
     file = tmp_path / "embeddings.npz"
     checkpoint = run / "checkpoints" / "best.ckpt"
@@ -194,6 +197,7 @@ def test_a_page_names_missing_files(shown_run, scenes, names, message):
     assert message in report(shown_run, "--data", scenes).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "checkpoints/best.ckpt", "report/embeddings-test.npz"])
 def test_a_page_survives_damaged_files(shown_run, scenes, name):
     damage(shown_run, name)
@@ -203,6 +207,7 @@ def test_a_page_survives_damaged_files(shown_run, scenes, name):
     assert reported == (not name.startswith("report"))
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_reported(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "half.npz", image=np.ones((2, 3)))

@@ -211,6 +211,7 @@ def test_run_names_are_distinct():
         run_names([Path("/a"), Path("/a/../a")])
 
 
+@pytest.mark.slow
 def test_published_results_agree_with_the_comments_in_the_configs():
     number = r"([\d.]+)"
     three = rf"{number} / {number} / {number}"
@@ -228,6 +229,7 @@ def test_published_results_agree_with_the_comments_in_the_configs():
     assert num_compared == 22
 
 
+@pytest.mark.slow
 def test_a_run_records_its_config_and_curves(trained_run):
     run = read_run(trained_run, "it")
     assert run.config_name == made_with(str(trained_run / "config.yaml")).removesuffix(".yaml") == "demo"
@@ -236,6 +238,7 @@ def test_a_run_records_its_config_and_curves(trained_run):
     assert run.checkpoint == trained_run / "checkpoints" / "best.ckpt"
 
 
+@pytest.mark.slow
 def test_a_run_made_with_the_config_of_another_run_keeps_the_config_name(trained_run, tmp_path):
     options = ["--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}"]
     assert main(["fit", "--config", str(trained_run / "config.yaml"), *options]) == 0

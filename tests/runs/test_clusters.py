@@ -240,6 +240,7 @@ def test_settings_that_differ_from_the_number_of_started_processes_are_refused(s
 SPLIT = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepspeed_stage_2", "xla", "FSDPStrategy")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp_spawn", *SPLIT])
 def test_untested_strategies_are_refused_before_anything_starts(scenes, tmp_path, capsys, strategy):
     where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.devices=2"]
@@ -275,6 +276,7 @@ class ParseOnly(TrainingCLI):
         raise Parsed(self.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir()))
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_the_example_scripts_are_valid(name):
@@ -300,6 +302,7 @@ def test_the_example_scripts_are_valid(name):
     assert int(trainer.devices) == int(per_node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accelerator", "devices"), [("gpu", 8), ("cpu", 0)])
 def test_missing_devices_are_named(scenes, tmp_path, capsys, accelerator, devices):
     if torch.cuda.is_available():

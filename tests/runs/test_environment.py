@@ -25,6 +25,7 @@ SMALL = [*TINY_VSE, "--data.batch_size=8", "--data.num_workers=0", "--trainer.ma
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
+@pytest.mark.slow
 def test_a_folder_below_a_file_is_refused_before_training(scenes, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"
@@ -157,6 +158,7 @@ def test_spaces_links_locale_time_zone_and_windows_lines(tmp_path, locale, name)
     assert "B\u00e4r" in (tmp_path / "my runs" / "a b" / "report" / "index.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_does_not_stop_the_command(tmp_path):
     save_image(tmp_path / "ok.jpg", 1)
     rows = [{"image": name, "captions": ["x"], "split": "train"} for name in ("b\u00e4r.jpg", "ok.jpg")]

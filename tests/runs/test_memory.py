@@ -10,27 +10,22 @@ from pathlib import Path
 
 import pytest
 
+import training_runs
 from itr.errors import UserError
 from itr.runs.memory import memory_errors
 from launching import ENOUGH
 from tiny import TINY_VSE
 from training_runs import children, options, start, wait_for_text
 
-# What the program needs to start is known only once it has; the limit is that and so many MiB.
-LIMITED = """
-import re, resource, sys
-import itr.early
-import itr.runs.command
-from itr.cli import main
-has = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, [has + (int(sys.argv[1]) << 20)] * 2)
-sys.exit(main(sys.argv[2:]))
-"""
 
-
-def run(mebibytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LIMITED, str(mebibytes), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH)
+def run(arguments: list[str], prefix: str = "") -> tuple[int, str]:
+    """The exit status of `itr` and what it said, after a command of the shell such as `ulimit`."""
+    command = ["bash", "-c", f'{prefix} exec "$0" "$@"', sys.executable, "-m", "itr", *arguments]
+    path = os.pathsep.join([str(Path(training_runs.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=ENOUGH, env=os.environ | {"PYTHONPATH": path}
+    )
+    return done.returncode, done.stderr
 
 
 def training(folder: Path, shards: Path) -> list[str]:
@@ -43,29 +38,31 @@ def training(folder: Path, shards: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_running_out_of_memory_in_a_step_names_remedies_and_harms_no_checkpoint(scenes, tmp_path):
-    done = run(4096, *training(tmp_path, scenes), "--trainer.max_epochs=1")
-    assert done.returncode == 0, done.stderr
+    status, said = run([*training(tmp_path, scenes), "--trainer.max_epochs=1"])
+    assert status == 0, said
     last = tmp_path / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    done = run(100, *training(tmp_path, scenes), "--trainer.max_epochs=2", "--ckpt_path=last")
-    assert done.returncode == 1, done.stderr
-    assert "itr: error: out of memory" in done.stderr
+    limited = ["--trainer.callbacks+=training_runs.LimitsMemory", "--trainer.callbacks.mebibytes=32"]
+    more = [*training(tmp_path, scenes), "--trainer.max_epochs=2", "--ckpt_path=last"]
+    status, said = run([*more, *limited])
+    assert status == 1, said
+    assert "itr: error: out of memory" in said
     for lever in ("--data.batch_size", "gradient_checkpointing", "gradient_cache", "--trainer.precision"):
-        assert lever in done.stderr
-    assert "Traceback" not in done.stderr
+        assert lever in said
+    assert "Traceback" not in said
     assert [file.name for file in last.parent.iterdir()] == ["last.ckpt"]
     assert last.read_bytes() == before
-    done = run(4096, *training(tmp_path, scenes), "--trainer.max_epochs=2", "--ckpt_path=last")
-    assert done.returncode == 0, done.stderr
+    status, said = run(more)
+    assert status == 0, said
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_model_that_does_not_fit_into_memory_is_reported(scenes, tmp_path):
-    done = run(1024, *training(tmp_path, scenes), "--model.backbone.dim=100000000")
-    assert done.returncode == 1
-    assert "out of memory" in done.stderr
-    assert "you tried to allocate 12800000000 bytes" in done.stderr
+    status, said = run([*training(tmp_path, scenes), "--model.backbone.dim=100000000"], "ulimit -v 12000000;")
+    assert status == 1
+    assert "out of memory" in said
+    assert "you tried to allocate 12800000000 bytes" in said
 
 
 @pytest.mark.parametrize(
@@ -101,11 +98,10 @@ def test_other_errors_are_not_reworded(error):
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
 @pytest.mark.parametrize("files", [20, 32, 40])
 def test_too_few_file_handles_are_reported_and_no_batch_is_lost_without_a_word(scenes, tmp_path, files):
-    limited = ["bash", "-c", f'ulimit -n {files}; exec "$0" "$@"', sys.executable, "-m", "itr"]
-    command = [*limited, *options(scenes, tmp_path, "--data.num_workers=2", "--trainer.max_epochs=1")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH)
-    assert done.returncode == 1
-    assert "ulimit -n 4096" in next(line for line in done.stderr.splitlines() if line.startswith("itr: error"))
+    arguments = options(scenes, tmp_path, "--data.num_workers=2", "--trainer.max_epochs=1")
+    status, said = run(arguments, f"ulimit -n {files};")
+    assert status == 1
+    assert "ulimit -n 4096" in next(line for line in said.splitlines() if line.startswith("itr: error"))
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
     return ["--trainer.callbacks+=training_runs.SignalAt", *here, f"--trainer.callbacks.signum={int(signum)}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [p if p in OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
 def test_a_stopped_run_resumes_to_the_same_end(scenes, tmp_path, capsys, place):
     """Weights, optimizer, schedule, averages, random states, position and best score, to the bit."""
@@ -59,6 +60,7 @@ def test_a_stopped_run_resumes_to_the_same_end(scenes, tmp_path, capsys, place):
         assert not differences(final(whole), final(stopped))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
 def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     handlers = {known: signal.getsignal(known) for known in SIGNALS}
@@ -234,6 +236,7 @@ def test_a_run_whose_output_does_not_fit_on_the_disk_continues(scenes, tmp_path)
     assert checkpoint(tmp_path)["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_intact_one(scenes, tmp_path, caplog, capsys):
     more = ["--data.num_workers=0", "--trainer.logger=false"]
     assert main(options(scenes, tmp_path, *more, "--trainer.max_epochs=1")) == 0

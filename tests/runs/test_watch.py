@@ -77,6 +77,7 @@ def logged(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_the_run_and_names_the_step(scenes, tmp_path, capsys):
     assert main(command(tmp_path, scenes, *AT_ONCE, "--data.val_split=null")) == 1
     said = capsys.readouterr().err
@@ -89,6 +90,7 @@ def test_a_nan_loss_stops_the_run_and_names_the_step(scenes, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_last_good_checkpoint_is_named_and_stays(scenes, tmp_path, capsys):
     assert main(command(tmp_path, scenes, *IN_EPOCH_TWO, LOST)) == 1
     last = tmp_path / "checkpoints" / "last.ckpt"

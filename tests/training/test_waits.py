@@ -78,6 +78,7 @@ ALL = [(clip, Sigmoid, 3)]  # with gradient caching
 REST = [(b, o, c) for b in (vse, clip) for o in OBJECTIVES for c in (0, 3) if (b, o, c) not in ALL]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*across ranks is zero")  # Lightning's check of the loader's length
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def test_timm_teachers_are_checked(tmp_path: Path) -> None:
         load_teacher("image", name)
 
 
+@pytest.mark.slow
 def test_towers_of_timm_have_its_preprocessing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = timm_folder(tmp_path / "timm")
     file = folder / "config.json"

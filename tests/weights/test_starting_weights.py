@@ -104,6 +104,7 @@ def test_the_teacher_of_d2s_is_a_copy_of_the_weights_that_the_run_starts_from(tm
     assert same(first.backbone.text_tower, second.methods["d2s"].teacher.encoder.text_tower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -178,6 +179,7 @@ def test_places_without_an_intact_checkpoint_are_refused(tmp_path: Path, kind: s
         make(1, weights=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
     [read_weights, read_checkpoint, lambda path: open_checkpoint(str(path)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -121,6 +122,7 @@ def test_a_resumed_epoch_continues_with_the_next_batch(scenes, backbone, workers
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
+@pytest.mark.slow
 def test_shards_behind_a_url_give_the_same_batches(scenes, backbone):
     here = list(make_loader(scenes, "train", backbone, True, workers=2))
     with Web(scenes, fail_every=7) as web:
@@ -205,6 +207,7 @@ def test_a_bad_training_image_is_reported_counted_and_replaced(damaged, backbone
 def test_too_many_bad_training_images_stop_the_run(damaged, backbone, workers):
     with pytest.raises(UserError, match=r"4 bad images, more than data.max_skipped = 3"):
         list(make_loader(damaged, "train", backbone, True, max_skipped=3, workers=workers))
+    assert not multiprocessing.active_children()
 
 
 def test_evaluation_refuses_a_bad_image_by_name(damaged, backbone):

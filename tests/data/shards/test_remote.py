@@ -215,6 +215,7 @@ def test_each_version_has_its_own_copy(tmp_path):
         assert len(samples(web.url, "00000.tar", copies)) == 4 != len(first)
 
 
+@pytest.mark.slow
 def test_processes_on_one_machine_share_copies_and_counts(large, tmp_path):
     program = (
         "import sys; from itr.data.shards.locations import find_split; from itr.data.shards.tars import read_tar\n"

@@ -351,6 +351,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
+@pytest.mark.slow
 def test_the_real_flickr30k_files(shared):
     folder, sample = shared / "data" / "captions" / "f30k", shared / "data" / "flickr30k-sample"
     data = Flickr30K(str(folder), image_root=str(sample)).read()

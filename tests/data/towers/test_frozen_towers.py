@@ -181,6 +181,7 @@ def change_the_data(backbone: VSE, shards: Path) -> None:
     prepare_scenes(str(shards), train=44, val=13, test=17, captions=(2, 4), image_size=32, shard_size=9, seed=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name"),
     [(change_the_tower, "tower"), (change_the_pixels, "preprocessing"), (change_the_data, "data set")],
@@ -220,6 +221,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, side: str, after: int, shards: Pa
             keep_outputs(ALL, job(shards, small()))
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_is_continued_to_the_same_bytes(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("itr.data.towers.encoding.CHUNK", 8)
     whole = shutil.copytree(shards, tmp_path / "whole")

@@ -24,7 +24,7 @@ from itr.data.loading.shared_epoch import SharedEpoch
 from itr.data.loading.workers import hold_signals, ignore_signals
 from itr.data.shards.schema import Sample, is_whole, stable_id
 from itr.errors import UserError
-from itr.private_api.torch import StartsWorkersWithin
+from itr.private_api.torch import StartsWorkersWithin, end_workers
 from itr.types import Batch
 
 
@@ -161,16 +161,8 @@ class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         stream: Any = self.dataset
         stream.begin(*self.position())
-        batches = super().__iter__()
         left = max(0, len(stream) - stream.done)
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - begin
-            if batch is None:
-                break
-            if isinstance(batch, UserError):
-                raise batch
+        for batch in self._timed(super().__iter__()):
             if self.truncation:
                 self.truncation.count(batch)
             left -= 1
@@ -183,6 +175,23 @@ class ShardLoader(StartsWorkersWithin, DataLoader[Batch]):
             )
         if self.truncation:
             self.truncation.report()
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        """The batches; waiting for them is timed, and an error of a worker is raised once all workers have ended."""
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except Exception:
+            end_workers(batches)
+            raise
+
+    def _next(self, batches: Iterator[Any]) -> Batch | UserError | None:
+        begin = time.perf_counter()
+        batch = next(batches, None)
+        self.waited += time.perf_counter() - begin
+        return batch
 
     def starting_workers(self) -> AbstractContextManager[None]:
         """Block signals: a worker must not inherit the handlers of this process."""
