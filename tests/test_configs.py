@@ -17,7 +17,9 @@ from tiny import TINY_CLIP, TINY_DUAL, TINY_VSE
 
 FOLDER = config_folder()
 # These differ from others only in the size of a tower or the name of a data set: built with the slow tests.
-TWINS = re.compile(r"_l14|_[cu]sa|_best|_stage1|ele_fashion|384|swin224|mag_(toys|grocery|reddit)|^(data/)?f30k_|backbone/dual_(?!siglip2)")
+TWINS = re.compile(
+    r"_l14|_[cu]sa|_best|_stage1|384|swin224|ele_fashion|mag_(toys|grocery|reddit)|^(data/)?f30k_|backbone/dual_(?!siglip2)"
+)
 
 
 OFTEN = ("data/coco.yaml", "backbone/clip_vit_b32.yaml")  # parts built in every test run
