@@ -39,13 +39,15 @@ def rows(pattern: str) -> list[Any]:
 
 # Only the model names are replaced, because they need downloads; all other arguments are those of the config.
 NAMES = {"VSE": ("vision", "text"), "CLIP": ("model", "pretrained"), "Dual": ("model",)}
-STAND_INS = {"VSE": TINY_VSE[1:3], "CLIP": TINY_CLIP[1:], "Dual": TINY_DUAL[1:]}
+DEEP_VSE = [option.replace("num_hidden_layers: 1", "num_hidden_layers: 2") for option in TINY_VSE[1:3]]
+STAND_INS = {"VSE": DEEP_VSE, "CLIP": TINY_CLIP[1:], "Dual": TINY_DUAL[1:]}
 
 
 class StandIns(TrainingCLI):
-    """Parses everything, and builds without downloads or a first stage."""
+    """Parses everything, and builds without downloads, a first stage or the weights of an earlier run."""
 
     def before_instantiate_classes(self) -> None:
+        self.config.model.weights = None
         backbone = self.config.model.backbone
         kind = backbone.class_path.rpartition(".")[2]
         if any(backbone.init_args.get(name) for name in NAMES[kind]):

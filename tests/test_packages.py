@@ -34,7 +34,7 @@ def requirements() -> list[Requirement]:
     """The requirements of the project and of its user-facing extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    further = [line for extra in ("images", "offline", "parquet", "teachers") for line in extras[extra]]
+    further = [line for extra in ("images", "lora", "offline", "parquet", "teachers") for line in extras[extra]]
     return [Requirement(line) for line in (*project["dependencies"], *further)]
 
 

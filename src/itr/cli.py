@@ -32,7 +32,10 @@ VERBS = {
     "evaluate": ("itr.protocols.command", "measure a checkpoint or a named encoder by a published protocol"),
     "embed": ("itr.embedding.command", "embed shards, a folder of images or lines of text by a model"),
     "report": ("itr.report.make", "show a run, or several side by side, on one page that opens without a network"),
-    "convert": ("itr.interop.convert", "turn a checkpoint of CUSA's or D2S-VSE's authors into one of ours"),
+    "convert": (
+        "itr.interop.convert",
+        "turn a checkpoint of the authors, or one with adapters, into a plain one of ours",
+    ),
 }
 
 STDOUT = 1

@@ -20,6 +20,7 @@ from itr.backbones.towers.clip_features import (
     vision_parts,
 )
 from itr.backbones.towers.configs import suggest_name
+from itr.backbones.towers.training import adapt
 from itr.component import plain
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -44,6 +45,9 @@ class CLIP(Backbone):
         tokenizer_json: instead of `tokenizer`, its serialized form, as stored in a checkpoint.
         freeze: parameters to freeze, as prefixes of their names in open_clip: `visual`, `visual.conv1`,
             `transformer.resblocks.0` ...; `text` means the whole text tower.
+        vision_lora: rank of low-rank adapters (LoRA) that are trained instead of the vision tower; needs
+            `pip install itr[lora]`.
+        text_lora: like `vision_lora`, for the text tower.
         gradient_checkpointing: trade computation for memory in the towers.
         image_size: side length of the images, if it should differ from the model's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default those of the weights, else OpenAI's.
@@ -66,6 +70,8 @@ class CLIP(Backbone):
         tokenizer: str | None = None,
         tokenizer_json: str | None = None,
         freeze: list[str] | None = None,
+        vision_lora: int | None = None,
+        text_lora: int | None = None,
         gradient_checkpointing: bool = False,
         image_size: int | None = None,
         image_mean: tuple[float, float, float] | None = None,
@@ -98,6 +104,8 @@ class CLIP(Backbone):
 
         freeze_unused(self.model, self._probe)
         self.frozen = self._freeze(freeze or [])
+        adapt(self.model, vision_lora, "vision_lora", _is_vision)
+        adapt(self.model, text_lora, "text_lora", lambda name: not _is_vision(name))
         if gradient_checkpointing:
             self._checkpoint()
 
@@ -214,6 +222,10 @@ def _image_spec(preprocess: dict[str, Any], visual: Any) -> ImageSpec:
         "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
         resize,
     )
+
+
+def _is_vision(name: str) -> bool:
+    return _below(name, "visual")
 
 
 def _below(name: str, prefix: str) -> bool:

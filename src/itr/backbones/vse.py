@@ -11,19 +11,10 @@ from torch import Tensor, nn
 from itr.backbones.augment import drop_visual_tokens, mask_words
 from itr.backbones.base import Backbone, Side
 from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
-from itr.backbones.towers import (
-    allow_only_one,
-    caption_limit,
-    check_fractions,
-    make_tower,
-)
-from itr.backbones.towers.building import (
-    SMALL_VISION,
-    config_of,
-    describe_tower,
-    token_features,
-)
+from itr.backbones.towers import allow_only_one, caption_limit, check_fractions, make_tower
+from itr.backbones.towers.building import SMALL_VISION, config_of, describe_tower, token_features
 from itr.backbones.towers.siglip_text import as_siglip, reads_padding
+from itr.backbones.towers.training import adapt, freeze
 from itr.backbones.vse_parts import (
     PooledFirst,
     VSEPooling,
@@ -72,8 +63,12 @@ class VSE(Backbone):
         word_dropout: dropout rate of the text tower's output in training.
         text_mlp: add a two-layer MLP over the words to their projection.
         text_norm: apply layer normalization to the pooled text.
-        freeze_vision: freeze the vision tower.
-        freeze_text: freeze the text tower.
+        freeze_vision: freeze the vision tower: true, or the number of its last blocks that are trained nevertheless;
+            its dropout and its batch statistics stay off in either case.
+        freeze_text: freeze the text tower, like `freeze_vision`.
+        vision_lora: rank of low-rank adapters (LoRA) that are trained instead of the vision tower; needs
+            `pip install itr[lora]`.
+        text_lora: like `vision_lora`, for the text tower.
         cache: run frozen towers only once, keep their outputs in files, and train on these: true, false, or `float32`
             to keep all digits instead of half precision. By default, if both are frozen and neither `word_mask` nor
             `data.augmentation` changes their input.
@@ -106,8 +101,10 @@ class VSE(Backbone):
         word_dropout: float = 0.0,
         text_mlp: bool = False,
         text_norm: bool = False,
-        freeze_vision: bool = False,
-        freeze_text: bool = False,
+        freeze_vision: bool | int = False,
+        freeze_text: bool | int = False,
+        vision_lora: int | None = None,
+        text_lora: int | None = None,
         cache: bool | Literal["float32"] | None = None,
         gradient_checkpointing: bool = False,
         max_words: int | None = None,
@@ -138,9 +135,14 @@ class VSE(Backbone):
 
         pixels = torch.zeros(1, 3, self.image_spec.size, self.image_spec.size)
         seen: dict[str, Any] = vision_inputs(self.vision_tower, pixels)
-        vision_width = set_up(self.vision_tower, seen, image_pooling, freeze_vision, gradient_checkpointing)
+        vision_width = set_up(
+            self.vision_tower, seen, image_pooling, gradient_checkpointing and freeze_vision is not True
+        )
+        freeze(self.vision_tower, freeze_vision, "freeze_vision")
         seen = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
-        text_width = set_up(self.text_tower, seen, text_pooling, freeze_text, gradient_checkpointing)
+        checkpointing = gradient_checkpointing and freeze_text is not True
+        text_width = set_up(self.text_tower, seen, text_pooling, checkpointing)
+        freeze(self.text_tower, freeze_text, "freeze_text")
         self.image_projection = make_projection(vision_width, dim, head_width, head_dropout)
         self.text_projection = make_projection(text_width, dim, head_width, head_dropout)
         self.text_mlp = WordMLP(text_width, dim) if text_mlp else None
@@ -150,6 +152,8 @@ class VSE(Backbone):
         self.keeps_words = not isinstance(self.text_pool, PooledFirst)
         if text_mlp and not self.keeps_words:
             raise UserError(f"text_mlp needs words, and text_pooling={text_pooling} keeps none; choose another pooling")
+        adapt(self.vision_tower, vision_lora, "vision_lora")
+        adapt(self.text_tower, text_lora, "text_lora")
 
     def encode_image(self, image: Tensor) -> Encoded:
         """Embed pixels [I, 3, H, W], uint8."""
@@ -205,8 +209,8 @@ class VSE(Backbone):
 
     def frozen_sides(self) -> tuple[Side, ...]:
         """The sides whose tower is frozen; masked words would change what the text tower returns."""
-        sides: list[Side] = ["image"] if self.freeze_vision else []
-        return (*sides, "text") if self.freeze_text and not self.word_mask else (*sides,)
+        sides: list[Side] = ["image"] if self.freeze_vision is True else []
+        return (*sides, "text") if self.freeze_text is True and not self.word_mask else (*sides,)
 
     def tower_weights(self, side: Side) -> dict[str, Tensor]:
         """The weights of a tower."""

@@ -54,12 +54,10 @@ def vision_inputs(tower: nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {"pixel_values": pixels, **interpolation(tower, pixels.shape[-1])}
 
 
-def set_up(tower: nn.Module, inputs: dict[str, Any], pooling: VSEPooling, frozen: bool, checkpointing: bool) -> int:
-    """Freeze a tower, or what of it is not used, for example inputs; returns the width of its outputs."""
+def set_up(tower: nn.Module, inputs: dict[str, Any], pooling: VSEPooling, checkpointing: bool) -> int:
+    """Freeze what of a tower is not used for example inputs; returns the width of its outputs."""
     width = prepare_tower(tower, inputs, pooling == "own")
-    if frozen:
-        tower.requires_grad_(False).eval()
-    elif checkpointing:
+    if checkpointing:
         enable_checkpointing(tower)
     return width
 

@@ -48,9 +48,9 @@ FUNCTION_VERBS = {
         },
     ),
     "convert": FunctionVerb(
-        {"cusa": ("interop/convert.py", "convert_cusa"), "d2s": ("interop/convert.py", "convert_d2s")},
-        what="method",
-        description="Convert a published checkpoint into an itr checkpoint.",
+        {name: ("interop/convert.py", f"convert_{name}") for name in ("cusa", "d2s", "lora")},
+        what="kind",
+        description="Convert a published checkpoint, or one with low-rank adapters, into an itr checkpoint.",
         positional="file",
     ),
     "evaluate": FunctionVerb(

@@ -1,4 +1,4 @@
-"""`itr convert METHOD FILE --out OUT.ckpt`: convert a published checkpoint into an itr checkpoint."""
+"""`itr convert KIND FILE --out OUT.ckpt`: convert a published checkpoint, or one with adapters, into one of ours."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from itr.backbones.towers.training import merge_adapters
+from itr.checkpoints import open_checkpoint
 from itr.commands.inputs import check_overwrite
 from itr.commands.verbs import parse
+from itr.errors import UserError
 from itr.files.writing import file_to_write, whole_file
 from itr.module import RetrievalModule
 
@@ -49,7 +52,23 @@ def convert_d2s(file: str, out: str, tokenizer: str = "bert-base-uncased", overw
     save_converted(d2s.read_d2s_model(Path(file), tokenizer=tokenizer), target)
 
 
-CONVERTERS: dict[str, Callable[..., None]] = {"cusa": convert_cusa, "d2s": convert_d2s}
+def convert_lora(file: str, out: str, overwrite: bool = False) -> None:
+    """Fold the low-rank adapters of an itr checkpoint into the weights of its towers, so that peft is not needed.
+
+    Args:
+        file: a checkpoint of a run with `vision_lora` or `text_lora`.
+        out: the checkpoint to write, OUT.ckpt.
+        overwrite: replace an existing file.
+    """
+    target = _target(out, overwrite)
+    module = open_checkpoint(file)
+    if not merge_adapters(module.backbone):
+        raise UserError(f"{file} has no low-rank adapters to merge; use it as it is")
+    module.backbone.init_args |= dict.fromkeys(("vision_lora", "text_lora"))
+    save_converted(module, target)
+
+
+CONVERTERS: dict[str, Callable[..., None]] = {"cusa": convert_cusa, "d2s": convert_d2s, "lora": convert_lora}
 
 
 def save_converted(module: RetrievalModule, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from itr.backbones.base import Backbone
+from itr.backbones.towers.training import named_for_adapters
 from itr.commands.inputs import starting_checkpoint
 from itr.commands.launchers import is_first_process
 from itr.component import plain
@@ -23,7 +24,7 @@ from itr.weights.reading import read_checkpoint, state_in
 log = logging.getLogger(__name__)
 
 PARTS = ("backbone.", "objective.", "methods.")  # of a model
-_FREE = ("drop", "init", "freeze", "frozen", "checkpointing", "pretrained")  # parts of settings' names
+_FREE = ("drop", "init", "lora", "cache", "freeze", "frozen", "checkpointing", "pretrained")  # parts of settings' names
 HINT = "Use the model settings of its run: --config RUN/config.yaml"
 
 
@@ -78,7 +79,8 @@ class StartingWeights:
         Raises:
             UserError: they do not fit, or belong to an architecture or vocabulary that differs.
         """
-        fill(backbone, self._part("backbone."), self.source, "the backbone", hint=HINT)
+        weights = named_for_adapters(self._part("backbone."), backbone)
+        fill(backbone, weights, self.source, "the backbone", hint=HINT)
         with refusing(f"{self.source} is not an itr checkpoint"):
             self._compare_settings(backbone)
         backbone.untrained = ()

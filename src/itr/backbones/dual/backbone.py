@@ -17,6 +17,7 @@ from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_un
 from itr.backbones.towers.building import config_of, interpolation, native_image_size
 from itr.backbones.towers.configs import describe_config
 from itr.backbones.towers.image_specs import spec_of_processor
+from itr.backbones.towers.training import adapt
 from itr.errors import UserError, quoted
 from itr.types import Encoded, Tokens
 
@@ -46,6 +47,9 @@ class Dual(Backbone):
             the model's tokenizer does.
         freeze_vision: freeze the vision tower and its projection.
         freeze_text: freeze the text tower and its projection.
+        vision_lora: rank of low-rank adapters (LoRA) that are trained instead of the vision tower and its projection;
+            needs `pip install itr[lora]`.
+        text_lora: like `vision_lora`, for the text tower.
         gradient_checkpointing: trade computation for memory in the towers.
         max_words: longest caption in tokens; by default as in pre-training.
     """
@@ -67,6 +71,8 @@ class Dual(Backbone):
         clean: Clean | None = None,
         freeze_vision: bool = False,
         freeze_text: bool = False,
+        vision_lora: int | None = None,
+        text_lora: int | None = None,
         gradient_checkpointing: bool = False,
         max_words: int | None = None,
     ) -> None:
@@ -86,6 +92,8 @@ class Dual(Backbone):
         self.tokenizer = caption_tokenizer(tokenizer or model, tokenizer_json, self.family, text_config, clean)
         self.tokenizer.limit(dual_caption_limit(self.text_tower, self.tokenizer, self.family, max_words))
         self.dim = self._freeze()
+        adapt(self.model, vision_lora, "vision_lora", is_vision)
+        adapt(self.model, text_lora, "text_lora", lambda name: not is_vision(name))
         if gradient_checkpointing:
             self._checkpoint()
 
