@@ -28,7 +28,7 @@ def noticed_by(fault: Fault, project: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     path.write_text(text, encoding="utf-8")
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     if done.returncode and not failed:
         raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
     return failed[0].split(" - ")[0] if failed else ""

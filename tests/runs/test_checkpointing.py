@@ -39,7 +39,6 @@ class Scored(RetrievalModule):
         self.log_dict(self.metrics)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "best", "step"), [((100.0, math.nan, 50.0), 100.0, 5), ((math.nan, 7.0, 9.0), 9.0, 15)]
 )
@@ -67,7 +66,6 @@ class NoRoomForBest(pl.Callback):
             part.rmdir()
 
 
-@pytest.mark.slow
 def test_a_best_checkpoint_that_could_not_be_written_does_not_stand_in_the_way_of_the_next(scenes, tmp_path):
     assert fit_scored(scenes, tmp_path, (50.0, 100.0, 60.0), NoRoomForBest()).best_score == 60.0
     assert checkpoint(tmp_path, "best")["global_step"] == 15
@@ -142,7 +140,6 @@ def test_a_run_that_reached_max_time_resumes_within_the_epoch(scenes, tmp_path):
     assert not differences(*(checkpoint(tmp_path / name)["state_dict"] for name in ("whole", "parts")))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "fails", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["after a validation", "where the run ends early"]
 )

@@ -35,7 +35,6 @@ PLACES = {
     "without validation": ("on_train_epoch_end", 5, ["--data.val_split=null"]),
     "by a number of steps": ("on_train_batch_end", 6, ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]),
 }  # fmt: skip
-OFTEN = ("within an epoch", "with averaged weights")
 
 
 def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
@@ -43,8 +42,9 @@ def stop_at(hook: str, step: int, signum: int = signal.SIGTERM) -> list[str]:
     return ["--trainer.callbacks+=training_runs.SignalAt", *here, f"--trainer.callbacks.signum={int(signum)}"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", [p if p in OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
+@pytest.mark.parametrize(
+    "place", [p if p == "with averaged weights" else pytest.param(p, marks=pytest.mark.slow) for p in PLACES]
+)
 def test_a_stopped_run_resumes_to_the_same_end(scenes, tmp_path, capsys, place):
     """Weights, optimizer, schedule, averages, random states, position and best score, to the bit."""
     hook, step, more = PLACES[place]
@@ -60,7 +60,6 @@ def test_a_stopped_run_resumes_to_the_same_end(scenes, tmp_path, capsys, place):
         assert not differences(final(whole), final(stopped))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in OTHERS)])
 def test_signals_give_their_exit_status(scenes, tmp_path, capsys, signum):
     handlers = {known: signal.getsignal(known) for known in SIGNALS}
