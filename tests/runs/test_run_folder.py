@@ -86,16 +86,20 @@ def test_a_run_without_its_best_checkpoint_is_not_measured(tmp_path, trace):
         find_checkpoint(settings, "test")
 
 
-def test_the_config_of_a_run_has_no_options_of_one_command(tmp_path):
+@pytest.mark.parametrize("resumed", [True, False])
+def test_the_config_of_a_run_has_no_options_of_one_command(tmp_path, resumed):
     parser = ArgumentParser()
-    for option in ("--ckpt_path", "--weights_only", "--seed"):
+    for option in ("--ckpt_path", "--weights_only", "--seed", "--trainer.max_time"):
         parser.add_argument(option)
     parser.add_argument("--overwrite", type=bool, default=False)
-    given = ["--ckpt_path=a.ckpt", "--overwrite=true", "--weights_only=true", "--seed=3"]
+    given = ["--overwrite=true", "--weights_only=true", "--seed=3", "--trainer.max_time=00:02:00:00"]
+    given += ["--ckpt_path=a.ckpt"] if resumed else []
     trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False)
     SaveConfig(parser, parser.parse_args(given)).setup(trainer, pl.LightningModule(), "fit")
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert saved == {"ckpt_path": None, "weights_only": None, "overwrite": False, "seed": "3"}
+    limit = None if resumed else "00:02:00:00"  # that of a resumed run may be for the rest of a job
+    lasting = {"seed": "3", "trainer": {"max_time": limit}}
+    assert saved == {"ckpt_path": None, "weights_only": None, "overwrite": False, **lasting}
 
 
 @pytest.mark.slow

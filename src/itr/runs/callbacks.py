@@ -70,7 +70,8 @@ class SaveConfig(SaveConfigCallback):
     def _lasting(self) -> Any:
         """The config without options of this one command: the next command with the file must not repeat them."""
         config = self.config.clone()
-        for option, unset in (("ckpt_path", None), ("weights_only", None), ("overwrite", False)):
+        resumes = [("trainer.max_time", None)] if config.get("ckpt_path") else []  # how long this command may take
+        for option, unset in (("ckpt_path", None), ("weights_only", None), ("overwrite", False), *resumes):
             if option in config:
                 config[option] = unset
         return without_enums(config)
