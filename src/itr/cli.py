@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
+from itr.commands.process import set_up_cpu
 from itr.errors import UserError, WrongOptionError, bounded
 from itr.runs.memory import memory_errors
 
@@ -78,9 +79,7 @@ def _main(arguments: list[str]) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"itr: error: the verb {verb!r} does not exist{hint}\n\n{usage()}", file=sys.stderr)
         return 2
-    # Idle threads that spin take the cores from data workers and from other programs: with two training programs on two
-    # cores a step took ten times as long. This must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_cpu()
     _show_our_messages()
     try:
         with memory_errors(verb):

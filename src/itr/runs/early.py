@@ -18,10 +18,10 @@ from itr.commands.inputs import (
     check_stage1,
     starting_checkpoint,
 )
-from itr.commands.launchers import is_first_process, started_again
 from itr.commands.near_matches import near_options
 from itr.commands.order import Option, options_in
 from itr.commands.parsing import FriendlyParser, with_hint
+from itr.commands.process import is_first_process, started_again
 from itr.commands.signatures import PACKAGE, parameters, trainer_parameters, trainer_source, typed_outline
 from itr.data.shards.locations import find_split, normalize_root
 from itr.data.shards.patterns import names_tars

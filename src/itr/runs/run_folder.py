@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from itr.commands.inputs import checkpoint_names
-from itr.commands.launchers import started_again
+from itr.commands.process import started_again
 from itr.errors import UserError
 from itr.files.locks import BusyError, locked
 from itr.files.writing import check_writable

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from itr.backbones.base import Backbone
 from itr.backbones.towers.training import named_for_adapters
 from itr.commands.inputs import starting_checkpoint
-from itr.commands.launchers import is_first_process
+from itr.commands.process import is_first_process
 from itr.component import plain
 from itr.errors import UserError, refusing
 from itr.methods.base import Method

@@ -13,7 +13,7 @@ from open_clip import convert
 from open_clip import model as clip_model
 from torch import Tensor
 
-from itr.commands.launchers import is_first_process
+from itr.commands.process import is_first_process
 from itr.errors import UserError, quoted
 from itr.weights.matching import fill, without_wrappers
 from itr.weights.pretrained import announce

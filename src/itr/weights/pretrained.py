@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from itr.commands.launchers import is_first_process
+from itr.commands.process import is_first_process
 from itr.errors import UserError
 from itr.private_api.torch import state_loads_through
 from itr.private_api.transformers import LoadedModel, recorded_loads

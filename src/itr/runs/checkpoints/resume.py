@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from itr.commands.inputs import check_one_start, checkpoint_names
-from itr.commands.launchers import started_again
+from itr.commands.process import started_again
 from itr.component import PARTS, check_description, plain
 from itr.errors import UserError
 from itr.files.archives import fault
