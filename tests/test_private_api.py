@@ -405,6 +405,9 @@ def test_options_and_subcommands_of_a_parser_are_available():
     with explained("ArgumentParser has no _actions", "jsonargparse.option_names"):
         assert {"help", "size"} <= set(jsonargparse.option_names(parser))
         assert "items" in jsonargparse.option_names(verb)
+    with explained("ArgumentParser has no _option_string_actions", "jsonargparse.option_help"):
+        assert "exit" in jsonargparse.option_help(parser, "--help")
+        assert jsonargparse.option_help(parser, "--none") == ""
     with explained("ArgumentParser has no _subcommands_action", "jsonargparse.subcommands"):
         assert jsonargparse.subcommands(parser) == ("", {})
         parser.add_subcommands(dest="verb").add_subcommand("do", verb)

@@ -15,7 +15,7 @@ from itr.cli import main
 from itr.errors import UserError
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
-from tiny import TINY_VSE
+from tiny import TINY_CLIP, TINY_VSE
 from tiny_duals import DUALS
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
@@ -175,12 +175,13 @@ def test_a_run_with_adapters_starts_from_plain_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_with_adapters_resumes_to_the_same_weights(scenes, tmp_path):
+@pytest.mark.parametrize("tiny", [TINY_VSE, TINY_CLIP], ids=["VSE", "CLIP"])
+def test_training_with_adapters_resumes_to_the_same_weights(scenes, tmp_path, tiny):
     def fit(folder: str, *more: str) -> dict[str, Tensor]:
         where = [f"--data.root={scenes}", f"--trainer.default_root_dir={tmp_path / folder}", "--data.num_workers=0"]
         ranks = ["--model.backbone.vision_lora=2", "--model.backbone.text_lora=2", "--model.optimizer.lr=0.01"]
         ranks += ["--model.optimizer.schedule=constant", "--model.optimizer.warmup=0"]
-        assert main(["fit", *TINY_VSE, *ranks, *where, "--data.batch_size=8", *more]) == 0
+        assert main(["fit", *tiny, *ranks, *where, "--data.batch_size=8", *more]) == 0
         state = torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         return dict(state)
 
@@ -190,4 +191,4 @@ def test_training_with_adapters_resumes_to_the_same_weights(scenes, tmp_path):
     assert whole.keys() == parts.keys()
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     moved = [name for name in whole if "lora_B" in name and whole[name].abs().max() > 0]
-    assert len(moved) == len([name for name in whole if "lora_B" in name]) > 8
+    assert len(moved) == len([name for name in whole if "lora_B" in name]) >= 8

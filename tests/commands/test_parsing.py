@@ -22,6 +22,10 @@ from tiny import TINY_VSE
         ("prepare table", ["give --root and --out", "`itr prepare table --help`"]),
         ("data show", ["give SHARDS", "`itr data show --help`"]),
         ("prepare mag --name=moovies", ["name is moovies; it must be movies, toys, ", "`itr prepare mag --help`"]),
+        ("embed --texts", ["--texts needs a value: file with one caption per line, or - for", "`itr embed --help`"]),
+        ("report a --embeddings", ["--embeddings needs a value: precomputed embeddings, one .npz file", "`itr rep"]),
+        ("prepare table --root", ["--root needs a value: a table, or a folder with one table", "`itr prepare table"]),
+        ("fit --data.root", ["--data.root needs a value", "`itr fit --help`"]),
         ("prepare table --num_workers=many", ["num_workers is many; it must be a whole number or null", "`itr prep"]),
     ],
 )

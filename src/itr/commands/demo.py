@@ -16,6 +16,7 @@ What to try next:
   itr fit --config demo.yaml --data.root {shards} --trainer.default_root_dir runs/triplet --model.objective Triplet
   itr fit --config {run}/config.yaml --ckpt_path last --trainer.max_epochs {epochs}    (resume this run)
   itr prepare table --root FOLDER --out shards    (your own images; the README says what FOLDER holds)
+  itr fit --config photos.yaml --data.root shards    (pretrained towers for them, after `pip install 'itr[offline]'`)
   tensorboard --logdir {run}"""
 
 

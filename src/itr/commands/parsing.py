@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from inspect import isclass, signature
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from itr.commands.configs import import_config_classes
 from itr.commands.near_matches import did_you_mean, near_arguments, near_options, unknown_class
-from itr.private_api.jsonargparse import option_names, subcommands
+from itr.private_api.jsonargparse import option_help, option_names, subcommands
 
 CLASS_CONFIG = "--config"
 KINDS = {
@@ -37,6 +38,8 @@ class FriendlyParser(ArgumentParser):
         text = re.sub(r"\n\s*\n+", "\n", str(message)).strip()
         if missing := re.search(r"arguments are required: (.*)|expected \"(.*?)\" to be one of", text):
             parser, text = self._missing((missing[1] or missing[2]).split(", "))
+        if valueless := re.match(r"argument (?:.*/)?(--[\w.+-]+): expected (?:at least )?one argument", text):
+            text = without_value(valueless[1], option_help(parser, valueless[1]))
         line = unknown_class(text) or with_hint(in_words(text), near_match(text, option_names(parser)))
         program = parser.prog.replace(" [options]", "")
         self.exit(2, f"itr: error: {line}\n`{program} --help` lists the options.\n")
@@ -83,6 +86,13 @@ def near_match(text: str, options: list[str]) -> list[str]:
     if unknown and unknown[1] not in options:
         return [f"--{name}" for name in near_options(unknown[1], options)]
     return []
+
+
+def without_value(option: str, wanted: str) -> str:
+    """The message about an option without its value, with the first part of its help."""
+    what = re.split(r"[;.](?: |$)| \(type:", wanted, maxsplit=1)[0]
+    what = textwrap.shorten(what, 120, placeholder=" ...")
+    return f"{option} needs a value" + (f": {what}" if what else "")
 
 
 def in_words(text: str) -> str:

@@ -20,6 +20,14 @@ def option_names(parser: ArgumentParser) -> list[str]:
     return list(found)
 
 
+def option_help(parser: ArgumentParser, option: str) -> str:
+    """The help of an option, given with its dashes; empty if it has none.
+
+    Missing: a public way to look an option up.
+    """
+    return str(getattr(parser._option_string_actions.get(option), "help", None) or "")
+
+
 def subcommands(parser: ArgumentParser) -> tuple[str, dict[str, ArgumentParser]]:
     """The key under which a parser stores its subcommand, and the parsers by subcommand; empty if it has none.
 
