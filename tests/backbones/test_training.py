@@ -146,7 +146,9 @@ def test_a_missing_package_is_named(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["VSE", "VSE of convolutions"])
 def test_the_last_blocks_of_a_tower_are_trained(kind):
-    model, plain = make(kind, freeze_vision=1, freeze_text=2).train(), make(kind)
+    model, plain = make(kind, freeze_vision=1, freeze_text=2), make(kind)
+    assert not model.vision_tower.training  # before anything calls `train`
+    model.train()
     frozen = [name for name in trained(plain) if name not in trained(model)]
     text = [name for name in frozen if name.startswith("text_tower.")]
     assert all(name.startswith(("text_tower.embeddings.", "text_tower.encoder.layer.0.")) for name in text)

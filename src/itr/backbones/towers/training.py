@@ -12,7 +12,7 @@ from itr.errors import UserError
 
 
 def freeze(tower: nn.Module, frozen: bool | int, option: str) -> None:
-    """Freeze a tower, or all of it that comes before its last blocks.
+    """Freeze a tower, or all of it that comes before its last blocks, and turn its dropout off.
 
     Args:
         tower: the tower; its parameters are in the order in which it uses them, as those of all known towers are.
@@ -25,6 +25,7 @@ def freeze(tower: nn.Module, frozen: bool | int, option: str) -> None:
     """
     if frozen is False:
         return
+    tower.eval()  # Lightning leaves it so
     kept = set() if frozen is True else _from_block(tower, frozen, option)
     for parameter in tower.parameters():
         if parameter not in kept:
