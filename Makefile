@@ -92,7 +92,7 @@ starts: $(READY)  ## start runs 20 times with each rare fault: two in one folder
 	$(BIN)/python tests/helpers/starts.py --times 20
 
 # One file a benchmark; each chooses its sizes by what the machine has. `make bench-start_up` runs one of them.
-BENCHMARKS := prepare evaluation start_up input_pipeline training_step overheads loss_at_scale cost_curves
+BENCHMARKS := prepare evaluation start_up input_pipeline training_step frozen_towers overheads loss_at_scale cost_curves
 
 bench: $(BENCHMARKS:%=bench-%)  ## all benchmarks that suit the machine, and docs/performance.md from their results
 

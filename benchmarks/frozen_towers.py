@@ -55,13 +55,13 @@ def training(root: Path, folder: Path, *options: str) -> TrainingCLI:
     return TrainingCLI(resolve_configs(["--config=photos.yaml", *where, *QUIET, *NO_CHECKPOINTS, *options]), run=False)
 
 
-def encoding_line(cli: TrainingCLI, split: Split, side: Side, images: int, rounds: int) -> Line:
+def encoding_line(cli: TrainingCLI, split: Split, side: Side, count: int, rounds: int) -> Line:
     """Compare the pass over one side, reading and writing included, with the tower on inputs in memory."""
     backbone = cli.model.backbone.eval().to(device())
     transform = EvaluationTransform(backbone.image_spec) if side == "image" else None
-    todo = list(range(-(-images // CHUNK)))
+    todo = list(range(-(-count // CHUNK)))
     reader = ChunkReader(split, side, CHUNK, todo, transform, 10**8, None, backbone.tokenizer)
-    ready = [chunk.inputs.to(device()) for chunk in reader]  # type: ignore[union-attr]
+    ready = [chunk.inputs.to(torch.device(device())) for chunk in reader]  # type: ignore[union-attr]
     run = backbone.image_output if side == "image" else backbone.text_output
 
     def bare() -> None:
@@ -75,17 +75,18 @@ def encoding_line(cli: TrainingCLI, split: Split, side: Side, images: int, round
             keep_outputs(Choice((side,), "float16"), job)
 
     found = side_by_side({"ours": ours, "bare": bare}, rounds)
-    count = split.images if side == "image" else split.captions
+    tower, what = ("vision", "images") if side == "image" else ("text", "captions")
     return Line(
-        f"run the {'vision' if side == 'image' else 'text'} tower once over {count:,} {side}s", f"{side}s/s",
-        count / found.median("ours"), "the bare tower on inputs in memory", count / found.median("bare"),
+        f"run the {tower} tower once over {count:,} {what}", f"{what}/s", count / found.median("ours"),
+        "the bare tower on inputs in memory", count / found.median("bare"),
         ratio=found.ratio("bare", "ours"), at_least=0.95,
     )  # fmt: skip
 
 
 def bare_epoch(cli: TrainingCLI, image: torch.Tensor, text: torch.Tensor, own: torch.Tensor) -> None:
     """Train the heads for an epoch on rows [I, W] and [C, W] and each caption's image [C], without anything else."""
-    heads, batch = [cli.model.backbone.image_projection, cli.model.backbone.text_projection], 512
+    heads = [cli.model.backbone.image_projection, cli.model.backbone.text_projection]
+    batch = cli.datamodule.batch_size
     parameters = [p for head in heads for p in head.train().parameters()]
     optimizer, temperature = torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.05), 0.05
     for rows in torch.randperm(len(text)).split(batch)[: len(text) // batch]:
@@ -103,7 +104,7 @@ def bare_epoch(cli: TrainingCLI, image: torch.Tensor, text: torch.Tensor, own: t
 def epoch_lines(root: Path, folder: Path, rounds: int, quick: bool) -> list[Line]:
     """Compare an epoch on kept outputs with a bare loop, and with an epoch that runs the towers in every step."""
     times = EpochTimes()
-    few = ["--data.batch_size=64"] if quick else []
+    few = ["--data.batch_size=32"] if quick else []
     cli = training(root, folder, f"--trainer.max_epochs={rounds + 1}", *few)
     cli.trainer.callbacks.append(times)  # type: ignore[attr-defined]
     split = find_split(str(root), "train")
@@ -159,7 +160,7 @@ def main() -> None:
         folder = Path(name)
         root = options.root or folder / "scenes"
         if options.root is None:
-            size = 64 if options.quick else 2000
+            size = 32 if options.quick else 2000
             prepare_scenes(str(root), train=size, val=4, test=4, captions=(5, 5), image_size=224)
         split = find_split(str(root), "train")
         cli = training(root, folder)

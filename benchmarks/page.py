@@ -46,6 +46,10 @@ SECTIONS = {
         "One step of `itr fit` compared with the bare towers and with other loops. `narrow` is a CLIP with three "
         "layers of width 128 on images of 96 pixels; `small VSE` is the default VSE of `itr`.",
     ),
+    "frozen_towers": (
+        "Frozen towers",
+        "`photos.yaml`, whose frozen towers run once: this pass, and an epoch on the outputs that it keeps.",
+    ),
     "overheads": ("Cost of the methods", "A step with CUSA or D2S-VSE compared with the same step without it."),
     "loss_at_scale": (
         "Loss of large batches",
