@@ -1,12 +1,14 @@
 """Measures frozen towers that run once: the pass beside the bare forward pass, and an epoch beside a bare loop.
 
-Without `--root`, it makes scenes; with it, it reads the split `train` of these shards. Needs `itr[offline]`.
+Without `--root`, it makes scenes; with it, it reads the split `train` of these shards. The pass is measured on the
+first shard. The epoch reads what stands beside the shards, or writes it. Needs `itr[offline]`.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class EpochTimes(pl.Callback):
 
 def training(root: Path, folder: Path, *options: str) -> TrainingCLI:
     """Build a run of photos.yaml without starting it."""
-    where = [f"--data.root={root}", f"--trainer.default_root_dir={folder}", f"--data.towers={folder / 'towers'}"]
+    where = [f"--data.root={root}", f"--trainer.default_root_dir={folder}"]
     return TrainingCLI(resolve_configs(["--config=photos.yaml", *where, *QUIET, *NO_CHECKPOINTS, *options]), run=False)
 
 
@@ -163,9 +165,9 @@ def main() -> None:
             size = 32 if options.quick else 2000
             prepare_scenes(str(root), train=size, val=4, test=4, captions=(5, 5), image_size=224)
         split = find_split(str(root), "train")
-        cli = training(root, folder)
-        lines = [encoding_line(cli, split, side, count, options.rounds)
-                 for side, count in (("image", split.images), ("text", split.captions))]  # fmt: skip
+        cli, first = training(root, folder), replace(split, shards=split.shards[:1])
+        lines = [encoding_line(cli, first, side, count, options.rounds)
+                 for side, count in (("image", first.images), ("text", first.captions))]  # fmt: skip
         lines += epoch_lines(root, folder, options.rounds, options.quick)
     data = "scenes" if options.root is None else "photographs"
     settings = {"images": split.images, "captions": split.captions, "data": data, "rounds": options.rounds}
