@@ -36,7 +36,7 @@ NO_CHECKPOINTS = ["--trainer.enable_checkpointing=false", "--trainer.callbacks=n
 
 
 class EpochTimes(pl.Callback):
-    """The seconds of each epoch's training steps, and of waiting for their batches."""
+    """The seconds of each epoch's training, waiting for batches included."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -57,10 +57,11 @@ def training(root: Path, folder: Path, *options: str) -> TrainingCLI:
     return TrainingCLI(resolve_configs(["--config=photos.yaml", *where, *QUIET, *NO_CHECKPOINTS, *options]), run=False)
 
 
-def encoding_line(cli: TrainingCLI, split: Split, side: Side, count: int, rounds: int) -> Line:
+def encoding_line(cli: TrainingCLI, split: Split, side: Side, rounds: int) -> Line:
     """Compare the pass over one side, reading and writing included, with the tower on inputs in memory."""
     backbone = cli.model.backbone.eval().to(device())
     transform = EvaluationTransform(backbone.image_spec) if side == "image" else None
+    tower, what, count = ("vision", "images", split.images) if side == "image" else ("text", "captions", split.captions)
     todo = list(range(-(-count // CHUNK)))
     reader = ChunkReader(split, side, CHUNK, todo, transform, 10**8, None, backbone.tokenizer)
     ready = [chunk.inputs.to(torch.device(device())) for chunk in reader]  # type: ignore[union-attr]
@@ -77,7 +78,6 @@ def encoding_line(cli: TrainingCLI, split: Split, side: Side, count: int, rounds
             keep_outputs(Choice((side,), "float16"), job)
 
     found = side_by_side({"ours": ours, "bare": bare}, rounds)
-    tower, what = ("vision", "images") if side == "image" else ("text", "captions")
     return Line(
         f"run the {tower} tower once over {count:,} {what}", f"{what}/s", count / found.median("ours"),
         "the bare tower on inputs in memory", count / found.median("bare"),
@@ -166,8 +166,7 @@ def main() -> None:
             prepare_scenes(str(root), train=size, val=4, test=4, captions=(5, 5), image_size=224)
         split = find_split(str(root), "train")
         cli, first = training(root, folder), replace(split, shards=split.shards[:1])
-        lines = [encoding_line(cli, first, side, count, options.rounds)
-                 for side, count in (("image", first.images), ("text", first.captions))]  # fmt: skip
+        lines = [encoding_line(cli, first, "image", options.rounds), encoding_line(cli, first, "text", options.rounds)]
         lines += epoch_lines(root, folder, options.rounds, options.quick)
     data = "scenes" if options.root is None else "photographs"
     settings = {"images": split.images, "captions": split.captions, "data": data, "rounds": options.rounds}

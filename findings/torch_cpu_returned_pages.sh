@@ -3,7 +3,7 @@
 #
 # glibc returns each freed block of 32 MB or more to the system, and a batch of 64 images has activations of 100 MB in
 # the first layers. Each layer then waits for pages of zeros. With EfficientNet-Lite0 on a virtual machine that was half of
-# the time (64 images in 10.2 s, then in 4.3 s). A process whose glibc keeps what it frees has no such page faults.
+# the time (128 images in batches of 64: 10.2 s, then 4.3 s). A process whose glibc keeps what it frees has no such page faults.
 #   default:                386,000 page faults in a batch of 64 images
 #   glibc told to keep 1 GB:      0
 # Exits with 1 if a later run differs (more than 100,000; less than 10,000).

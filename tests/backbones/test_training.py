@@ -13,6 +13,7 @@ from itr.backbones import CLIP, VSE, Backbone, Dual
 from itr.backbones.towers.training import blocks_of, merge_adapters
 from itr.cli import main
 from itr.errors import UserError
+from itr.interop.convert import save_converted
 from itr.module import RetrievalModule
 from itr.objectives import InfoNCE
 from tiny import TINY_CLIP, TINY_VSE
@@ -104,9 +105,7 @@ def test_a_checkpoint_with_adapters_is_opened_and_merged(kind, tmp_path, monkeyp
     module = RetrievalModule(make(kind, vision_lora=2, text_lora=2), InfoNCE())
     move_adapters(module.backbone)
     path = tmp_path / "last.ckpt"
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.5.0"}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, path)
+    save_converted(module, path)
     assert main(["convert", "lora", str(path), "--out", str(tmp_path / "merged.ckpt")]) == 0
     again = RetrievalModule.load_from_checkpoint(path).eval()
     monkeypatch.setitem(sys.modules, "peft", None)  # not installed where the merged checkpoint is used
@@ -119,7 +118,8 @@ def test_a_checkpoint_with_adapters_is_opened_and_merged(kind, tmp_path, monkeyp
                 torch.testing.assert_close(own, other, rtol=10 * tolerance, atol=tolerance)
 
 
-def test_a_checkpoint_without_adapters_is_not_converted(plain_checkpoint, tmp_path, capsys):
+def test_a_checkpoint_without_adapters_is_not_converted(plain_checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)  # as for a user who has no such runs
     assert main(["convert", "lora", plain_checkpoint, "--out", str(tmp_path / "merged.ckpt")]) == 1
     assert "has no low-rank adapters to merge" in capsys.readouterr().err
 
@@ -166,9 +166,7 @@ def test_the_last_blocks_of_a_tower_are_trained(kind):
 def test_a_run_with_adapters_starts_from_plain_weights(tmp_path):
     module, path = RetrievalModule(make("CLIP"), InfoNCE()), tmp_path / "last.ckpt"
     torch.nn.init.normal_(module.backbone.get_parameter("model.visual.proj"))
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.5.0"}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, path)
+    save_converted(module, path)
     started = RetrievalModule(make("CLIP", vision_lora=2), InfoNCE(), weights=str(path))
     with torch.no_grad():
         expected = embeddings(module.backbone.eval())

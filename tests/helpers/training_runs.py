@@ -30,11 +30,14 @@ def options(shards: Path, folder: Path, *more: str) -> list[str]:
 
 def start(arguments: list[str], log: Path, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen[bytes]:
     """Start `itr` in its own process group, with its output in a file."""
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "PYTHONPATH": path, **more}
     command = [sys.executable, *launcher, "-m", "itr", *arguments]
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=variables, start_new_session=True)
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment() | more, start_new_session=True)
+
+
+def environment() -> dict[str, str]:
+    """That of a program that uses these callbacks."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = ENOUGH) -> None:

@@ -10,21 +10,17 @@ from pathlib import Path
 
 import pytest
 
-import training_runs
 from itr.errors import UserError
 from itr.runs.memory import memory_errors
 from launching import ENOUGH
 from tiny import TINY_VSE
-from training_runs import children, options, start, wait_for_text
+from training_runs import children, environment, options, start, wait_for_text
 
 
 def run(arguments: list[str], prefix: str = "") -> tuple[int, str]:
     """The exit status of `itr` and what it said, after a command of the shell such as `ulimit`."""
     command = ["bash", "-c", f'{prefix} exec "$0" "$@"', sys.executable, "-m", "itr", *arguments]
-    path = os.pathsep.join([str(Path(training_runs.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=ENOUGH, env=os.environ | {"PYTHONPATH": path}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH, env=environment())
     return done.returncode, done.stderr
 
 

@@ -20,7 +20,7 @@ from itr.backbones.towers.clip_features import (
     vision_parts,
 )
 from itr.backbones.towers.configs import suggest_name
-from itr.backbones.towers.training import adapt
+from itr.backbones.towers.training import adapt_sides
 from itr.component import plain
 from itr.errors import UserError
 from itr.types import Encoded, Tokens
@@ -104,8 +104,7 @@ class CLIP(Backbone):
 
         freeze_unused(self.model, self._probe)
         self.frozen = self._freeze(freeze or [])
-        adapt(self.model, vision_lora, "vision_lora", _is_vision)
-        adapt(self.model, text_lora, "text_lora", lambda name: not _is_vision(name))
+        adapt_sides(self.model, vision_lora, text_lora, _is_vision)
         if gradient_checkpointing:
             self._checkpoint()
 

@@ -14,7 +14,7 @@ from itr.backbones.tokenizers import HFTokenizer, make_tokenizer
 from itr.backbones.towers import allow_only_one, caption_limit, check_fractions, make_tower
 from itr.backbones.towers.building import SMALL_VISION, config_of, describe_tower, token_features
 from itr.backbones.towers.siglip_text import as_siglip, reads_padding
-from itr.backbones.towers.training import adapt, freeze
+from itr.backbones.towers.training import adapt
 from itr.backbones.vse_parts import (
     PooledFirst,
     VSEPooling,
@@ -135,14 +135,9 @@ class VSE(Backbone):
 
         pixels = torch.zeros(1, 3, self.image_spec.size, self.image_spec.size)
         seen: dict[str, Any] = vision_inputs(self.vision_tower, pixels)
-        vision_width = set_up(
-            self.vision_tower, seen, image_pooling, gradient_checkpointing and freeze_vision is not True
-        )
-        freeze(self.vision_tower, freeze_vision, "freeze_vision")
+        vision_width = set_up("vision", self.vision_tower, seen, image_pooling, freeze_vision, gradient_checkpointing)
         seen = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
-        checkpointing = gradient_checkpointing and freeze_text is not True
-        text_width = set_up(self.text_tower, seen, text_pooling, checkpointing)
-        freeze(self.text_tower, freeze_text, "freeze_text")
+        text_width = set_up("text", self.text_tower, seen, text_pooling, freeze_text, gradient_checkpointing)
         self.image_projection = make_projection(vision_width, dim, head_width, head_dropout)
         self.text_projection = make_projection(text_width, dim, head_width, head_dropout)
         self.text_mlp = WordMLP(text_width, dim) if text_mlp else None

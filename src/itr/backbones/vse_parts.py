@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from itr.backbones.base import ImageSpec
 from itr.backbones.pooling import MeanPooling, Pooling, PoolingKind, make_pooling
 from itr.backbones.towers import make_tower, pretrained_preprocessing, untrained_image_spec
-from itr.backbones.towers.building import SMALL_TEXT, config_of, interpolation, native_image_size, token_features
+from itr.backbones.towers.building import (
+    SMALL_TEXT,
+    TowerKind,
+    config_of,
+    interpolation,
+    native_image_size,
+    token_features,
+)
 from itr.backbones.towers.preparing import check_vocabulary, enable_checkpointing, pooled_features, prepare_tower
+from itr.backbones.towers.training import freeze
 
 VSEPooling = PoolingKind | Literal["own", "tower_mean"]
 
@@ -54,11 +62,17 @@ def vision_inputs(tower: nn.Module, pixels: Tensor) -> dict[str, Any]:
     return {"pixel_values": pixels, **interpolation(tower, pixels.shape[-1])}
 
 
-def set_up(tower: nn.Module, inputs: dict[str, Any], pooling: VSEPooling, checkpointing: bool) -> int:
-    """Freeze what of a tower is not used for example inputs; returns the width of its outputs."""
+def set_up(
+    kind: TowerKind, tower: nn.Module, inputs: dict[str, Any], pooling: VSEPooling, frozen: bool | int, recompute: bool
+) -> int:
+    """Freeze a tower as the option `freeze_KIND` says, and what example inputs do not use; returns its outputs' width.
+
+    What is trained can recompute its activations.
+    """
     width = prepare_tower(tower, inputs, pooling == "own")
-    if checkpointing:
+    if recompute and frozen is not True:
         enable_checkpointing(tower)
+    freeze(tower, frozen, f"freeze_{kind}")
     return width
 
 

@@ -17,7 +17,7 @@ from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_un
 from itr.backbones.towers.building import config_of, interpolation, native_image_size
 from itr.backbones.towers.configs import describe_config
 from itr.backbones.towers.image_specs import spec_of_processor
-from itr.backbones.towers.training import adapt
+from itr.backbones.towers.training import adapt_sides
 from itr.errors import UserError, quoted
 from itr.types import Encoded, Tokens
 
@@ -92,8 +92,7 @@ class Dual(Backbone):
         self.tokenizer = caption_tokenizer(tokenizer or model, tokenizer_json, self.family, text_config, clean)
         self.tokenizer.limit(dual_caption_limit(self.text_tower, self.tokenizer, self.family, max_words))
         self.dim = self._freeze()
-        adapt(self.model, vision_lora, "vision_lora", is_vision)
-        adapt(self.model, text_lora, "text_lora", lambda name: not is_vision(name))
+        adapt_sides(self.model, vision_lora, text_lora, is_vision)
         if gradient_checkpointing:
             self._checkpoint()
 

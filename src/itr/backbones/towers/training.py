@@ -76,8 +76,16 @@ def adapt(root: nn.Module, rank: int | None, option: str, within: Callable[[str]
         parameter.requires_grad_("lora_" in name if within(name) else trained[_plain(name)])
 
 
+def adapt_sides(model: nn.Module, vision: int | None, text: int | None, is_vision: Callable[[str], bool]) -> None:
+    """Add adapters to the two sides of a model that holds both towers, see `adapt`."""
+    adapt(model, vision, "vision_lora", is_vision)
+    adapt(model, text, "text_lora", lambda name: not is_vision(name))
+
+
 def merge_adapters(module: nn.Module) -> int:
     """Fold all adapters into the weights beside them; the layers are then as before `adapt`. Returns their number."""
+    if not any("lora_" in name for name, _ in module.named_parameters()):
+        return 0  # peft need not be installed
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found = [name for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
@@ -98,9 +106,8 @@ def named_for_adapters(weights: Mapping[str, Tensor], module: nn.Module) -> dict
 
 def _merged(layer: Any) -> nn.Module:
     if hasattr(layer, "unload_and_optionally_merge_module"):  # an attention, whose inner layer is adapted too
-        return cast(
-            nn.Module, layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-        )
+        unload = layer.unload_and_optionally_merge_module
+        return cast(nn.Module, unload(merge=True, safe_merge=True, adapter_names=None))
     layer.merge(safe_merge=True)
     return cast(nn.Module, layer.get_base_layer())
 
