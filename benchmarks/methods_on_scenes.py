@@ -12,11 +12,7 @@ import argparse
 import itertools
 import json
 import os
-import re
-import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +27,7 @@ from itr.data.shards.schema import data_identity
 from itr.data.shards.tars import read_tar
 from itr.images.transforms import EvaluationTransform, decode
 from itr.module import RetrievalModule
+from method_runs import folder_of, itr_command, markdown, spread, workers
 
 CUSA = [
     "--model.methods+=CUSA", "--model.methods.head_init=identity", "--model.methods.targets=add",
@@ -110,14 +107,6 @@ def write_teacher(shards: Path, folder: Path) -> None:
         writer.finish()
 
 
-def itr(*arguments: str) -> None:
-    """Run an itr command with one thread; raise with its output if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "itr", *arguments], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"itr {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-
-
 def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
     """Train one variant with one seed and evaluate it on a split, unless the results exist already."""
     folder = folder_of(out, name, seed)
@@ -130,17 +119,12 @@ def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
         chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * epochs)) for o in VARIANTS[name]]
         settings = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", f"--data.features={out / 'teacher'}"]
         settings += ["--data.val_split=null"]  # always use the last checkpoint, whatever its score on val
-        itr("fit", *common, "--overwrite=true", *settings, *chosen)
+        itr_command("fit", *common, "--overwrite=true", *settings, *chosen)
         (folder / "trained").touch()
-    itr("test", *common, "--ckpt_path=last", f"--data.test_split={split}")
+    itr_command("test", *common, "--ckpt_path=last", f"--data.test_split={split}")
     figures = json.loads((folder / "metrics.json").read_text()) | within_modalities(folder, out / "shards", split)
     (folder / f"{split}.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(f"{name}, seed {seed}: rsum {figures['test/rsum']:.2f} on {split}", flush=True)
-
-
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Return the run folder of a variant and seed."""
-    return out / re.sub(r"[^\w+]+", "_", name) / str(seed)
 
 
 @torch.no_grad()
@@ -171,16 +155,11 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def methods_table(out: Path, seeds: list[int], split: str) -> str:
     """Return the mean and standard deviation over seeds as a Markdown table."""
-    lines = [f"| method | {' | '.join(FIGURES)} |", "|---|" + "---|" * len(FIGURES)]
+    rows = []
     for name in ["baseline", *(name for name in VARIANTS if name != "baseline")]:
         runs = [json.loads((folder_of(out, name, seed) / f"{split}.json").read_text()) for seed in seeds]
-        cells = []
-        for key in FIGURES.values():
-            values = [figures[key] for figures in runs]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *(spread([figures[key] for figures in runs]) for key in FIGURES.values())])
+    return markdown(["method", *FIGURES], rows)
 
 
 def main() -> None:
@@ -197,13 +176,17 @@ def main() -> None:
     options = parser.parse_args()
     shards = options.out / "shards"
     if not (shards / "manifest.json").is_file():
-        itr("prepare", "scenes", f"--out={shards}", f"--train={options.train}")
+        itr_command("prepare", "scenes", f"--out={shards}", f"--train={options.train}")
     write_teacher(shards, options.out / "teacher")
     rest = [name for name in VARIANTS if name != STAGE1]
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with workers(options.jobs) as pool:
         for names in ([STAGE1], rest):  # the second stage starts from the first stage's checkpoints
-            work = [(name, seed) for seed in options.seeds for name in names]
-            list(pool.map(lambda job: run(*job, options.out, options.epochs, options.split), work))
+            jobs = [(name, seed) for seed in options.seeds for name in names]
+            list(
+                pool.map(
+                    run, *zip(*jobs, strict=True), *(repeat(x) for x in (options.out, options.epochs, options.split))
+                )
+            )
     text = methods_table(options.out, options.seeds, options.split)
     (options.out / f"{options.split}.md").write_text(text + "\n")
     print(text)

@@ -120,9 +120,9 @@ class Backbone(Component, nn.Module, ABC):
       in `image_field`; `encode_image` then receives this field.
     - A backbone that needs further fields of a batch names them in `needs` and overrides `encode_images`.
     - A backbone with a second, costlier stage sets `rescored` and overrides `rescore`.
-    - A backbone whose frozen towers may run once instead of in every step overrides `frozen_sides`, `tower_weights`
-      and the four methods from `image_output` to `text_from_output`, with which it defines `encode_image` and
-      `encode_text`.
+    - A backbone whose frozen towers may run once instead of in every step overrides `frozen_sides` and `tower_weights`,
+      and, unless the images' embeddings are all that is kept, the four methods from `image_output` to
+      `text_from_output`, with which it then defines `encode_image` and `encode_text`.
 
     Attributes:
         dim: width D of the embeddings.
@@ -196,11 +196,11 @@ class Backbone(Component, nn.Module, ABC):
 
     def image_output(self, image: Tensor) -> Tensor:
         """What the frozen vision tower returns for pixels [I, 3, H, W], uint8: one row [I, W] or more [I, T, W]."""
-        raise AssertionError("a backbone with a frozen image side defines `image_output`")
+        return self.encode_image(image).pooled  # its projection is frozen, too
 
     def image_from_output(self, output: Tensor) -> Encoded:
         """Embed images from what `image_output` returned, in any precision."""
-        raise AssertionError("a backbone with a frozen image side defines `image_from_output`")
+        return Encoded.pooled_only(output.float())
 
     def text_output(self, text: Tokens) -> Tensor:
         """What the frozen text tower returns for captions [C, L]: one row each [C, W], or one a token [C, L, W]."""

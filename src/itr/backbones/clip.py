@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from itr.backbones.base import Backbone, ImageSpec
+from itr.backbones.base import Backbone, ImageSpec, Side
 from itr.backbones.tokenizers import Clean, HFTokenizer
 from itr.backbones.towers import allow_only_one, enable_checkpointing, freeze_unused
 from itr.backbones.towers.clip_features import (
@@ -48,6 +48,8 @@ class CLIP(Backbone):
         vision_lora: rank of low-rank adapters (LoRA) that are trained instead of the vision tower; needs
             `pip install itr[lora]`.
         text_lora: like `vision_lora`, for the text tower.
+        cache: embed images only once if `visual` is frozen, and train on the stored embeddings: true, or `float32` to
+            keep all digits instead of half precision.
         gradient_checkpointing: trade computation for memory in the towers.
         image_size: side length of the images, if it should differ from the model's; positions are interpolated.
         image_mean: channel means of pixels in [0, 1]; by default those of the weights, else OpenAI's.
@@ -72,6 +74,7 @@ class CLIP(Backbone):
         freeze: list[str] | None = None,
         vision_lora: int | None = None,
         text_lora: int | None = None,
+        cache: bool | Literal["float32"] = False,
         gradient_checkpointing: bool = False,
         image_size: int | None = None,
         image_mean: tuple[float, float, float] | None = None,
@@ -91,6 +94,7 @@ class CLIP(Backbone):
         given = [name for name, value in set_by_user.items() if value is not None]
         source = find_clip_source(model, pretrained, config, quick_gelu, given)
         source.folder = tokenizer or source.folder
+        self.cache = cache
         self.config = source.config
         self.model = build_clip(source.config, source.weights, image_size)
         self.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload,union-attr]
@@ -121,6 +125,14 @@ class CLIP(Backbone):
         """Embed captions [C, L]."""
         padded = self.stretched(text)
         return text_features(self.text_tower, padded).shortened(text.ids.shape[1])
+
+    def frozen_sides(self) -> tuple[Side, ...]:
+        """The images, if `visual` is frozen; the words of captions are not kept."""
+        return ("image",) if "visual" in self.frozen else ()
+
+    def tower_weights(self, side: Side) -> dict[str, Tensor]:
+        """The weights of the vision tower and its projection."""
+        return {name: value for name, value in self.model.state_dict().items() if _is_vision(name)}
 
     def compilable(self) -> list[nn.Module]:
         """The transformers of both towers, or the stages of a convolutional tower."""

@@ -30,7 +30,7 @@ from launching import fit as launched
 from loaders import read_options, small_backbone
 from soak import differences, final
 from third_party import make_image, write_tar
-from tiny import TINY_VSE
+from tiny import TINY_CLIP, TINY_DUAL, TINY_VSE
 from tiny_teachers import save_image_teacher, save_text_teacher
 from training_runs import checkpoint
 
@@ -89,6 +89,28 @@ def test_training_on_kept_outputs_is_training_with_the_live_towers(shards, tmp_p
     assert found["true"][:10] != live[:10]  # half precision was used
     assert {path.name for path in (tmp_path / "towers true" / "train").iterdir()} >= {"image.npy", "text.npy"}
     assert not (tmp_path / "towers false").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param([*TINY_CLIP, "--model.backbone.freeze=[visual]"], id="CLIP"),
+        pytest.param([*TINY_DUAL, "--model.backbone.freeze_vision=true"], id="Dual"),
+    ],
+)
+def test_the_images_of_a_pretrained_pair_are_embedded_once(shards, tmp_path, model):
+    found = {}
+    for cache in ("false", "true", "float32"):
+        where = [f"--data.root={shards}", f"--trainer.default_root_dir={tmp_path / cache}"]
+        towers = f"--data.towers={tmp_path / f'towers {cache}'}"
+        assert main(["fit", *model, *AS_IS, *RUN, *where, towers, f"--model.backbone.cache={cache}"]) == 0
+        found[cache] = losses(tmp_path / cache)
+    np.testing.assert_allclose(found["float32"], found["false"], rtol=2e-6)
+    np.testing.assert_allclose(found["true"][:10], found["false"][:10], rtol=2e-3)
+    assert found["true"][:10] != found["false"][:10]  # half precision was used
+    header = Header.read(tmp_path / "towers true" / "train" / "image.json")
+    assert (header.rows, header.width) == (44, 16)  # no patches
+    assert not (tmp_path / "towers true" / "train" / "text.json").exists()
 
 
 METHODS = {
@@ -256,8 +278,8 @@ def test_which_outputs_are_kept(cache, freeze, augmentation, sides):
 @pytest.mark.parametrize(
     ("options", "augmentation", "texts", "told"),
     [
-        ({}, AS_SEEN, "captions", "none can be kept: set freeze_vision or freeze_text to true"),
-        ({"freeze_text": True}, AS_SEEN, "captions", "for the text tower also word_mask to 0"),
+        ({}, AS_SEEN, "captions", "none can be kept: freeze the vision tower"),
+        ({"freeze_text": True}, AS_SEEN, "captions", "the text tower with word_mask 0"),
         ({"freeze_vision": True}, Augmentation(), "captions", "data.augmentation changes the image in each epoch"),
         ({"freeze_text": True, "word_mask": 0.0}, AS_SEEN, "dense", "but data.texts is dense"),
     ],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from itr.backbones.base import Backbone, ImageSpec
+from itr.backbones.base import Backbone, ImageSpec, Side
 from itr.backbones.dual.captions import caption_tokenizer, dual_caption_limit
 from itr.backbones.dual.families import is_vision, probe
 from itr.backbones.dual.loading import SMALL_DUAL, build_dual, load_dual, processor_of, take_scale
@@ -50,6 +50,8 @@ class Dual(Backbone):
         vision_lora: rank of low-rank adapters (LoRA) that are trained instead of the vision tower and its projection;
             needs `pip install itr[lora]`.
         text_lora: like `vision_lora`, for the text tower.
+        cache: embed images only once if their tower is frozen, and train on the stored embeddings: true, or `float32`
+            to keep all digits instead of half precision.
         gradient_checkpointing: trade computation for memory in the towers.
         max_words: longest caption in tokens; by default as in pre-training.
     """
@@ -73,13 +75,14 @@ class Dual(Backbone):
         freeze_text: bool = False,
         vision_lora: int | None = None,
         text_lora: int | None = None,
+        cache: bool | Literal["float32"] = False,
         gradient_checkpointing: bool = False,
         max_words: int | None = None,
     ) -> None:
         super().__init__()
         allow_only_one(model=model, config=config)
         allow_only_one(tokenizer=tokenizer, tokenizer_json=tokenizer_json)
-        self.freeze_vision, self.freeze_text = freeze_vision, freeze_text
+        self.freeze_vision, self.freeze_text, self.cache = freeze_vision, freeze_text, cache
         self.untrained = ("the dual encoder",) if model is None else ()
         self.model, self.family = build_dual(config or SMALL_DUAL) if model is None else load_dual(model)
         temperature, bias = take_scale(self.model)
@@ -113,6 +116,14 @@ class Dual(Backbone):
         mask = padded.mask.long() if self.family.masked else None
         pooled, tokens = self.family.text(self.model, padded.ids, mask)
         return Encoded(pooled, tokens, padded.mask).shortened(text.ids.shape[1])
+
+    def frozen_sides(self) -> tuple[Side, ...]:
+        """The images, if their tower is frozen; the words of captions are not kept."""
+        return ("image",) if self.freeze_vision else ()
+
+    def tower_weights(self, side: Side) -> dict[str, Tensor]:
+        """The weights of the vision tower and its projection."""
+        return {name: value for name, value in self.model.state_dict().items() if is_vision(name)}
 
     def compilable(self) -> list[nn.Module]:
         """Both towers."""

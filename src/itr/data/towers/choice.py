@@ -40,8 +40,8 @@ def choose(backbone: Backbone, augmentation: Augmentation, texts: str) -> Choice
         )
     if not frozen:
         raise UserError(
-            "model.backbone.cache keeps the outputs of frozen towers, but none can be kept: set freeze_vision or "
-            "freeze_text to true (for the text tower also word_mask to 0), or cache to false"
+            "model.backbone.cache keeps the outputs of frozen towers, but none can be kept: freeze the vision tower "
+            "or, for VSE, the text tower with word_mask 0; or set cache to false"
         )
     if "image" in frozen and not augmentation.is_none:
         raise UserError(
