@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,7 +33,8 @@ from itr.images.transforms import EvaluationTransform
 from itr.types import Tokens
 
 log = logging.getLogger(__name__)
-CHUNK = 64  # images or captions that a tower takes at once
+CHUNK = 64  # images or captions that are read and written together
+IMAGES_ON_CPU = 16  # that the tower takes at once there: 64 take 1 GB more, and 10 % less time
 COLUMNS = ("input", "file")
 TOWERS: dict[Side, str] = {"image": "frozen vision tower", "text": "frozen text tower"}
 NAMES = {"weights": "tower", "settings": "preprocessing", "data": "data set", "dtype": "precision"}
@@ -127,9 +129,15 @@ def _encoded(backbone: Backbone, side: Side, chunks: Iterator[Chunk]) -> Iterato
     device = backbone.pixel_mean.device
     for chunk in chunks:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            inputs = chunk.inputs.to(device)
-            output = backbone.image_output(inputs) if side == "image" else backbone.text_output(inputs)
+            output = _output(backbone, side, chunk.inputs.to(device))
         yield chunk, output.float().cpu()
+
+
+def _output(backbone: Backbone, side: Side, inputs: Any) -> Tensor:
+    if side == "text":
+        return backbone.text_output(inputs)
+    size = IMAGES_ON_CPU if inputs.device.type == "cpu" else len(inputs)
+    return torch.cat([backbone.image_output(part) for part in inputs.split(size)])
 
 
 def _header(job: Job, paths: FeaturePaths, dtype: str) -> tuple[Header, np.ndarray | None]:
