@@ -189,6 +189,26 @@ def save_towers(folder: Path) -> None:
     AutoModel.from_config(AutoConfig.for_model(**BERT, vocab_size=17)).save_pretrained(folder / "bert")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="EfficientNet divides by the deviation twice"),
+        pytest.param({"include_top": False, "rescale_offset": True, "rescale_factor": 1 / 127.5}, id="from -1 to 1"),
+        pytest.param({"include_top": False, "do_normalize": False}, id="from 0 to 1"),
+    ],
+)
+def test_a_vision_tower_gets_the_pixels_that_its_own_processor_makes(tmp_path: Path, settings: dict[str, Any]) -> None:
+    from transformers import AutoConfig, AutoModel, EfficientNetImageProcessor
+
+    AutoModel.from_config(AutoConfig.for_model(**VIT)).save_pretrained(tmp_path)
+    processor = EfficientNetImageProcessor(size={"height": 32, "width": 32}, resample=3, **settings)
+    processor.save_pretrained(tmp_path)
+    model = VSE(vision=str(tmp_path), text_config=BERT, dim=8)
+    image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(model.normalise(image), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_description_needs_no_other_files(tmp_path: Path, tokenizer_folder: Path) -> None:
     save_towers(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STEPS = {  # of a processor whose config does not name them
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}  # fmt: skip
 RESAMPLING: dict[Any, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -111,9 +116,9 @@ def _extent(config: Mapping[str, Any]) -> int | None:
 def _transformers_preprocessing(name: str, config: Mapping[str, Any], size: int) -> Preprocessing:
     resizing = config.get("size")
     short = resizing.get("shortest_edge") if isinstance(resizing, dict) else None
-    mean, std = config.get("image_mean") or IMAGENET_MEAN, config.get("image_std") or IMAGENET_STD
-    if config.get("do_normalize") is False:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = _normalisation(
+        SimpleNamespace(**STEPS | {name: value for name, value in config.items() if value is not None})
+    )
     if config.get("resample") not in RESAMPLING:
         log.warning(
             "%s: its preprocessing has the resampling %s, which is not supported: images are resized with bicubic "
