@@ -22,7 +22,7 @@ from itr.data.shards.locations import find_split
 from itr.evaluation.bootstrap import paired_bootstrap
 from method_runs import folder_of, itr_command, markdown, spread, workers
 from photo_data import part, prepare
-from photo_figures import figures_of_run
+from photo_figures import figures_of_run, figures_of_teachers
 
 CONFIG = Path(__file__).with_name("words_on_photos.yaml")
 EPOCHS = {500: 40, 1000: 20, 2000: 12, 4000: 8, 6000: 6}  # by the number of training images
@@ -103,6 +103,10 @@ def results_table(what: Comparison, size: int, methods: Sequence[str], seeds: Se
         found = what.load(size, name, seeds)
         cells = [spread([run[key] for run in found]) if key in found[0] else "" for key in COLUMNS.values()]
         rows.append([name, *cells, "" if name == "baseline" else difference(base, found)])
+    teachers = figures_of_teachers(
+        what.out / "teachers" / "all", what.split, find_split(what.out / "shards", what.split)
+    )
+    rows.append(["the teachers", *(spread([teachers[key]]) if key in teachers else "" for key in COLUMNS.values()), ""])
     return markdown(["method", *COLUMNS, "rsum - baseline"], rows)
 
 
@@ -124,7 +128,7 @@ def curve_table(what: Comparison, sizes: Sequence[int], methods: Sequence[str], 
 def main() -> None:
     """Run all variants and print the tables."""
     options = parsed()
-    prepare(options.photos, options.out, options.sizes)
+    prepare(options.photos, options.out, options.sizes, options.split)
     what = Comparison(options.photos, options.sts, options.out, options.split)
     jobs = [(size, name, seed) for size in options.sizes for seed in options.seeds for name in options.methods]
     first = [(size, "baseline", options.seeds[0]) for size in options.sizes]  # also runs the vision tower, once a size

@@ -25,13 +25,14 @@ TEACHERS: dict[Modality, str] = {"image": "offline/efficientnet_lite2", "text": 
 LLAVA = "dense_llava_sample.json"
 
 
-def prepare(photos: Path, out: Path, sizes: list[int]) -> None:
+def prepare(photos: Path, out: Path, sizes: list[int], split: str) -> None:
     """Write everything that the runs read, unless it exists.
 
     Args:
         photos: a folder with `train.jsonl`, `val.jsonl` (rows `image`, `captions`) and the images.
         out: folder to write to.
         sizes: numbers of training images, multiples of `SHARD`.
+        split: the split that is measured, for which the teachers' features are written, too.
     """
     if not (out / "shards" / "manifest.json").is_file():
         write_tables(photos, out / "tables")
@@ -39,9 +40,10 @@ def prepare(photos: Path, out: Path, sizes: list[int]) -> None:
         itr_command("prepare", "table", *places, f"--shard_size={SHARD}")
     write_words(out)
     for modality, name in TEACHERS.items():
-        if not FeaturePaths(out / "teachers" / "all", "train", modality).header.is_file():
-            itr_command("features", f"--data={out / 'shards'}", f"--modality={modality}", f"--model={name}",
-                f"--out={out / 'teachers' / 'all'}")  # fmt: skip
+        for part_of in ("train", split):
+            if not FeaturePaths(out / "teachers" / "all", part_of, modality).header.is_file():
+                where = [f"--data={out / 'shards'}", f"--splits={part_of}", f"--out={out / 'teachers' / 'all'}"]
+                itr_command("features", *where, f"--modality={modality}", f"--model={name}")
     for size in sizes:
         write_part_of_teachers(out, size)
 
@@ -100,12 +102,17 @@ def write_part_of_teachers(out: Path, size: int) -> None:
         "text": [number for sample in samples for number in sample.caption_ids],
     }
     for modality, ids in wanted.items():
-        whole = FeaturePaths(out / "teachers" / "all", "train", modality)
         paths = FeaturePaths(out / "teachers" / str(size), "train", modality)
         if paths.header.is_file():
             continue
-        rows = np.load(whole.rows, mmap_mode="r")[np.searchsorted(np.load(whole.ids), ids)]
+        rows = features(out / "teachers" / "all", "train", modality, ids)
         header = Header(TEACHERS[modality], modality, rows.shape[1], len(ids), data_identity(split))
         writer = FeatureWriter(paths, header, chunk=len(ids))
-        writer.write(0, ids, torch.from_numpy(rows), ids, [])
+        writer.write(0, ids, rows, ids, [])
         writer.finish()
+
+
+def features(folder: Path, split: str, modality: Modality, ids: list[int]) -> torch.Tensor:
+    """Features that `itr features` wrote, by the ids of images or captions [N, D]."""
+    paths = FeaturePaths(folder, split, modality)
+    return torch.from_numpy(np.load(paths.rows, mmap_mode="r")[np.searchsorted(np.load(paths.ids), ids)])

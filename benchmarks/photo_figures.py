@@ -25,7 +25,7 @@ from itr.module import RetrievalModule
 from itr.report.content.compare import recall_sums_by_image
 from itr.report.content.measure import measure
 from method_runs import itr_command
-from photo_data import llava_captions
+from photo_data import features, llava_captions
 
 NEIGHBOURS = 10  # images that count as matches of an image
 
@@ -52,7 +52,8 @@ def figures_of_run(
     found: dict[str, Any] = {name: measured.figures[name] for name in ("rsum", "i2t_r1", "t2i_r1")}
     named = {sample.image_id: sample for sample in samples}
     ordered = [named[number] for number in gallery.image_id.tolist()]
-    found |= {"image_image": image_to_image(gallery, ordered), "text_text": text_to_text(gallery)}
+    found["image_image"] = image_to_image(gallery.image.within, ordered)
+    found["text_text"] = text_to_text(gallery.text.within, gallery.own_image())
     found |= dense_queries(module, gallery, ordered, llava_captions(photos))
     if sts is not None:
         itr_command("evaluate", "sts", f"--root={sts}", f"--ckpt_path={checkpoint}", f"--out={folder / 'sts.json'}")
@@ -81,18 +82,32 @@ def embedded(module: RetrievalModule, samples: list[Sample], name: str, split: S
     return gallery_of(arrays, str(towers))
 
 
-def image_to_image(gallery: Gallery, samples: list[Sample]) -> float:
-    """mAP@R in percent, where the matches of an image are those whose captions share most words with its own."""
+def figures_of_teachers(folder: Path, name: str, split: Split) -> dict[str, float]:
+    """What the teachers reach within a modality, by their features of a split."""
+    samples = [sample for shard in split.shards for sample in read_tar(shard.place, images=False)]
+    own = torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions])
+    images = features(folder, name, "image", [sample.image_id for sample in samples])
+    texts = features(folder, name, "text", [number for sample in samples for number in sample.caption_ids])
+    return {"image_image": image_to_image(images, samples), "text_text": text_to_text(texts, own)}
+
+
+def image_to_image(images: Tensor, samples: list[Sample]) -> float:
+    """mAP@R in percent, where the matches of an image are those whose captions share most words with its own.
+
+    Args:
+        images: embeddings [N, D].
+        samples: the captions of each image.
+    """
     truth = shared_words([" ".join(sample.captions) for sample in samples]).fill_diagonal_(-1)
     matches = torch.zeros_like(truth, dtype=torch.bool)
     matches.scatter_(1, truth.topk(NEIGHBOURS, dim=1).indices, True)
-    rows = normalize(gallery.image.within.float(), dim=1)
+    rows = normalize(images.float(), dim=1)
     return 100 * precision_over_all((rows @ rows.T).fill_diagonal_(-2), matches)[0].mean().item()
 
 
-def text_to_text(gallery: Gallery) -> float:
-    """R@1 in percent of captions that search the other captions, where those of the same image are right."""
-    rows, own = normalize(gallery.text.within.float(), dim=1), gallery.own_image()
+def text_to_text(texts: Tensor, own: Tensor) -> float:
+    """R@1 in percent of captions [M, D] that search the others, where those of the same image [M] are right."""
+    rows = normalize(texts.float(), dim=1)
     first = (rows @ rows.T).fill_diagonal_(-2).argmax(dim=1)
     return 100 * (own[first] == own).double().mean().item()
 

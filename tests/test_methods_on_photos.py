@@ -13,26 +13,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import photo_data  # noqa: E402  benchmarks is not a package
 import photo_figures  # noqa: E402
 from itr.data.shards.schema import Sample  # noqa: E402
-from itr.embedding.files import gallery_of  # noqa: E402
 from method_runs import folder_of, markdown, spread  # noqa: E402
 from methods_on_photos import difference  # noqa: E402
 
 CAPTIONS = ["a dog runs", "a dog sleeps", "two men cook", "two men talk"]
 
 
-def gallery(image, text):
-    captions = torch.arange(len(text))
-    ids = {"image_id": torch.arange(len(image)), "caption_id": captions, "caption_image_id": captions // 2}
-    return gallery_of({"image": torch.tensor(image), "text": torch.tensor(text), **ids}, "test")
-
-
 def test_images_whose_captions_share_rare_words_are_matches(monkeypatch):
     monkeypatch.setattr(photo_figures, "NEIGHBOURS", 1)
     samples = [Sample("", "", b"", row, [caption], [row], {}) for row, caption in enumerate(CAPTIONS)]
-    texts = [[1.0, float(row)] for row in range(8)]
-    right = gallery([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]], texts)
+    right = torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]])
     assert photo_figures.image_to_image(right, samples) == 100
-    half = gallery([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [-1.0, -1.0]], texts)
+    half = torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [-1.0, -1.0]])
     assert photo_figures.image_to_image(half, samples) == 50  # the last two find neither each other nor a match
 
 
@@ -43,9 +35,9 @@ def test_common_words_count_less_than_rare_ones():
 
 
 def test_a_caption_should_find_another_one_of_its_image():
-    images = [[1.0, 0.0], [0.0, 1.0]]
-    assert photo_figures.text_to_text(gallery(images, [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])) == 100
-    assert photo_figures.text_to_text(gallery(images, [[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])) == 0
+    own = torch.tensor([0, 0, 1, 1])
+    assert photo_figures.text_to_text(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), own) == 100
+    assert photo_figures.text_to_text(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]]), own) == 0
 
 
 def test_the_difference_is_that_of_the_means_over_seeds():
