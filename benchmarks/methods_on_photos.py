@@ -43,6 +43,7 @@ BOTH = ["--model.methods.alpha=3", "--model.methods.beta=3"]
 VARIANTS: dict[str, list[str]] = {
     STAGE1: ["--data.texts=dense", "--data.captions=1", "--data.batch_size=128"],
     "baseline": [],
+    "baseline, twice the epochs": ["--trainer.max_epochs=TWICE"],
     "CSA": [*CUSA, "--model.methods.alpha=3", "--model.methods.beta=0"],
     "USA": [*CUSA, "--model.methods.alpha=0", "--model.methods.beta=3"],
     "CUSA": [*CUSA, *BOTH],
@@ -83,7 +84,7 @@ def run(what: Comparison, size: int, name: str, seed: int, options: Sequence[str
     common += [f"--model.backbone.tokenizer={out / 'words.json'}"]
     if not (folder / "trained").is_file():
         stage1 = folder_of(out / str(size), STAGE1, seed) / "checkpoints" / "last.ckpt"
-        chosen = [option.replace("STAGE1", str(stage1)) for option in options]
+        chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * EPOCHS[size])) for o in options]
         data = [f"--data.train_split={part(out, size)}", f"--data.features={out / 'teachers' / str(size)}"]
         data += [f"--data.towers={out / 'towers' / str(size)}"]
         length = [f"--seed_everything={seed}", f"--trainer.max_epochs={EPOCHS[size]}"]
