@@ -115,4 +115,5 @@ def write_part_of_teachers(out: Path, size: int) -> None:
 def features(folder: Path, split: str, modality: Modality, ids: list[int]) -> torch.Tensor:
     """Features that `itr features` wrote, by the ids of images or captions [N, D]."""
     paths = FeaturePaths(folder, split, modality)
-    return torch.from_numpy(np.load(paths.rows, mmap_mode="r")[np.searchsorted(np.load(paths.ids), ids)])
+    places = np.searchsorted(np.load(paths.ids, allow_pickle=False), ids)
+    return torch.from_numpy(np.load(paths.rows, mmap_mode="r", allow_pickle=False)[places])
