@@ -1,4 +1,4 @@
-"""What the comparisons of methods share: running itr, the folder of a run, a table of means over seeds."""
+"""What the comparisons of methods share: running itr, features of a teacher, the folder of a run, a table of means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+import torch
+
 import itr.cli
+from itr.data.features.headers import FeaturePaths, Header
+from itr.data.features.writer import FeatureWriter
 
 
 def itr_command(*arguments: str) -> None:
@@ -28,6 +33,16 @@ def workers(jobs: int) -> ProcessPoolExecutor:
     """Processes with one thread each, which stay, so that torch is imported once a process and not once a run."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they import torch
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+
+def write_features(paths: FeaturePaths, teacher: str, ids: Sequence[int], rows: np.ndarray, data: str) -> None:
+    """Write features [N, D] of the shards with identity `data` as `itr features` does, unless they exist."""
+    if paths.header.is_file():
+        return
+    header = Header(teacher, paths.modality, rows.shape[1], len(ids), data)
+    writer = FeatureWriter(paths, header, chunk=len(ids))
+    writer.write(0, list(ids), torch.from_numpy(rows), list(ids), [])
+    writer.finish()
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Comparison:
         return [json.loads(self.result(size, name, seed).read_text()) for seed in seeds]
 
 
-def run(what: Comparison, size: int, name: str, seed: int, options: Sequence[str]) -> None:
+def run(what: Comparison, size: int, name: str, seed: int) -> None:
     """Train a variant on some of the images and measure it, unless that is done."""
     out, result = what.out, what.result(size, name, seed)
     if result.is_file():
@@ -84,7 +85,7 @@ def run(what: Comparison, size: int, name: str, seed: int, options: Sequence[str
     common += [f"--model.backbone.tokenizer={out / 'words.json'}"]
     if not (folder / "trained").is_file():
         stage1 = folder_of(out / str(size), STAGE1, seed) / "checkpoints" / "last.ckpt"
-        chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * EPOCHS[size])) for o in options]
+        chosen = [o.replace("STAGE1", str(stage1)).replace("TWICE", str(2 * EPOCHS[size])) for o in VARIANTS[name]]
         data = [f"--data.train_split={part(out, size)}", f"--data.features={out / 'teachers' / str(size)}"]
         data += [f"--data.towers={out / 'towers' / str(size)}"]
         length = [f"--seed_everything={seed}", f"--trainer.max_epochs={EPOCHS[size]}"]
@@ -132,20 +133,16 @@ def main() -> None:
     prepare(options.photos, options.out, options.sizes, options.split)
     what = Comparison(options.photos, options.sts, options.out, options.split)
     jobs = [(size, name, seed) for size in options.sizes for seed in options.seeds for name in options.methods]
-    first = [(size, "baseline", options.seeds[0]) for size in options.sizes]  # also runs the vision tower, once a size
+    # These also run the vision tower: once for each size, and the very first for the split that is measured.
+    first = [(size, "baseline", options.seeds[0]) for size in options.sizes]
     stage1 = [(size, STAGE1, seed) for size, name, seed in jobs if name.endswith("D2S")]
     with workers(options.jobs) as pool:
         for chosen in (first[:1], first, list(dict.fromkeys(stage1)), jobs):
-            list(pool.map(run_job, [(what, *job) for job in chosen]))
+            list(pool.map(partial(run, what), *zip(*chosen, strict=True)))
     tables = [results_table(what, size, options.methods, options.seeds) for size in options.sizes]
     text = "\n\n".join([*tables, curve_table(what, options.sizes, options.methods, options.seeds)])
     (options.out / f"{options.split}.md").write_text(text + "\n")
     print(text)
-
-
-def run_job(job: tuple[Comparison, int, str, int]) -> None:
-    """Train and measure one variant."""
-    run(*job, VARIANTS[job[2]])
 
 
 def parsed() -> argparse.Namespace:

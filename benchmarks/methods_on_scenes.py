@@ -12,22 +12,21 @@ import argparse
 import itertools
 import json
 import os
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from itr.data.features.headers import FeaturePaths, Header
-from itr.data.features.writer import FeatureWriter
+from itr.data.features.headers import FeaturePaths
 from itr.data.scenes.world import ATTRIBUTES, BACKGROUNDS
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity
 from itr.data.shards.tars import read_tar
 from itr.images.transforms import EvaluationTransform, decode
 from itr.module import RetrievalModule
-from method_runs import folder_of, itr_command, markdown, spread, workers
+from method_runs import folder_of, itr_command, markdown, spread, workers, write_features
 
 CUSA = [
     "--model.methods+=CUSA", "--model.methods.head_init=identity", "--model.methods.targets=add",
@@ -100,11 +99,8 @@ def write_teacher(shards: Path, folder: Path) -> None:
     """Write the ground truth of the training split as feature files."""
     identity = data_identity(find_split(shards, "train"))
     for modality, (ids, vectors) in truth_vectors(shards, "train").items():
-        header = Header("truth of scenes", modality, vectors.shape[1], len(ids), identity)  # type: ignore[arg-type]
-        writer = FeatureWriter(FeaturePaths(folder, "train", modality), header, chunk=len(ids))  # type: ignore[arg-type]
-        if not writer.done.all():
-            writer.write(0, ids.tolist(), torch.from_numpy(vectors), ids.tolist(), [])
-        writer.finish()
+        paths = FeaturePaths(folder, "train", modality)  # type: ignore[arg-type]
+        write_features(paths, "truth of scenes", ids.tolist(), vectors, identity)
 
 
 def run(name: str, seed: int, out: Path, epochs: int, split: str) -> None:
@@ -179,14 +175,11 @@ def main() -> None:
         itr_command("prepare", "scenes", f"--out={shards}", f"--train={options.train}")
     write_teacher(shards, options.out / "teacher")
     rest = [name for name in VARIANTS if name != STAGE1]
+    measured = partial(run, out=options.out, epochs=options.epochs, split=options.split)
     with workers(options.jobs) as pool:
         for names in ([STAGE1], rest):  # the second stage starts from the first stage's checkpoints
             jobs = [(name, seed) for seed in options.seeds for name in names]
-            list(
-                pool.map(
-                    run, *zip(*jobs, strict=True), *(repeat(x) for x in (options.out, options.epochs, options.split))
-                )
-            )
+            list(pool.map(measured, *zip(*jobs, strict=True)))
     text = methods_table(options.out, options.seeds, options.split)
     (options.out / f"{options.split}.md").write_text(text + "\n")
     print(text)

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.trainers import WordLevelTrainer
 
-from itr.data.features.headers import FeaturePaths, Header
-from itr.data.features.writer import FeatureWriter
+from itr.data.features.headers import FeaturePaths
 from itr.data.shards.locations import find_split
 from itr.data.shards.schema import data_identity
 from itr.data.shards.tars import read_tar
 from itr.teachers.base import Modality
-from method_runs import itr_command
+from method_runs import itr_command, write_features
 
 HELD_BACK = 993  # of the training images, for test; 6,000 are left
 SHARD = 500
@@ -50,19 +48,24 @@ def prepare(photos: Path, out: Path, sizes: list[int], split: str) -> None:
 
 def write_tables(photos: Path, folder: Path) -> None:
     """Write a table a split; the images with a caption by LLaVA are among those held back for test."""
-    rows = [json.loads(line) for line in (photos / "train.jsonl").read_text().splitlines()]
+    rows = read_rows(photos / "train.jsonl")
     described = {Path(name).name for name in llava_captions(photos)}
     order = np.random.default_rng(0).permutation(len(rows))
     order = sorted(order, key=lambda i: Path(rows[i]["image"]).name not in described)  # stable
     splits = {
         "test": [rows[i] for i in order[:HELD_BACK]],
         "train": [rows[i] for i in order[HELD_BACK:]],
-        "val": [json.loads(line) for line in (photos / "val.jsonl").read_text().splitlines()],
+        "val": read_rows(photos / "val.jsonl"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in splits.items():
         lines = [json.dumps(row | {"dense": " ".join(row["captions"])}) for row in found]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table in JSONL."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def llava_captions(photos: Path) -> dict[str, str]:
@@ -76,7 +79,7 @@ def write_words(out: Path) -> None:
     path = out / "words.json"
     if path.is_file():
         return
-    rows = [json.loads(line) for line in (out / "tables" / "train.jsonl").read_text().splitlines()]
+    rows = read_rows(out / "tables" / "train.jsonl")
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     split: list[Any] = [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation("removed")]
@@ -102,18 +105,14 @@ def write_part_of_teachers(out: Path, size: int) -> None:
         "text": [number for sample in samples for number in sample.caption_ids],
     }
     for modality, ids in wanted.items():
-        paths = FeaturePaths(out / "teachers" / str(size), "train", modality)
-        if paths.header.is_file():
-            continue
         rows = features(out / "teachers" / "all", "train", modality, ids)
-        header = Header(TEACHERS[modality], modality, rows.shape[1], len(ids), data_identity(split))
-        writer = FeatureWriter(paths, header, chunk=len(ids))
-        writer.write(0, ids, rows, ids, [])
-        writer.finish()
+        paths = FeaturePaths(out / "teachers" / str(size), "train", modality)
+        write_features(paths, TEACHERS[modality], ids, rows, data_identity(split))
 
 
-def features(folder: Path, split: str, modality: Modality, ids: list[int]) -> torch.Tensor:
+def features(folder: Path, split: str, modality: Modality, ids: list[int]) -> np.ndarray:
     """Features that `itr features` wrote, by the ids of images or captions [N, D]."""
     paths = FeaturePaths(folder, split, modality)
     places = np.searchsorted(np.load(paths.ids, allow_pickle=False), ids)
-    return torch.from_numpy(np.load(paths.rows, mmap_mode="r", allow_pickle=False)[places])
+    found: np.ndarray = np.load(paths.rows, mmap_mode="r", allow_pickle=False)[places]
+    return found

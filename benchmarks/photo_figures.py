@@ -49,7 +49,7 @@ def figures_of_run(
     gallery = embedded(module, samples, name, split, towers)
     measured = measure(gallery, None, 0, torch.device("cpu"))
     sums, counts = recall_sums_by_image(measured)
-    found: dict[str, Any] = {name: measured.figures[name] for name in ("rsum", "i2t_r1", "t2i_r1")}
+    found: dict[str, Any] = {key: measured.figures[key] for key in ("rsum", "i2t_r1", "t2i_r1")}
     named = {sample.image_id: sample for sample in samples}
     ordered = [named[number] for number in gallery.image_id.tolist()]
     found["image_image"] = image_to_image(gallery.image.within, ordered)
@@ -88,7 +88,10 @@ def figures_of_teachers(folder: Path, name: str, split: Split) -> dict[str, floa
     own = torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions])
     images = features(folder, name, "image", [sample.image_id for sample in samples])
     texts = features(folder, name, "text", [number for sample in samples for number in sample.caption_ids])
-    return {"image_image": image_to_image(images, samples), "text_text": text_to_text(texts, own)}
+    return {
+        "image_image": image_to_image(torch.from_numpy(images), samples),
+        "text_text": text_to_text(torch.from_numpy(texts), own),
+    }
 
 
 def image_to_image(images: Tensor, samples: list[Sample]) -> float:
@@ -122,7 +125,7 @@ def dense_queries(
         return {}
     with torch.inference_mode():
         texts = module.encode_text([text for _, text in queries])
-    scores = normalize(texts.pooled, dim=1) @ normalize(gallery.image.pooled.float(), dim=1).T
+    scores = texts.unit @ gallery.image.unit.T
     right = scores.gather(1, torch.tensor([[row] for row, _ in queries]))
     return {"llava": 100 * ((scores >= right).sum(dim=1) <= 10).double().mean().item()}
 
